@@ -1,0 +1,33 @@
+"""Errors that are the user's to mend, said in one sentence."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+class UserError(ValueError):
+    """Something in the input is wrong and the message says what to do; the command line exits with code 2."""
+
+
+class UserErrors(UserError):
+    """Several mistakes found at once, a line each, so that nobody has to mend them one run at a time."""
+
+    def __init__(self, messages: Sequence[str]) -> None:
+        self.messages = tuple(messages)
+        super().__init__("\n".join(messages))
+
+
+def raise_all(messages: Sequence[str]) -> None:
+    """Raise every collected mistake at once; do nothing where there is none."""
+    if len(messages) == 1:
+        raise UserError(messages[0])
+    if messages:
+        raise UserErrors(messages)
+
+
+def nearest(name: str, options: Iterable[str]) -> str:
+    """A half-sentence that names the closest valid option, or all of them where none is close."""
+    known = sorted(options)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"choose one of: {', '.join(known)}"

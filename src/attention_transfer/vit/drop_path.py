@@ -1,0 +1,75 @@
+"""Stochastic depth (drop path) of a ViT's blocks: set its rate, or share its masks between two models.
+
+Attention Transfer drops the same residual branches in teacher and student, so that the teacher's attention belongs to
+the network that the student is at that step (Li et al. 2024, released training settings).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.layers import DropPath, calculate_drop_path_rates
+from torch import Tensor, nn
+
+from attention_transfer.errors import UserError
+from attention_transfer.vit.tap import Forward, TapHandle, in_backward, tap
+
+_BRANCHES = ("drop_path1", "drop_path2")  # timm's names: the attention branch and the MLP branch of a block
+
+
+def set_drop_path(model: nn.Module, rate: float) -> None:
+    """Set stochastic depth that grows linearly from 0 at the first block to `rate` at the last, in place."""
+    blocks = list(_blocks(model))
+    for block, block_rate in zip(blocks, calculate_drop_path_rates(rate, len(blocks)), strict=True):
+        for branch in _BRANCHES:
+            setattr(block, branch, DropPath(float(block_rate)) if block_rate > 0 else nn.Identity())
+
+
+class SharedDropPath:
+    """Gives the residual branches of two models one set of drop-path masks, drawn anew for each step.
+
+    The rates are those of the student's `DropPath` modules. Outside a step both models behave as they did before.
+    """
+
+    def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
+        self._masks: list[Tensor] = []
+        self._active = False
+        self._rates = [_rate(getattr(block, branch)) for block in _blocks(student) for branch in _BRANCHES]
+        self.handles: list[TapHandle] = []
+        for model in (student, teacher):
+            branches = [getattr(block, branch) for block in _blocks(model) for branch in _BRANCHES]
+            if len(branches) != len(self._rates):
+                raise UserError("drop-path masks can only be shared by teacher and student of the same depth")
+            self.handles += [tap(module, self._at(index)) for index, module in enumerate(branches)]
+
+    def draw(self, batch: int, device: torch.device) -> None:
+        """Draw the masks of the next step: `batch` values a branch, 0 or 1/(1 - rate)."""
+        keep = 1.0 - torch.tensor(self._rates, device=device)[:, None]
+        self._masks = list(torch.bernoulli(keep.expand(-1, batch)) / keep)
+
+    def __enter__(self) -> None:
+        self._active = True
+
+    def __exit__(self, *exc: object) -> None:
+        self._active = False  # the masks stay: gradient checkpointing asks for them again in the backward pass
+
+    def _at(self, index: int) -> Any:
+        def forward(original: Forward, x_BNC: Tensor) -> Any:
+            if not self._masks or not (self._active or in_backward()):
+                return original(x_BNC)
+            return x_BNC * self._masks[index].to(x_BNC.dtype)[:, None, None]
+
+        return forward
+
+
+def _rate(module: nn.Module) -> float:
+    return float(module.drop_prob or 0.0) if isinstance(module, DropPath) else 0.0
+
+
+def _blocks(model: nn.Module) -> list[nn.Module]:
+    blocks = getattr(model, "blocks", None)
+    found = list(blocks) if isinstance(blocks, nn.Sequential | nn.ModuleList) else []
+    if not found or not all(hasattr(block, branch) for block in found for branch in _BRANCHES):
+        raise UserError(f"{type(model).__name__} has no drop path that can be set; a plain timm ViT is needed")
+    return found

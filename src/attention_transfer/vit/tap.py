@@ -1,0 +1,82 @@
+"""Stand in for a module's forward from outside, and leave no trace afterwards.
+
+A tap is an instance attribute `forward` over the class's own. Unlike a `with` block around a model, it is also there
+when gradient checkpointing runs the forward again during the backward pass. Unlike a hook, it does not leak
+into copies: a deep copy of a tapped module gets an empty tap of its own.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+Forward = Callable[..., Any]
+Wrapper = Callable[..., Any]
+"""Called as `wrapper(forward, *args, **kwargs)`; calls `forward` or does something else in its place."""
+
+
+class _Tap:
+    """The stand-in at one module. The latest wrapper is the outermost."""
+
+    def __init__(self, module: nn.Module, previous: Forward | None) -> None:
+        self.module = module
+        self.previous = previous  # an instance forward that another library had put there
+        self.wrappers: list[Wrapper] = []
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        return self._from(len(self.wrappers), *args, **kwargs)
+
+    def _from(self, depth: int, *args: Any, **kwargs: Any) -> Any:
+        if depth == 0:
+            if self.previous is not None:
+                return self.previous(*args, **kwargs)
+            return type(self.module).forward(self.module, *args, **kwargs)
+
+        def inner(*inner_args: Any, **inner_kwargs: Any) -> Any:
+            return self._from(depth - 1, *inner_args, **inner_kwargs)
+
+        return self.wrappers[depth - 1](inner, *args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Tap:
+        return _Tap(copy.deepcopy(self.module, memo), copy.deepcopy(self.previous, memo))
+
+
+class TapHandle:
+    """Removes what [`tap`][attention_transfer.vit.tap.tap] attached; safe to call twice."""
+
+    def __init__(self, tapped: _Tap, wrapper: Wrapper) -> None:
+        self._tapped: _Tap | None = tapped
+        self._wrapper = wrapper
+
+    def remove(self) -> None:
+        """Take the wrapper off; the module is as it was once its last wrapper is gone."""
+        tapped, self._tapped = self._tapped, None
+        if tapped is None:
+            return
+        tapped.wrappers[:] = [w for w in tapped.wrappers if w is not self._wrapper]
+        if tapped.wrappers:
+            return
+        if tapped.previous is not None:
+            tapped.module.forward = tapped.previous
+        else:
+            del tapped.module.forward
+
+
+def tap(module: nn.Module, wrapper: Wrapper) -> TapHandle:
+    """Put `wrapper` around the forward of `module`, outside any wrapper that is there already."""
+    current = module.__dict__.get("forward")
+    tapped = getattr(current, "__self__", None)
+    if not isinstance(tapped, _Tap):
+        tapped = _Tap(module, current)
+        module.forward = tapped.run
+    tapped.wrappers.append(wrapper)
+    return TapHandle(tapped, wrapper)
+
+
+def in_backward() -> bool:
+    """Whether autograd is running a backward pass in this thread, as it is while checkpointing recomputes a forward."""
+    return bool(torch._C._current_graph_task_id() != -1)

@@ -125,11 +125,17 @@ def capture(model: nn.Module, *, layers: Indices = None) -> Iterator[list[Attent
 
 def _intercepted(layer: int, listener: Listener, forward: Forward, *args: Any, **kwargs: Any) -> Any:
     """Run an attention module's forward with the listener at its attention call."""
-    with _AttentionMode(layer, listener) as mode:
+    heard: list[AttentionCall] = []
+
+    def hear(call: AttentionCall) -> AttentionCall:
+        heard.append(call)
+        return listener(call)
+
+    with _AttentionMode(layer, hear):
         output = forward(*args, **kwargs)
-    if mode.seen != 1:
+    if len(heard) != 1:
         raise RuntimeError(
-            f"block {layer} made {mode.seen} calls of scaled_dot_product_attention where one was expected, so its "
+            f"block {layer} made {len(heard)} calls of scaled_dot_product_attention where one was expected, so its "
             "attention was not seen; build the model with fused attention (timm.layers.set_fused_attn(True))"
         )
     return output
@@ -140,7 +146,6 @@ class _AttentionMode(TorchFunctionMode):
         super().__init__()
         self.layer = layer
         self.listener = listener
-        self.seen = 0
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -148,7 +153,6 @@ class _AttentionMode(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is not F.scaled_dot_product_attention:
             return func(*args, **kwargs)
-        self.seen += 1
         return _attend(self.layer, self.listener, *args, **kwargs)
 
 

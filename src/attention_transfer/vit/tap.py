@@ -63,7 +63,7 @@ class TapHandle:
         if tapped.previous is not None:
             tapped.module.forward = tapped.previous
         else:
-            del tapped.module.forward
+            tapped.module.__dict__.pop("forward")
 
 
 def tap(module: nn.Module, wrapper: Wrapper) -> TapHandle:

@@ -1,0 +1,54 @@
+"""Labelled subsets: a share of each class, or a number of images of each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attention_transfer.errors import UserError, raise_all
+
+
+def check_subset(fraction: float, shots: int | None) -> list[str]:
+    """What is wrong with a choice of labels, a sentence each."""
+    problems = []
+    if not 0 < fraction <= 1:
+        problems.append(f"fraction is {fraction}; give the share of the labels to use, above 0 and at most 1")
+    if shots is not None and shots < 1:
+        problems.append(f"shots is {shots}; give at least 1 labelled image a class")
+    if shots is not None and fraction != 1:
+        problems.append(f"fraction={fraction} and shots={shots} both choose the labels; give one of them")
+    return problems
+
+
+def labelled_subset(
+    labels: Sequence[int] | NDArray[np.int64], *, fraction: float = 1.0, shots: int | None = None, seed: int = 0
+) -> NDArray[np.int64]:
+    """Indices of a stratified, seeded subset.
+
+    Of one seed, the subsets are nested: fewer shots or a smaller fraction are part of more.
+
+    Args:
+        labels: class of each image, (n,).
+        fraction: share of each class, in (0, 1]; at least one image a class.
+        shots: images of each class; takes the place of `fraction`.
+        seed: which images.
+
+    Returns:
+        Sorted indices into `labels`, int64.
+
+    Raises:
+        UserError: the choice is out of bounds, or a class has fewer images than shots.
+    """
+    raise_all(check_subset(fraction, shots))
+    classes, counts = np.unique(np.asarray(labels), return_counts=True)
+    if shots is not None and shots > counts.min():
+        rarest = classes[counts.argmin()]
+        raise UserError(f"shots is {shots}, but class {rarest} has only {counts.min()} images; ask for at most that")
+    generator = np.random.default_rng(seed)
+    chosen = []
+    for label, count in zip(classes, counts, strict=True):
+        members = generator.permutation(np.flatnonzero(np.asarray(labels) == label))
+        chosen.append(members[: shots or max(1, round(fraction * count))])
+    return np.sort(np.concatenate(chosen)).astype(np.int64)

@@ -1,0 +1,139 @@
+"""Masked autoencoding: make a teacher from images without labels (He et al. 2022, arXiv 2111.06377).
+
+Shapes: B batch, L patches, K visible patches, C width, P pixels of a patch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.layers import trunc_normal_
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from attention_transfer.errors import UserError
+from attention_transfer.vit import describe
+
+
+@dataclass(frozen=True)
+class MAEOutput:
+    """Loss of one batch: the mean squared error of the masked patches, each normalised to mean 0 and variance 1.
+
+    A network that has learnt nothing and answers 0 has a loss just below 1.
+    """
+
+    loss: Tensor
+
+    @property
+    def losses(self) -> dict[str, Tensor]:
+        """The loss by name."""
+        return {"reconstruction": self.loss}
+
+    @property
+    def logits(self) -> None:
+        """There are no labels, hence no logits."""
+        return None
+
+
+class MaskedAutoencoder(nn.Module):
+    """Hides most patches of an image and learns to paint them from the rest.
+
+    Args:
+        encoder: a plain timm ViT with learnt position embeddings; trained in place, and the teacher afterwards.
+        mask_ratio: share of the patches that are hidden, in (0, 1).
+        decoder_width: width of the decoder, which is thrown away after pre-training.
+        decoder_depth: blocks of the decoder.
+        decoder_heads: attention heads of the decoder.
+
+    Raises:
+        UserError: the encoder is not supported, or the ratio leaves nothing visible or nothing hidden.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        *,
+        mask_ratio: float = 0.75,
+        decoder_width: int = 64,
+        decoder_depth: int = 2,
+        decoder_heads: int = 4,
+    ) -> None:
+        super().__init__()
+        spec = describe(encoder)
+        vit: Any = encoder
+        patches = spec.grid[0] * spec.grid[1]
+        self.visible = round(patches * (1 - mask_ratio))
+        if not 0 < self.visible < patches:
+            raise UserError(f"mask_ratio {mask_ratio} hides {patches - self.visible} of {patches} patches; hide some")
+        if getattr(vit, "pos_embed", None) is None or {"registers", "pre-norm", "RoPE"} & spec.components:
+            raise UserError(f"{spec.name} can't be pre-trained by MAE here; a plain ViT is needed")
+        self.encoder = encoder
+        self.patch = (spec.image_size[0] // spec.grid[0], spec.image_size[1] // spec.grid[1])
+        self.norm = nn.LayerNorm(spec.width)
+        self.embed = nn.Linear(spec.width, decoder_width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_width))
+        self.positions = nn.Parameter(torch.zeros(1, patches + spec.prefix_tokens, decoder_width))
+        self.decoder = nn.Sequential(*[Block(decoder_width, decoder_heads) for _ in range(decoder_depth)])
+        self.predict = nn.Sequential(
+            nn.LayerNorm(decoder_width), nn.Linear(decoder_width, self.patch[0] * self.patch[1] * spec.channels)
+        )
+        trunc_normal_(self.mask_token, std=0.02)
+        trunc_normal_(self.positions, std=0.02)
+
+    def forward(self, images: Tensor, targets: Tensor | None = None) -> MAEOutput:  # noqa: ARG002
+        """Reconstruction loss of images (B, channels, height, width); targets are not looked at.
+
+        In training mode the hidden patches are drawn at random, in eval mode they are the same at every call.
+        """
+        visible_BK = self._visible(len(images), images.device)
+        prediction_BLP = self._decode(self._encode(images, visible_BK), visible_BK)
+        target_BLP = self._patches(images)
+        error_BL = (prediction_BLP - target_BLP).square().mean(dim=-1)
+        hidden_BL = torch.ones_like(error_BL).scatter(1, visible_BK, 0.0)
+        return MAEOutput((error_BL * hidden_BL).sum() / hidden_BL.sum())
+
+    def _visible(self, batch: int, device: torch.device) -> Tensor:
+        patches = self.positions.shape[1] - self._prefix_tokens
+        generator = None if self.training else torch.Generator(device).manual_seed(0)
+        return torch.rand(batch, patches, device=device, generator=generator).argsort(dim=1)[:, : self.visible]
+
+    @property
+    def _prefix_tokens(self) -> int:
+        vit: Any = self.encoder
+        return int(vit.num_prefix_tokens)
+
+    def _encode(self, images: Tensor, visible_BK: Tensor) -> Tensor:
+        """Encoder tokens of the class token and the visible patches, (B, prefix + K, C)."""
+        vit: Any = self.encoder
+        patches_BLC = vit.patch_embed(images)
+        if vit.no_embed_class:
+            patches_BLC = patches_BLC + vit.pos_embed
+            prefix_pos = 0.0
+        else:
+            patches_BLC = patches_BLC + vit.pos_embed[:, self._prefix_tokens :]
+            prefix_pos = vit.pos_embed[:, : self._prefix_tokens]
+        x_BKC = patches_BLC.gather(1, visible_BK[..., None].expand(-1, -1, patches_BLC.shape[-1]))
+        if vit.cls_token is not None:
+            x_BKC = torch.cat([(vit.cls_token + prefix_pos).expand(len(images), -1, -1), x_BKC], dim=1)
+        tokens: Tensor = self.norm(vit.norm(vit.blocks(x_BKC)))
+        return tokens
+
+    def _decode(self, tokens_BKC: Tensor, visible_BK: Tensor) -> Tensor:
+        """Predicted patches, (B, L, P)."""
+        x = self.embed(tokens_BKC)
+        prefix, seen = x[:, : self._prefix_tokens], x[:, self._prefix_tokens :]
+        patches = self.positions.shape[1] - self._prefix_tokens
+        canvas = self.mask_token.expand(len(x), patches, -1)
+        canvas = canvas.scatter(1, visible_BK[..., None].expand_as(seen), seen.to(canvas.dtype))
+        x = self.decoder(torch.cat([prefix, canvas], dim=1) + self.positions)
+        prediction: Tensor = self.predict(x[:, self._prefix_tokens :])
+        return prediction
+
+    def _patches(self, images: Tensor) -> Tensor:
+        """Pixels of each patch, normalised patch by patch, (B, L, P)."""
+        patches_BPL = nn.functional.unfold(images, self.patch, stride=self.patch)
+        patches_BLP = patches_BPL.transpose(1, 2)
+        variance, mean = torch.var_mean(patches_BLP, dim=-1, keepdim=True)
+        return (patches_BLP - mean) / (variance + 1e-6).sqrt()

@@ -1,0 +1,14 @@
+"""Rules that bind a student's attention to its teacher's, and the methods that are made of them."""
+
+from attention_transfer.transfer.copying import Copy as Copy
+from attention_transfer.transfer.distill import Distill as Distill
+from attention_transfer.transfer.guide import Guide as Guide
+from attention_transfer.transfer.module import AttentionTransfer as AttentionTransfer
+from attention_transfer.transfer.module import TransferOutput as TransferOutput
+from attention_transfer.transfer.presets import PRESETS as PRESETS
+from attention_transfer.transfer.presets import Init as Init
+from attention_transfer.transfer.presets import Preset as Preset
+from attention_transfer.transfer.presets import preset as preset
+from attention_transfer.transfer.rule import LossRule as LossRule
+from attention_transfer.transfer.rule import OperandRule as OperandRule
+from attention_transfer.transfer.rule import Rule as Rule

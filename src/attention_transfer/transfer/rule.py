@@ -1,0 +1,83 @@
+"""What a rule is: something that binds a student's attention to its teacher's, layer by layer."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from attention_transfer.errors import UserError
+from attention_transfer.vit import AttentionCall, Indices, ViTSpec, select
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule(ABC):
+    """Base of all rules. Derive from `OperandRule` or `LossRule`.
+
+    Attributes:
+        layers: blocks that the rule binds: `None` for all, n for the last n, or indices (negative from the end).
+        heads: heads that it binds, by the same convention.
+    """
+
+    layers: Indices = None
+    heads: Indices = None
+
+    @property
+    def name(self) -> str:
+        """Name in logs and loss dictionaries."""
+        return type(self).__name__.lower()
+
+    def chosen_layers(self, depth: int) -> tuple[int, ...]:
+        """The blocks that the rule binds in a student of `depth` blocks."""
+        return select(self.layers, depth, f"{type(self).__name__}.layers")
+
+    def problems(self, teacher: ViTSpec, student: ViTSpec) -> list[str]:  # noqa: ARG002
+        """Why the rule cannot bind this pair, a sentence each; called once, before any training."""
+        found = []
+        for indices, total, what in ((self.layers, student.depth, "layers"), (self.heads, student.heads, "heads")):
+            try:
+                select(indices, total, f"{type(self).__name__}.{what}")
+            except UserError as error:
+                found.append(str(error))
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class OperandRule(Rule):
+    """A rule that puts the teacher's operands in the place of the student's."""
+
+    @abstractmethod
+    def operands(self, student: AttentionCall, teacher: AttentionCall) -> AttentionCall:
+        """The operands that the student's block uses instead of its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossRule(Rule):
+    """A rule that adds a loss.
+
+    Attributes:
+        weight: factor on the loss, which is summed over layers; finite and not negative.
+    """
+
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.weight) and self.weight >= 0):
+            raise UserError(f"{type(self).__name__}.weight is {self.weight}; give a finite number of at least 0")
+
+    @abstractmethod
+    def layer_loss(self, student: AttentionCall, teacher: AttentionCall) -> Tensor:
+        """The unweighted loss of one block, a scalar."""
+
+
+def take_heads(call: AttentionCall, heads: tuple[int, ...]) -> AttentionCall:
+    """The call with only the named heads; the call itself where all are named."""
+    if len(heads) == call.q.shape[1]:
+        return call
+    index = list(heads)
+    mask = call.mask
+    if mask is not None and mask.dim() == 4 and mask.shape[1] > 1:
+        mask = mask[:, index]
+    return AttentionCall(call.q[:, index], call.k[:, index], call.v[:, index], mask, call.scale, call.layer)

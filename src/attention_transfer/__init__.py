@@ -1,0 +1,105 @@
+"""Transfer the attention of a pre-trained vision transformer: copy it, distil it, or be guided by it.
+
+The library for a training loop of one's own (`capture`, `AttentionTransfer`, the rules, the losses) loads torch and
+timm only. The verbs (`pretrain`, `train`, `compare`, `predict`, `demo`) load the rest when they are first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from attention_transfer.attention import (
+    attention_cross_entropy,
+    attention_kl,
+    attention_logits,
+    attention_maps,
+    class_logit_l2,
+    class_logits,
+    logit_l2,
+)
+from attention_transfer.errors import UserError
+from attention_transfer.transfer import (
+    PRESETS,
+    AttentionTransfer,
+    Copy,
+    Distill,
+    Guide,
+    LossRule,
+    OperandRule,
+    Preset,
+    Rule,
+    TransferOutput,
+)
+from attention_transfer.vit import (
+    AttentionCall,
+    TransferReport,
+    ViTSpec,
+    capture,
+    check_transfer,
+    describe,
+    load_vit,
+    student_from,
+    student_like,
+)
+
+if TYPE_CHECKING:
+    from attention_transfer.evaluation import load_run, predict
+    from attention_transfer.experiments import compare, demo
+    from attention_transfer.training import Recipe, Run, pretrain, train
+
+_LAZY = {
+    "Recipe": "training",
+    "Run": "training",
+    "compare": "experiments",
+    "demo": "experiments",
+    "load_run": "evaluation",
+    "predict": "evaluation",
+    "pretrain": "training",
+    "train": "training",
+}
+
+__all__ = [
+    "PRESETS",
+    "AttentionCall",
+    "AttentionTransfer",
+    "Copy",
+    "Distill",
+    "Guide",
+    "LossRule",
+    "OperandRule",
+    "Preset",
+    "Recipe",
+    "Rule",
+    "Run",
+    "TransferOutput",
+    "TransferReport",
+    "UserError",
+    "ViTSpec",
+    "attention_cross_entropy",
+    "attention_kl",
+    "attention_logits",
+    "attention_maps",
+    "capture",
+    "check_transfer",
+    "class_logit_l2",
+    "class_logits",
+    "compare",
+    "demo",
+    "describe",
+    "load_run",
+    "load_vit",
+    "logit_l2",
+    "predict",
+    "pretrain",
+    "student_from",
+    "student_like",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a verb when it is first asked for."""
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)

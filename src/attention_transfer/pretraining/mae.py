@@ -94,6 +94,11 @@ class MaskedAutoencoder(nn.Module):
         hidden_BL = torch.ones_like(error_BL).scatter(1, visible_BK, 0.0)
         return MAEOutput((error_BL * hidden_BL).sum() / hidden_BL.sum())
 
+    @property
+    def vit(self) -> nn.Module:
+        """The encoder, which is what is kept."""
+        return self.encoder
+
     def _visible(self, batch: int, device: torch.device) -> Tensor:
         patches = self.positions.shape[1] - self._prefix_tokens
         generator = None if self.training else torch.Generator(device).manual_seed(0)

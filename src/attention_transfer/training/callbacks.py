@@ -1,0 +1,174 @@
+"""What the engine adds to Lightning's loop: seeds, averaged weights, metrics files, whole checkpoints, a way to stop."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import signal
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, WeightAveraging
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch import Tensor
+
+from attention_transfer.training.progress import Bar
+from attention_transfer.training.run_folder import RunFolder, write_whole
+
+
+class Interrupted(Exception):  # noqa: N818
+    """The user asked to stop; the run can be resumed from its last checkpoint."""
+
+
+class EpochSeeds(Callback):
+    """Makes all randomness of an epoch a function of the seed and the epoch.
+
+    So a resumed run draws what the uninterrupted one would have drawn, with no generator states to save.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+        """Seed torch, numpy and python; loader workers take their seeds from torch's."""
+        L.seed_everything(self.seed * 1_000_003 + trainer.current_epoch, workers=True, verbose=False)
+
+
+class AveragedWeights(WeightAveraging):
+    """Exponential moving average with warm-up: decay min(decay, (1 + n)/(10 + n)) after n steps.
+
+    Without warm-up a short training would be judged by its initial weights.
+    """
+
+    def __init__(self, decay: float) -> None:
+        def average(averaged: Tensor, current: Tensor, count: Tensor) -> Tensor:
+            warmed_up = min(decay, (1 + int(count)) / (10 + int(count)))
+            return averaged.lerp(current, 1 - warmed_up)
+
+        super().__init__(use_buffers=False, avg_fn=average)
+
+
+class MetricsWriter(Callback):
+    """Writes a line of `metrics.jsonl` an epoch, and `metrics.csv` from it; counts the seconds of training."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.path = folder.path / "metrics.jsonl"
+        self.seconds = 0.0
+        self._since = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Seconds so far, for a resumed run."""
+        return {"seconds": self.seconds + time.monotonic() - self._since if self._since else self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the count up again."""
+        self.seconds = float(state_dict["seconds"])
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+        """Drop the lines of epochs that a resumed run does again."""
+        self._since = time.monotonic()
+        kept = [row for row in read_metrics(self.path) if row["epoch"] <= trainer.current_epoch]
+        self._write(kept)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+        """Append the epoch's means; validation terms are there in the epochs that had a validation."""
+        validated = trainer.fit_loop.epoch_loop._should_check_val_epoch()  # type: ignore[no-untyped-call]
+        values = {
+            name: float(value)
+            for name, value in sorted(trainer.callback_metrics.items())
+            if name.startswith("train/") or (validated and name.startswith("validation/"))
+        }
+        lr = trainer.optimizers[0].param_groups[0]["lr"]
+        row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step, "lr": lr, **values}
+        self._write([*read_metrics(self.path), row])
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+        """Stop the clock."""
+        self.seconds += time.monotonic() - self._since
+        self._since = 0.0
+
+    def _write(self, rows: list[dict[str, float]]) -> None:
+        write_whole(self.path, "".join(json.dumps(row) + "\n" for row in rows))
+        columns = sorted({name for row in rows for name in row}, key=lambda name: (name not in _FIRST, name))
+        table = io.StringIO()
+        writer = csv.DictWriter(table, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+        write_whole(self.path.with_suffix(".csv"), table.getvalue())
+
+
+_FIRST = ("epoch", "step", "lr")
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The rows of a `metrics.jsonl`, one an epoch; none where there is no such file yet."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+class ShowProgress(Callback):
+    """Moves a bar with every step and notes the last validation."""
+
+    def __init__(self, bar: Bar, monitor: str) -> None:
+        self.bar = bar
+        self.monitor = monitor
+
+    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        """A step is done."""
+        self.bar.advance()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+        """Show the monitored value."""
+        if self.monitor in trainer.callback_metrics:
+            self.bar.note(f"{self.monitor} {float(trainer.callback_metrics[self.monitor]):.3f}")
+
+
+class StopOnRequest(Callback):
+    """The first Ctrl-C stops after the step in hand; the second stops at once."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._before: Any = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:  # noqa: ARG002
+        """Listen for Ctrl-C, where signals can be listened for."""
+        if stage == "fit" and threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._request)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:  # noqa: ARG002
+        """Give Ctrl-C back."""
+        if stage == "fit" and self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+            self._before = None
+
+    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        """Stop where it was asked for."""
+        if self.requested:
+            raise Interrupted
+
+    def _request(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        self.requested = True
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # every file is written whole, so nothing is lost by dying here
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Checkpoints that are written whole or not at all, and read without running code from them."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:  # noqa: ARG002
+        """Write a temporary file, then put it in place."""
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.tmp")
+        torch.save(checkpoint, temporary)
+        temporary.replace(target)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:  # noqa: ARG002
+        """Read tensors and plain values only."""
+        return dict(torch.load(path, map_location=map_location or "cpu", weights_only=True))

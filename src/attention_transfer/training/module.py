@@ -1,0 +1,120 @@
+"""One Lightning module for every objective: scratch, fine-tuning, copy, distillation, guidance, pre-training."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any, cast
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
+
+from attention_transfer.training.objective import Objective
+from attention_transfer.training.recipe import Recipe
+
+Batch = tuple[Tensor, Tensor]
+
+
+class ObjectiveModule(L.LightningModule):
+    """Runs an objective in Lightning's loop. It knows losses and logits, not methods.
+
+    Args:
+        objective: the module that is trained; see `Objective`.
+        recipe: optimisation settings.
+        steps: optimiser steps of the whole training, for the schedule.
+        classes: number of classes, or `None` for an objective without labels.
+    """
+
+    def __init__(self, objective: nn.Module, recipe: Recipe, *, steps: int, classes: int | None = None) -> None:
+        super().__init__()
+        self.objective = objective
+        self.recipe = recipe
+        self.steps = steps
+        self.scores = nn.ModuleDict()
+        if classes is not None:
+            for stage in ("validation", "test"):
+                self.scores[f"{stage}/accuracy"] = MulticlassAccuracy(classes, average="micro")
+                self.scores[f"{stage}/calibration_error"] = MulticlassCalibrationError(classes, n_bins=15)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002
+        """One step; logs every term of the loss, averaged over the epoch."""
+        images, targets = batch
+        output = cast(Objective, self.objective)(images, targets)
+        self._log("train", {"loss": output.loss, **output.losses}, len(images))
+        return output.loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
+        """Loss terms and, where there are logits, accuracy and calibration."""
+        self._evaluate("validation", batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
+        """The same on the test split."""
+        self._evaluate("test", batch)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW with decay groups; linear warm-up and half a cosine, as factors on each group's learning rate."""
+        recipe = self.recipe
+        groups = parameter_groups(self.objective, lr=recipe.lr, decay=recipe.weight_decay, layers=recipe.layer_decay)
+        optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(recipe.beta1, recipe.beta2))
+        factor = partial(
+            warmup_cosine, steps=self.steps, warmup=round(recipe.warmup * self.steps), floor=recipe.min_lr
+        )
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _evaluate(self, stage: str, batch: Batch) -> None:
+        images, targets = batch
+        output = cast(Objective, self.objective)(images, targets)
+        self._log(stage, {"loss": output.loss, **output.losses}, len(images))
+        if output.logits is None:
+            return
+        self._log(stage, {"cross_entropy": F.cross_entropy(output.logits, targets)}, len(images))
+        for name, score in self.scores.items():
+            if name.startswith(stage):
+                cast(Any, score).update(output.logits.softmax(dim=-1), targets)
+                self.log(name, cast(Any, score), on_epoch=True)
+
+    def _log(self, stage: str, values: dict[str, Tensor], batch_size: int) -> None:
+        self.log_dict(
+            {f"{stage}/{name}": value.detach() for name, value in values.items()},
+            on_step=False,
+            on_epoch=True,
+            batch_size=batch_size,
+        )
+
+
+def warmup_cosine(step: int, *, steps: int, warmup: int, floor: float) -> float:
+    """Factor on the peak learning rate before step `step` of `steps`, counted from 0.
+
+    Rises linearly to 1 over the `warmup` first steps, then falls along half a cosine to `floor` at the last.
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = min(1.0, (step - warmup) / max(1, steps - 1 - warmup))
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def parameter_groups(objective: nn.Module, *, lr: float, decay: float, layers: float) -> list[dict[str, Any]]:
+    """Trainable parameters in groups: matrices decay, biases, norms and tokens do not; blocks by layer-wise decay."""
+    vit: Any = cast(Objective, objective).vit
+    tokens = tuple(vit.no_weight_decay())
+    groups: list[dict[str, Any]] = (
+        param_groups_weight_decay(vit, decay, tokens)
+        if layers == 1
+        else param_groups_layer_decay(vit, decay, tokens, layer_decay=layers)
+    )
+    in_vit = {id(p) for p in vit.parameters()}
+    rest = [p for p in objective.parameters() if p.requires_grad and id(p) not in in_vit]
+    if rest:
+        groups.append({"params": [p for p in rest if p.ndim > 1], "weight_decay": decay})
+        groups.append({"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0})
+    return [
+        {"params": group["params"], "weight_decay": group["weight_decay"], "lr": lr * group.get("lr_scale", 1.0)}
+        for group in groups
+        if group["params"]
+    ]

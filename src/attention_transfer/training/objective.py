@@ -1,0 +1,69 @@
+"""What the engine trains: any module whose forward of images and targets gives named losses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from attention_transfer.transfer import AttentionTransfer
+
+
+class StepOutput(Protocol):
+    """The result of one batch."""
+
+    @property
+    def loss(self) -> Tensor:
+        """What is minimised, a scalar."""
+
+    @property
+    def losses(self) -> Mapping[str, Tensor]:
+        """Each term by name, for the log."""
+
+    @property
+    def logits(self) -> Tensor | None:
+        """Class logits, (B, classes), where the objective has them."""
+
+
+class Objective(Protocol):
+    """A module that the engine can train."""
+
+    @property
+    def vit(self) -> nn.Module:
+        """The vision transformer that is trained and kept."""
+
+    def __call__(self, images: Tensor, targets: Tensor) -> StepOutput:
+        """The losses of one batch."""
+
+
+@dataclass(frozen=True)
+class SupervisedOutput:
+    """Losses and logits of one labelled batch."""
+
+    loss: Tensor
+    losses: dict[str, Tensor]
+    logits: Tensor
+
+
+class Supervised(nn.Module):
+    """Cross-entropy with the labels, plus the losses of the rules."""
+
+    def __init__(self, transfer: AttentionTransfer, *, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.transfer = transfer
+        self.label_smoothing = label_smoothing
+
+    @property
+    def vit(self) -> nn.Module:
+        """The student."""
+        return self.transfer.student
+
+    def forward(self, images: Tensor, targets: Tensor) -> SupervisedOutput:
+        """Losses of images (B, channels, height, width) with classes (B,). Labels are smoothed in training only."""
+        output = self.transfer(images)
+        smoothing = self.label_smoothing if self.training else 0.0
+        task = F.cross_entropy(output.logits, targets, label_smoothing=smoothing)
+        return SupervisedOutput(output.total(task), {"task": task, **output.losses}, output.logits)

@@ -1,0 +1,112 @@
+"""The verb `pretrain`: make a teacher from images without labels."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, replace
+from typing import Any
+
+from attention_transfer.data import eval_transform, load_data, train_transform
+from attention_transfer.errors import raise_all
+from attention_transfer.pretraining import MaskedAutoencoder
+from attention_transfer.training.engine import fit
+from attention_transfer.training.log import logging_to
+from attention_transfer.training.recipe import Recipe
+from attention_transfer.training.run_folder import RunFolder
+from attention_transfer.training.seeds import seeded
+from attention_transfer.training.train import DEFAULT_ARCHITECTURE, Run
+from attention_transfer.vit import describe, initialise, load_vit, save_vit
+
+log = logging.getLogger("attention_transfer")
+
+MAE_RECIPE = Recipe(epochs=150, batch_size=128, lr=2e-3, beta2=0.95, ema_decay=0.99, validate_every=10)
+"""Settings of masked autoencoding on the embedded digits."""
+
+
+def pretrain(
+    model: str = DEFAULT_ARCHITECTURE,
+    *,
+    data: str = "digits",
+    mask_ratio: float = 0.75,
+    seed: int = 0,
+    epochs: int | None = None,
+    image_size: int | None = None,
+    recipe: Recipe = MAE_RECIPE,
+    out: str | None = None,
+    overwrite: bool = False,
+) -> Run:
+    """Make a teacher by masked autoencoding (MAE) of the training images; their labels are not looked at.
+
+    Args:
+        model: architecture, randomly initialised: builtin/vit_digits or timm/<name>.
+        data: data set; "digits" is embedded.
+        mask_ratio: share of the patches that are hidden.
+        seed: of the initial weights, the masks, the order and the augmentation.
+        epochs: passes over the images; takes the place of recipe.epochs.
+        image_size: input pixels, height and width; default the model's.
+        recipe: optimisation settings.
+        out: folder of the run; default runs/teacher-<data>.
+        overwrite: replace another run in that folder.
+
+    Returns:
+        The folder and the summary of the run; `validation.loss` is the reconstruction loss on held-out images.
+
+    Raises:
+        UserError: the input is wrong; every mistake is listed, and nothing was written.
+    """
+    settings = recipe if epochs is None else replace(recipe, epochs=epochs)
+    problems = settings.problems()
+    if not 0 < mask_ratio < 1:
+        problems.append(f"mask_ratio is {mask_ratio}; give a share above 0 and below 1")
+    raise_all(problems)
+    config = {
+        "model": model,
+        "data": data,
+        "mask_ratio": mask_ratio,
+        "seed": seed,
+        "image_size": image_size,
+        "recipe": asdict(settings),
+        "out": str(out or f"runs/teacher-{data}"),
+        "overwrite": False,
+    }
+    return _pretrain(config, settings, overwrite=overwrite)
+
+
+def _pretrain(config: dict[str, Any], recipe: Recipe, *, overwrite: bool) -> Run:
+    splits = load_data(config["data"])
+    with seeded(config["seed"]):
+        encoder = load_vit(config["model"], pretrained=False, image_size=config["image_size"])
+        initialise(encoder)
+        mae = MaskedAutoencoder(encoder, mask_ratio=config["mask_ratio"])
+    folder = RunFolder.open(config["out"], config, overwrite=overwrite)
+    if folder.finished:
+        log.info("teacher: done before, in %s", folder.path)
+        return Run(folder.path, folder.summary())
+    spec = describe(encoder)
+    with logging_to(folder.path / "log.txt"):
+        log.debug("masked autoencoding of %d images by %s", len(splits.train.labels), spec)
+        fitted = fit(
+            mae,
+            folder,
+            recipe,
+            train=splits.train.with_transform(train_transform(spec)),
+            validation=splits.validation.with_transform(eval_transform(spec)).materialised(),
+            seed=config["seed"],
+            name="teacher (MAE)",
+        )
+        save_vit(encoder, folder.model)
+        summary = {
+            "model": config["model"],
+            "seed": config["seed"],
+            "train": {"images": len(splits.train.labels), "steps": fitted.steps, "seconds": fitted.seconds},
+            "best_epoch": fitted.best_epoch,
+            "validation": {"images": len(splits.validation.labels), **fitted.validation},
+        }
+        folder.write_json("summary.json", summary)
+        log.info(
+            "teacher: reconstruction loss %.3f on held-out images (1 has learnt nothing) after %.0f s, in %s",
+            fitted.validation["loss"],
+            fitted.seconds,
+            folder.path,
+        )
+    return Run(folder.path, summary)

@@ -1,0 +1,74 @@
+"""How a network is trained: one typed record for every method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Optimisation settings.
+
+    Attributes:
+        epochs: passes over the training images.
+        batch_size: images a step; the last batch of an epoch may be smaller.
+        lr: peak learning rate of AdamW.
+        min_lr: learning rate at the end, as a fraction of the peak, so that the schedule never rises after warm-up.
+        warmup: share of the steps in which the learning rate rises linearly to its peak; half a cosine follows.
+        weight_decay: decoupled decay of matrices; biases, norms and tokens do not decay.
+        beta1: AdamW's decay of the mean gradient.
+        beta2: AdamW's decay of the mean squared gradient.
+        layer_decay: learning rate of each block as a fraction of the next one's; 1 is the same for all.
+        clip_grad: largest norm of the gradient; `None` does not clip.
+        label_smoothing: share of each label that is spread over all classes.
+        ema_decay: decay of the exponential moving average of the weights, which is what is validated and kept;
+            warmed up as min(decay, (1 + step) / (10 + step)); `None` keeps the raw weights.
+        drop_path: stochastic depth of the student's last block, linearly less before it.
+        share_drop_path: drop the same branches in the teacher, as the paper does; needs drop_path above 0 and rules.
+        validate_every: epochs between validations and checkpoints; the last epoch always has one.
+        workers: processes that load images; 0 loads in the training process.
+    """
+
+    epochs: int = 100
+    batch_size: int = 50
+    lr: float = 1e-3
+    min_lr: float = 0.01
+    warmup: float = 0.1
+    weight_decay: float = 0.05
+    beta1: float = 0.9
+    beta2: float = 0.999
+    layer_decay: float = 1.0
+    clip_grad: float | None = 1.0
+    label_smoothing: float = 0.1
+    ema_decay: float | None = 0.99
+    drop_path: float = 0.0
+    share_drop_path: bool = False
+    validate_every: int = 5
+    workers: int = 0
+
+    def problems(self) -> list[str]:
+        """What is wrong with the settings, a sentence each."""
+        bounds = {
+            "epochs": (1, float("inf")),
+            "batch_size": (1, float("inf")),
+            "lr": (1e-12, float("inf")),
+            "min_lr": (0, 1),
+            "warmup": (0, 1),
+            "weight_decay": (0, float("inf")),
+            "beta1": (0, 1 - 1e-9),
+            "beta2": (0, 1 - 1e-9),
+            "layer_decay": (1e-9, 1),
+            "clip_grad": (1e-12, float("inf")),
+            "label_smoothing": (0, 1 - 1e-9),
+            "ema_decay": (0, 1 - 1e-9),
+            "drop_path": (0, 1 - 1e-9),
+            "validate_every": (1, float("inf")),
+            "workers": (0, float("inf")),
+        }
+        return [
+            f"recipe.{f.name} is {value}; give a number from {low:g} to {high:g}"
+            for f in fields(self)
+            if f.name in bounds and (value := getattr(self, f.name)) is not None
+            for low, high in [bounds[f.name]]
+            if not low <= value <= high  # also refuses NaN
+        ]

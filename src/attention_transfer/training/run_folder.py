@@ -1,0 +1,157 @@
+"""A run's folder: what is in it, and who may write there. The contract is documented in docs/run-folder.md."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from attention_transfer.errors import UserError
+
+_NOT_COMPARED = ("out", "overwrite")  # where a run is written does not change what it is
+
+
+class RunFolder:
+    """One run on disk: `config.yaml environment.json metrics.* log.txt checkpoints/ model/ figures/ summary.json`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.model = path / "model"
+        self.figures = path / "figures"
+
+    @classmethod
+    def open(cls, path: str | Path, config: Mapping[str, Any], *, overwrite: bool) -> RunFolder:
+        """Make the folder, or take up the unfinished or finished run of the same configuration in it.
+
+        Raises:
+            UserError: the folder holds something else, or can't be written to. Nothing is written then.
+        """
+        folder = cls(Path(path))
+        if folder.path.is_file():
+            raise UserError(f"{path} is a file; choose a folder for the run with --out")
+        is_run = folder.has("config.yaml")
+        occupied = folder.path.is_dir() and any(folder.path.iterdir())
+        if occupied and not is_run:
+            raise UserError(f"{path} is not empty and holds no run; choose another folder with --out")
+        if is_run and not overwrite:
+            folder._check_same(config)
+        _check_space(folder.path)
+        if is_run and overwrite:
+            shutil.rmtree(folder.path)
+        try:
+            folder.path.mkdir(parents=True, exist_ok=True)
+            if not folder.has("config.yaml"):
+                folder.write_json("environment.json", environment())
+                folder.write_yaml("config.yaml", config)
+        except OSError as error:
+            raise UserError(f"{path} can't be written ({error.strerror}); choose another folder with --out") from error
+        return folder
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has its summary, which is written last."""
+        return self.has("summary.json")
+
+    @property
+    def last_checkpoint(self) -> Path | None:
+        """Where an interrupted run goes on from."""
+        path = self.checkpoints / "last.ckpt"
+        return path if path.is_file() else None
+
+    def has(self, name: str) -> bool:
+        """Whether the run holds a file of this name."""
+        return (self.path / name).is_file()
+
+    def config(self) -> dict[str, Any]:
+        """The resolved configuration of the run."""
+        return read_yaml(self.path / "config.yaml")
+
+    def summary(self) -> dict[str, Any]:
+        """The run's results.
+
+        Raises:
+            UserError: the run is not finished.
+        """
+        if not self.finished:
+            raise UserError(f"{self.path} holds no finished run (no summary.json); finish it by the command that began it")
+        return dict(json.loads((self.path / "summary.json").read_text()))
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write a JSON file, whole or not at all."""
+        write_whole(self.path / name, json.dumps(content, indent=2) + "\n")
+
+    def write_yaml(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write a YAML file, whole or not at all."""
+        write_whole(self.path / name, yaml.safe_dump(dict(content), sort_keys=False))
+
+    def _check_same(self, config: Mapping[str, Any]) -> None:
+        there = self.config()
+        changed = [
+            f"{key} is {there.get(key)!r} there and {config.get(key)!r} here"
+            for key in sorted({*there, *config} - {*_NOT_COMPARED})
+            if there.get(key) != config.get(key)
+        ]
+        if changed:
+            raise UserError(
+                f"{self.path} holds another run ({'; '.join(changed)}); choose another --out, or replace it with --overwrite"
+            )
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file by way of a temporary one, so that a reader never meets half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        file.write(text)
+    Path(file.name).chmod(0o644)
+    Path(file.name).replace(path)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a configuration file.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not readable YAML; restore it or choose another folder") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is not a configuration; restore it or choose another folder")
+    return content
+
+
+def environment() -> dict[str, Any]:
+    """What a result depends on besides its configuration."""
+    packages = ("attention-transfer", "torch", "torchvision", "timm", "lightning", "numpy", "scikit-learn")
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: importlib.metadata.version(name) for name in packages},
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "threads": torch.get_num_threads(),
+        "command": sys.argv,
+    }
+
+
+def _check_space(path: Path, needed_mb: int = 50) -> None:
+    """Refuse, before any work, a place that can't be written to or is full."""
+    parent = path
+    while not parent.exists():
+        parent = parent.parent
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise UserError(f"{path} can't be written: no permission in {parent}; choose another folder with --out")
+    free_mb = shutil.disk_usage(parent).free // 2**20
+    if free_mb < needed_mb:
+        raise UserError(f"{parent} has {free_mb} MB left, which is too little for a run; free some or choose another --out")

@@ -1,0 +1,24 @@
+"""Seeds for torch, numpy and python together."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import lightning as L
+import numpy as np
+import torch
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw from `seed` inside the block, and leave the generators of the caller as they were."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    L.seed_everything(seed, workers=True, verbose=False)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])

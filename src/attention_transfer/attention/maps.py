@@ -33,9 +33,7 @@ def attention_logits(
     return logits_BHNM + mask
 
 
-def attention_maps(
-    q_BHND: Tensor, k_BHMD: Tensor, *, scale: float | None = None, mask: Tensor | None = None
-) -> Tensor:
+def attention_maps(q_BHND: Tensor, k_BHMD: Tensor, *, scale: float | None = None, mask: Tensor | None = None) -> Tensor:
     """Attention maps: the softmax of [`attention_logits`][attention_transfer.attention.attention_logits] over keys.
 
     Returns:
@@ -44,9 +42,7 @@ def attention_maps(
     return attention_logits(q_BHND, k_BHMD, scale=scale, mask=mask).softmax(dim=-1)
 
 
-def class_logits(
-    q_BHND: Tensor, k_BHMD: Tensor, *, scale: float | None = None, mask: Tensor | None = None
-) -> Tensor:
+def class_logits(q_BHND: Tensor, k_BHMD: Tensor, *, scale: float | None = None, mask: Tensor | None = None) -> Tensor:
     """The class token's row of the attention logits, at O(M·D) instead of O(N·M·D).
 
     The class token is token 0, as in every ViT of timm and Hugging Face that has one.

@@ -6,6 +6,7 @@ from attention_transfer.data.digits import digits as digits
 from attention_transfer.data.images import ImageSet as ImageSet
 from attention_transfer.data.images import Split as Split
 from attention_transfer.data.images import Splits as Splits
+from attention_transfer.data.images import Transform as Transform
 from attention_transfer.data.images import eval_transform as eval_transform
 from attention_transfer.data.images import read_image as read_image
 from attention_transfer.data.images import train_transform as train_transform

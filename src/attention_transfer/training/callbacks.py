@@ -1,4 +1,4 @@
-"""What the engine adds to Lightning's loop: seeds, averaged weights, metrics files, whole checkpoints, a way to stop."""
+"""What the engine adds to Lightning's loop: seeds, averaged weights, metrics files, whole checkpoints, stopping."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from attention_transfer.training.progress import Bar
 from attention_transfer.training.run_folder import RunFolder, write_whole
 
 
-class Interrupted(Exception):  # noqa: N818
+class Interrupted(Exception):
     """The user asked to stop; the run can be resumed from its last checkpoint."""
 
 
@@ -78,7 +78,7 @@ class MetricsWriter(Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
         """Append the epoch's means; validation terms are there in the epochs that had a validation."""
-        validated = trainer.fit_loop.epoch_loop._should_check_val_epoch()  # type: ignore[no-untyped-call]
+        validated = trainer.fit_loop.epoch_loop._should_check_val_epoch()
         values = {
             name: float(value)
             for name, value in sorted(trainer.callback_metrics.items())

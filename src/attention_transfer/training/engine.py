@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import lightning as L
@@ -123,7 +124,7 @@ def _aligned(recipe: Recipe) -> Recipe:
     return replace(recipe, validate_every=every)
 
 
-def read_checkpoint(path: Path) -> dict[str, object]:
+def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read a training checkpoint.
 
     Raises:
@@ -154,7 +155,7 @@ def _trainer(recipe: Recipe, callbacks: list[Callback]) -> L.Trainer:
 
 def _loader(images: Images, recipe: Recipe, *, seed: int | None = None) -> DataLoader[tuple[Tensor, ...]]:
     """Batches; with a seed in an order that depends on seed and epoch alone, without one in the set's own order."""
-    shuffled = None
+    shuffled: DistributedSampler[Any] | None = None
     if seed is not None:
         shuffled = DistributedSampler(images, num_replicas=1, rank=0, shuffle=True, seed=seed)
     batch_size = recipe.batch_size if seed is not None else max(recipe.batch_size, 256)

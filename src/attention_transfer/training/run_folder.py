@@ -84,7 +84,9 @@ class RunFolder:
             UserError: the run is not finished.
         """
         if not self.finished:
-            raise UserError(f"{self.path} holds no finished run (no summary.json); finish it by the command that began it")
+            raise UserError(
+                f"{self.path} holds no finished run (no summary.json); finish it by the command that began it"
+            )
         return dict(json.loads((self.path / "summary.json").read_text()))
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
@@ -104,7 +106,8 @@ class RunFolder:
         ]
         if changed:
             raise UserError(
-                f"{self.path} holds another run ({'; '.join(changed)}); choose another --out, or replace it with --overwrite"
+                f"{self.path} holds another run ({'; '.join(changed)}); "
+                "choose another --out, or replace it with --overwrite"
             )
 
 
@@ -154,4 +157,6 @@ def _check_space(path: Path, needed_mb: int = 50) -> None:
         raise UserError(f"{path} can't be written: no permission in {parent}; choose another folder with --out")
     free_mb = shutil.disk_usage(parent).free // 2**20
     if free_mb < needed_mb:
-        raise UserError(f"{parent} has {free_mb} MB left, which is too little for a run; free some or choose another --out")
+        raise UserError(
+            f"{parent} has {free_mb} MB left, which is too little for a run; free some or choose another --out"
+        )

@@ -56,9 +56,12 @@ class Copy(OperandRule):
             raise UserError("Copy of some heads only is not supported for models with attention masks or biases")
         # One product serves both kinds of head, so the teacher's queries carry the ratio of the scales.
         ratio = teacher.scale / student.scale if self.parts == "qk" else 1.0
-        taken = {"q": teacher.q * ratio, "k": teacher.k, "v": teacher.v}
-        own = {"q": student.q, "k": student.k, "v": student.v}
-        return replace(student, **{part: _mixed(own[part], taken[part], heads) for part in self.parts})
+        return replace(
+            student,
+            q=_mixed(student.q, teacher.q * ratio, heads) if "q" in self.parts else student.q,
+            k=_mixed(student.k, teacher.k, heads) if "k" in self.parts else student.k,
+            v=_mixed(student.v, teacher.v, heads) if "v" in self.parts else student.v,
+        )
 
 
 def _mixed(own_BHND: Tensor, taken_BHND: Tensor, heads: tuple[int, ...]) -> Tensor:

@@ -43,7 +43,5 @@ class Guide(LossRule):
         """Mean squared distance of the class token's logits, a scalar."""
         heads = select(self.heads, student.q.shape[1], "Guide.heads")
         s, t = take_heads(student, heads), take_heads(teacher, heads)
-        distance_BH = class_logit_l2(
-            s.q, s.k, t.q, t.k, scale_s=s.scale, scale_t=t.scale, mask_s=s.mask, mask_t=t.mask
-        )
+        distance_BH = class_logit_l2(s.q, s.k, t.q, t.k, scale_s=s.scale, scale_t=t.scale, mask_s=s.mask, mask_t=t.mask)
         return distance_BH.mean() / (s.k.shape[-2] if self.reduction == "mean" else 1)

@@ -83,11 +83,13 @@ class AttentionTransfer(nn.Module):
         self.rules = tuple(rules)
         self.share_drop_path = share_drop_path
         # In a tuple, so that it is not registered: neither trained nor saved with the student.
-        self._unregistered = (teacher.eval().requires_grad_(False),) if teacher is not None and rules else ()
+        self._unregistered: tuple[nn.Module, ...] = ()
+        if teacher is not None and rules:
+            self._unregistered = (teacher.eval().requires_grad_(False),)
         depth = describe(student).depth if rules else 0
         self._losses = _named([rule for rule in self.rules if isinstance(rule, LossRule)], depth)
         self._copies = _Copies([rule for rule in self.rules if isinstance(rule, OperandRule)], student, depth)
-        self._drop_path = SharedDropPath(student, self._unregistered[0]) if share_drop_path and rules else None
+        self._drop_path = SharedDropPath(student, teacher) if share_drop_path and teacher is not None else None
         handles = self._copies.handles + (self._drop_path.handles if self._drop_path else [])
         self._release = weakref.finalize(self, _remove, handles)
 
@@ -149,7 +151,7 @@ class AttentionTransfer(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AttentionTransfer:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.teacher is not None and recurse:
-            self.teacher._apply(fn)  # type: ignore[no-untyped-call]
+            self.teacher._apply(fn)
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> AttentionTransfer:
@@ -164,8 +166,8 @@ class AttentionTransfer(nn.Module):
 class _Copies:
     """The operands that the student's blocks take from the teacher.
 
-    They must outlive the forward pass: gradient checkpointing runs the blocks again in the backward pass, and there they
-    must meet the same teacher. So they are kept until the next forward, and used in no other forward than their own.
+    They must outlive the forward pass: gradient checkpointing runs the blocks again in the backward pass, and there
+    they must meet the same teacher. So they are kept until the next forward, and used in no forward but their own.
     """
 
     def __init__(self, rules: Sequence[OperandRule], student: nn.Module, depth: int) -> None:

@@ -13,7 +13,7 @@ from attention_transfer.vit import AttentionCall, Indices, ViTSpec, select
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rule(ABC):
+class Rule:
     """Base of all rules. Derive from `OperandRule` or `LossRule`.
 
     Attributes:
@@ -45,7 +45,7 @@ class Rule(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OperandRule(Rule):
+class OperandRule(Rule, ABC):
     """A rule that puts the teacher's operands in the place of the student's."""
 
     @abstractmethod
@@ -54,7 +54,7 @@ class OperandRule(Rule):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LossRule(Rule):
+class LossRule(Rule, ABC):
     """A rule that adds a loss.
 
     Attributes:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,7 +70,9 @@ def attention_modules(model: nn.Module) -> Sequence[nn.Module]:
         UserError: the model is not a plain timm vision transformer.
     """
     blocks = getattr(model, "blocks", None)
-    modules = [getattr(block, "attn", None) for block in blocks] if isinstance(blocks, nn.Module) else []
+    modules = (
+        [getattr(block, "attn", None) for block in blocks] if isinstance(blocks, nn.Sequential | nn.ModuleList) else []
+    )
     found = [module for module in modules if isinstance(module, nn.Module)]
     if not found or len(found) != len(modules):
         raise UserError(
@@ -173,13 +175,8 @@ def _attend(
     seen = AttentionCall(query, key, value, attn_mask, query.shape[-1] ** -0.5 if scale is None else scale, layer)
     used = listener(seen)
     if used is seen:  # the very same arguments, so that looking changes no bit
-        return cast(
-            Tensor,
-            F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, scale=scale),
-        )
-    return cast(
-        Tensor, F.scaled_dot_product_attention(used.q, used.k, used.v, used.mask, dropout_p, scale=used.scale)
-    )
+        return F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, scale=scale)
+    return F.scaled_dot_product_attention(used.q, used.k, used.v, used.mask, dropout_p, scale=used.scale)
 
 
 def carries_gradient(model: nn.Module, call: AttentionCall) -> bool:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 import pickle
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any, cast
 from zipfile import BadZipFile
 
 import timm
-import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -106,7 +107,7 @@ def _builtin(name: str, options: dict[str, int | None], pretrained: bool) -> nn.
 
 
 def _from_timm(name: str, options: dict[str, int | None], pretrained: bool) -> nn.Module:
-    architecture = name.split(".")[0]
+    architecture = name.split(".", maxsplit=1)[0]
     if not timm.is_model(architecture):
         close = difflib.get_close_matches(architecture, timm.list_models(), n=3)
         hint = f"did you mean {', '.join(f'timm/{c}' for c in close)}?" if close else "see timm.list_models()"
@@ -139,7 +140,9 @@ def _from_folder(folder: Path, options: dict[str, int | None], pretrained: bool)
         return cast(nn.Module, timm.create_model(f"local-dir:{folder.resolve()}", pretrained=pretrained, **options))
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{folder} cannot be loaded: its config.json and weights do not fit ({reason[:160]})") from error
+        raise UserError(
+            f"{folder} cannot be loaded: its config.json and weights do not fit ({reason[:160]})"
+        ) from error
 
 
 def _load_file(model: nn.Module, path: Path, spec: str) -> None:
@@ -163,19 +166,26 @@ def _load_file(model: nn.Module, path: Path, spec: str) -> None:
     model.load_state_dict(used, strict=False)
     fresh, unused = sorted(set(wanted) - set(used)), sorted(set(state) - set(used))
     print(
-        f"{path}: {len(used)} weights loaded, new: {', '.join(fresh) or 'none'}, left over: {', '.join(unused) or 'none'}"
+        f"{path}: {len(used)} weights loaded, new: {', '.join(fresh) or 'none'}, "
+        f"left over: {', '.join(unused) or 'none'}"
     )
 
 
 def save_vit(model: nn.Module, folder: Path, *, labels: list[str] | None = None) -> None:
-    """Write `config.json` and `model.safetensors`, which `timm.create_model("local-dir:…", pretrained=True)` loads."""
+    """Write `config.json` and `model.safetensors`, which `timm.create_model("local-dir:…", pretrained=True)` loads.
+
+    The folder appears whole or not at all; one that is there is replaced.
+    """
     vit: Any = model
-    spec_labels = {"label_names": labels} if labels else {}
-    timm.models.save_for_hf(
-        vit,
-        str(folder),
-        model_config={"pretrained_cfg": spec_labels},
-        safe_serialization=True,
-    )
-    with torch.no_grad():
-        timm.models.load_state_dict(str(folder / "model.safetensors"), device="cpu")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+        written = Path(temporary) / folder.name
+        timm.models.save_for_hf(
+            vit,
+            str(written),
+            model_config={"pretrained_cfg": {"label_names": labels} if labels else {}},
+            safe_serialization=True,
+        )
+        if folder.exists():
+            shutil.rmtree(folder)
+        written.rename(folder)

@@ -52,7 +52,7 @@ def initialise(model: nn.Module) -> None:
     """Initialise every parameter of a ViT at random, in place.
 
     Raises:
-        UserError: a parameter has no known initialisation; nothing is then left half done that could be mistaken for it.
+        UserError: a parameter has no known initialisation.
     """
     done: set[int] = set()
     for module in model.modules():

@@ -1,0 +1,175 @@
+"""The verb `compare`: methods × seeds × amounts of labels, in one folder, with tables, figures and a page."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from attention_transfer.data import Splits, check_subset, load_data
+from attention_transfer.errors import UserError, raise_all
+from attention_transfer.experiments.pictures import draw_accuracies, draw_attention, draw_curves
+from attention_transfer.experiments.report import write_report
+from attention_transfer.experiments.results import Labels, Row, row_of, write_results
+from attention_transfer.training import Display, Recipe, pretrain, read_yaml, train, write_whole
+from attention_transfer.transfer import preset
+
+log = logging.getLogger("attention_transfer")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A finished comparison.
+
+    Attributes:
+        path: its folder, with results.csv, results.md, figures/ and report.html.
+        teacher: what its students were given as a teacher.
+        rows: a row a run.
+    """
+
+    path: Path
+    teacher: str
+    rows: tuple[Row, ...]
+
+
+def compare(
+    presets: str | list[str] = "scratch,finetune,copy,distill,gta",
+    *,
+    seeds: str | list[int] = "0,1,2",
+    shots: str | list[int] = "",
+    fractions: str | list[float] = "",
+    teacher: str | None = None,
+    pretrained: bool | str = True,
+    data: str = "digits",
+    epochs: int | None = None,
+    image_size: int | None = None,
+    recipe: Recipe | None = None,
+    out: str = "runs/comparison",
+) -> Comparison:
+    """Compare methods over seeds and amounts of labels.
+
+    Runs that are in the folder already are not run again, so that an interrupted comparison goes on by the same
+    command, and one can be extended by more presets, seeds or labels.
+
+    Args:
+        presets: methods, separated by commas.
+        seeds: seeds, separated by commas.
+        shots: labelled images of each class, separated by commas.
+        fractions: shares of the labels, separated by commas; with shots, both are run. Default all labels.
+        teacher: whose attention is transferred; default one that is pre-trained on the same images, in out/teacher.
+        pretrained: true for the teacher's own weights, false for random ones, or a weights file.
+        data: data set; "digits" is embedded.
+        epochs: passes over the labelled images; default the recipe's.
+        image_size: input pixels, height and width; default the teacher's.
+        recipe: one set of optimisation settings for all methods; default each preset's own.
+        out: folder of the comparison.
+
+    Returns:
+        The folder and a row for each run.
+
+    Raises:
+        UserError: the input is wrong; every mistake is listed, and nothing was written.
+    """
+    grid = _grid(presets, seeds, shots, fractions)
+    splits = load_data(data)
+    folder = _open(Path(out), {"data": data, "teacher": teacher, "pretrained": pretrained, "image_size": image_size})
+    shared: dict[str, Any] = {
+        "pretrained": pretrained,
+        "data": data,
+        "epochs": epochs,
+        "image_size": image_size,
+        "recipe": recipe,
+    }
+    with Display.open() as display, display.bar("comparison", len(grid) + (teacher is None)) as bar:
+        source = teacher
+        if source is None:
+            log.info("no teacher named: pre-training one on the same images, in %s", folder / "teacher")
+            source = str(pretrain(data=data, image_size=image_size, out=str(folder / "teacher")).path)
+            bar.advance()
+        rows = []
+        for name, labels, seed in grid:
+            bar.note(f"{name}, {labels.title}, seed {seed}")
+            place = str(folder / "runs" / f"{name}-{labels.slug}-seed{seed}")
+            run = train(
+                name, teacher=source, seed=seed, fraction=labels.fraction, shots=labels.shots, out=place, **shared
+            )
+            rows.append(row_of(run, labels))
+            write_results(rows, folder)
+            bar.advance()
+    _draw(folder, rows, source, splits)
+    return Comparison(folder, source, tuple(rows))
+
+
+def _draw(folder: Path, rows: Sequence[Row], teacher: str, splits: Splits) -> None:
+    """Figures and the page. The pictures of attention are those of the first seed at the first amount of labels."""
+    figures = [
+        draw_accuracies(rows, folder / "figures" / "accuracy.png"),
+        draw_curves(rows, folder / "figures" / "curves.png"),
+    ]
+    shown = [Path(row.run) for row in rows if (row.labels, row.seed) == (rows[0].labels, rows[0].seed)]
+    figures += draw_attention(shown, teacher, splits, folder / "figures")
+    write_report(folder, rows, figures, teacher=teacher)
+
+
+def _grid(
+    presets: str | list[str], seeds: str | list[int], shots: str | list[int], fractions: str | list[float]
+) -> list[tuple[str, Labels, int]]:
+    """Every run, ordered so that an early stop leaves whole seeds behind."""
+    problems: list[str] = []
+    names = _listed(presets, str, "presets", problems)
+    numbers = _listed(seeds, int, "seeds", problems)
+    amounts = [Labels(shots=n) for n in _listed(shots, int, "shots", problems)]
+    amounts += [Labels(fraction=f) for f in _listed(fractions, float, "fractions", problems)]
+    for name in names:
+        try:
+            preset(name)
+        except UserError as error:
+            problems.append(str(error))
+    for labels in amounts:
+        problems += check_subset(labels.fraction, labels.shots)
+    for what, values in (("presets", names), ("seeds", numbers)):
+        if not values:
+            problems.append(f"{what} is empty; name at least one")
+    raise_all(problems)
+    return [(name, labels, seed) for labels in amounts or [Labels()] for seed in numbers for name in names]
+
+
+def _listed(value: str | Sequence[T], kind: Callable[[str], T], what: str, problems: list[str]) -> list[T]:
+    """Values from a list or from text with commas, each once, in order."""
+    items = [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else list(value)
+    values: list[T] = []
+    for item in items:
+        try:
+            values.append(kind(item) if isinstance(item, str) else item)
+        except ValueError:
+            problems.append(f"{what} has {item!r}, which is no {kind.__name__}; give numbers separated by commas")
+    return list(dict.fromkeys(values))
+
+
+def _open(folder: Path, config: dict[str, object]) -> Path:
+    """Make the folder, or take up the comparison in it if it is of the same data and teacher."""
+    marker = folder / "comparison.yaml"
+    if folder.is_file():
+        raise UserError(f"{folder} is a file; choose a folder for the comparison with --out")
+    if marker.is_file():
+        there = read_yaml(marker)
+        changed = [
+            f"{key} is {there.get(key)!r} there and {config[key]!r} here"
+            for key in config
+            if there.get(key) != config[key]
+        ]
+        if changed:
+            raise UserError(f"{folder} holds another comparison ({'; '.join(changed)}); choose another --out")
+        return folder
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty and holds no comparison; choose another folder with --out")
+    try:
+        write_whole(marker, yaml.safe_dump(config, sort_keys=False))
+    except OSError as error:
+        raise UserError(f"{folder} can't be written ({error.strerror}); choose another folder with --out") from error
+    return folder

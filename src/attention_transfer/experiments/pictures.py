@@ -1,0 +1,100 @@
+"""The figures of a comparison: accuracies, learning curves, and where each network looks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+
+from attention_transfer.data import Splits, eval_transform
+from attention_transfer.evaluation import load_run
+from attention_transfer.experiments.results import Row, by_labels, lines
+from attention_transfer.experiments.statistics import mean_interval
+from attention_transfer.training import read_metrics
+from attention_transfer.viewing import Point, accuracy_chart, attention_grid, learning_curves, save
+from attention_transfer.vit import capture, describe, load_vit
+
+
+def draw_accuracies(rows: Sequence[Row], path: Path) -> Path:
+    """Test accuracy of each method, with intervals."""
+    points = {
+        title: {line.preset: Point(line.accuracy.mean, *_bounds(line.values), line.values) for line in lines(group)}
+        for title, group in by_labels(rows).items()
+    }
+    return save(accuracy_chart(points), path)
+
+
+def draw_curves(rows: Sequence[Row], path: Path) -> Path:
+    """Validation accuracy over training; mean and range over seeds."""
+    panels = {}
+    for title, group in by_labels(rows).items():
+        panels[title] = {
+            preset: _curve([row for row in group if row.preset == preset])
+            for preset in dict.fromkeys(row.preset for row in group)
+        }
+    return save(learning_curves(panels), path)
+
+
+def draw_attention(
+    runs: Sequence[Path], teacher: str, splits: Splits, folder: Path, *, classes: Sequence[int] = (3, 5, 8)
+) -> list[Path]:
+    """For the first test image of each class: where each network looks in each layer.
+
+    The pictures show how much attention each patch gets, averaged over heads and over the queries of all tokens.
+    """
+    loaded = {run.summary["preset"]: run for run in map(load_run, runs)}
+    networks: dict[str, tuple[nn.Module, nn.Module]] = {
+        name: (run.network, run.network.student) for name, run in loaded.items()
+    }
+    source = load_vit(teacher)
+    networks = {**{k: v for k, v in networks.items() if k == "scratch"}, "teacher": (source, source), **networks}
+    spec = describe(source)
+    paths = []
+    for label in classes:
+        index = int(np.flatnonzero(splits.test.labels == label)[0])
+        pixels = splits.test.images[index]
+        image = eval_transform(spec)(Image.fromarray(pixels))[None]
+        maps, notes = {}, {}
+        for name, (network, vit) in networks.items():
+            output, maps[name] = attended(network, vit, image)
+            if name != "teacher":
+                notes[name] = f"says {splits.classes[int(output.argmax())]}"
+        figure = attention_grid(pixels, maps, notes)
+        paths.append(save(figure, folder / f"attention-{splits.classes[label]}.png"))
+    return paths
+
+
+@torch.no_grad()
+def attended(network: nn.Module, vit: nn.Module, image: Tensor) -> tuple[Tensor, NDArray[np.float32]]:
+    """The output for one image (1, channels, height, width), and what its patches get of `vit`'s attention.
+
+    Returns:
+        The network's output, and (layers, rows, columns): mean over heads and queries, float32.
+    """
+    spec = describe(vit)
+    with capture(vit) as calls:
+        output = network(image)
+    received_LN = torch.stack([call.maps()[0].mean(dim=(0, 1)) for call in calls])
+    patches_LN = received_LN[:, spec.prefix_tokens :].float()
+    return output, patches_LN.reshape(len(calls), *spec.grid).numpy()
+
+
+def _curve(rows: Sequence[Row]) -> list[tuple[float, Point]]:
+    by_epoch: dict[float, list[float]] = {}
+    for row in rows:
+        for metrics in read_metrics(Path(row.run) / "metrics.jsonl"):
+            if "validation/accuracy" in metrics:
+                by_epoch.setdefault(metrics["epoch"], []).append(metrics["validation/accuracy"])
+    return [(epoch, Point(float(np.mean(v)), min(v), max(v))) for epoch, v in sorted(by_epoch.items())]
+
+
+def _bounds(values: tuple[float, ...]) -> tuple[float, float]:
+    interval = mean_interval(values)
+    if np.isnan(interval.low):
+        return interval.mean, interval.mean
+    return interval.low, interval.high

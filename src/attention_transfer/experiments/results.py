@@ -1,0 +1,157 @@
+"""The results of a comparison: rows, tables, files."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from attention_transfer.experiments.statistics import Interval, gap_share, mean_interval
+from attention_transfer.training import Run, write_whole
+
+
+@dataclass(frozen=True)
+class Labels:
+    """How many labels a run gets: a share of each class, or a number of images of each."""
+
+    fraction: float = 1.0
+    shots: int | None = None
+
+    @property
+    def slug(self) -> str:
+        """For folder names."""
+        return f"{self.shots}shot" if self.shots is not None else f"{100 * self.fraction:g}pct"
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        return f"{self.shots} labels a class" if self.shots is not None else f"{100 * self.fraction:g} % of the labels"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run: a method, an amount of labels, a seed, and what came of it. Accuracies are shares in [0, 1]."""
+
+    preset: str
+    labels: str
+    seed: int
+    images: int
+    test_accuracy: float
+    test_cross_entropy: float
+    test_calibration_error: float
+    validation_accuracy: float
+    best_epoch: int
+    steps: int
+    seconds: float
+    run: str
+
+
+def row_of(run: Run, labels: Labels) -> Row:
+    """The row of a finished run."""
+    s = run.summary
+    return Row(
+        preset=s["preset"],
+        labels=labels.title,
+        seed=s["seed"],
+        images=s["train"]["images"],
+        test_accuracy=s["test"]["accuracy"],
+        test_cross_entropy=s["test"]["cross_entropy"],
+        test_calibration_error=s["test"]["calibration_error"],
+        validation_accuracy=s["validation"]["accuracy"],
+        best_epoch=s["best_epoch"],
+        steps=s["train"]["steps"],
+        seconds=s["train"]["seconds"],
+        run=str(run.path),
+    )
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the table: a method over its seeds."""
+
+    preset: str
+    accuracy: Interval
+    share: Interval
+    seconds: float
+    seeds: int
+    values: tuple[float, ...]
+
+
+def lines(rows: Sequence[Row]) -> list[Line]:
+    """Rows of one amount of labels, put together by method, in the order in which the methods come."""
+    by_preset: dict[str, dict[int, Row]] = {}
+    for row in rows:
+        by_preset.setdefault(row.preset, {})[row.seed] = row
+    return [_line(preset, by_preset) for preset in by_preset]
+
+
+def _line(preset: str, by_preset: dict[str, dict[int, Row]]) -> Line:
+    own = by_preset[preset]
+    shared = [seed for seed in own if all(seed in by_preset.get(p, {}) for p in ("scratch", "finetune"))]
+    share = Interval(float("nan"), float("nan"), float("nan"))
+    if shared:
+        floor, top, method = (
+            [by_preset[p][seed].test_accuracy for seed in shared] for p in ("scratch", "finetune", preset)
+        )
+        share = gap_share(floor, top, method)
+    values = tuple(row.test_accuracy for row in own.values())
+    seconds = sum(row.seconds for row in own.values()) / len(own)
+    return Line(preset, mean_interval(values), share, seconds, len(own), values)
+
+
+def by_labels(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Rows by amount of labels, in the order in which they come."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row.labels, []).append(row)
+    return groups
+
+
+def percent(interval: Interval) -> str:
+    """`86.1 ± 1.2`, or the mean alone where there is no interval, or a dash where there is no value."""
+    if math.isnan(interval.mean):
+        return "–"
+    if math.isnan(interval.low):
+        return f"{100 * interval.mean:.1f}"
+    return f"{100 * interval.mean:.1f} ± {100 * interval.half_width:.1f}"
+
+
+def share_text(interval: Interval) -> str:
+    """`79 % (71 to 86)`: the share of the gap and its interval."""
+    if math.isnan(interval.mean):
+        return "–"
+    if math.isnan(interval.low):
+        return f"{100 * interval.mean:.0f} %"
+    return f"{100 * interval.mean:.0f} % ({100 * interval.low:.0f} to {100 * interval.high:.0f})"
+
+
+HEADINGS = ("method", "test accuracy, % (mean ± 95 %)", "share of the gap (95 %)", "training, s", "seeds")
+
+
+def cells(line: Line) -> tuple[str, ...]:
+    """A line as text, under `HEADINGS`."""
+    return (line.preset, percent(line.accuracy), share_text(line.share), f"{line.seconds:.0f}", str(line.seeds))
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """A Markdown table for each amount of labels."""
+    parts = []
+    for title, group in by_labels(rows).items():
+        table = [f"**{title}** ({group[0].images} images)", "", "| " + " | ".join(HEADINGS) + " |"]
+        table.append("|---|---:|---:|---:|---:|")
+        table += ["| " + " | ".join(cells(line)) + " |" for line in lines(group)]
+        parts.append("\n".join(table))
+    return "\n\n".join(parts) + "\n"
+
+
+def write_results(rows: Sequence[Row], folder: Path) -> None:
+    """Write `results.csv`, a row a run, and `results.md`, the tables."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [f.name for f in fields(Row)])
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in rows)
+    write_whole(folder / "results.csv", text.getvalue())
+    write_whole(folder / "results.md", markdown(rows))

@@ -1,0 +1,7 @@
+"""Figures. This room draws what it is given; it loads and trains nothing."""
+
+from attention_transfer.viewing.charts import Point as Point
+from attention_transfer.viewing.charts import accuracy_chart as accuracy_chart
+from attention_transfer.viewing.charts import learning_curves as learning_curves
+from attention_transfer.viewing.overlays import attention_grid as attention_grid
+from attention_transfer.viewing.style import save as save

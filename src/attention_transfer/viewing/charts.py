@@ -1,0 +1,72 @@
+"""Charts of results: accuracies with intervals, and learning curves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from attention_transfer.viewing.style import colour, style
+
+
+@dataclass(frozen=True)
+class Point:
+    """A mean over seeds with its interval, and the values it is the mean of; all shares in [0, 1]."""
+
+    mean: float
+    low: float
+    high: float
+    values: tuple[float, ...] = ()
+
+
+def accuracy_chart(points: Mapping[str, Mapping[str, Point]], *, ylabel: str = "test accuracy") -> Figure:
+    """Accuracy of each method, one panel for each amount of labels: mean, interval, and each seed as a small dot."""
+    with style():
+        figure = Figure(figsize=(1.2 + 3.4 * len(points), 3.4), layout="constrained")
+        for axis, (title, methods) in zip(
+            figure.subplots(1, len(points), squeeze=False)[0], points.items(), strict=True
+        ):
+            for place, (method, point) in enumerate(methods.items()):
+                shade = colour(method)
+                axis.plot([place] * len(point.values), point.values, "o", color=shade, alpha=0.35, markersize=4)
+                axis.errorbar(
+                    place + 0.18,
+                    point.mean,
+                    yerr=[[point.mean - point.low], [point.high - point.mean]],
+                    fmt="D",
+                    color=shade,
+                    capsize=4,
+                    markersize=6,
+                )
+                axis.annotate(
+                    f"{100 * point.mean:.1f}", (place + 0.3, point.mean), fontsize=8, va="center", color=shade
+                )
+            axis.set_xticks(range(len(methods)), list(methods))
+            axis.set_xlim(-0.5, len(methods) - 0.2)
+            axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+            axis.set_title(title, fontsize=10)
+            axis.set_ylabel(ylabel)
+    return figure
+
+
+def learning_curves(
+    curves: Mapping[str, Mapping[str, Sequence[tuple[float, Point]]]], *, ylabel: str = "validation accuracy"
+) -> Figure:
+    """Validation accuracy over epochs, one panel for each amount of labels: mean over seeds, and their range."""
+    with style():
+        figure = Figure(figsize=(1.2 + 4.2 * len(curves), 3.4), layout="constrained")
+        panels = figure.subplots(1, len(curves), squeeze=False)[0]
+        for axis, (title, methods) in zip(panels, curves.items(), strict=True):
+            for method, points in methods.items():
+                epochs = [epoch for epoch, _ in points]
+                axis.plot(epochs, [p.mean for _, p in points], color=colour(method), label=method)
+                lows, highs = [p.low for _, p in points], [p.high for _, p in points]
+                axis.fill_between(epochs, lows, highs, color=colour(method), alpha=0.15, linewidth=0)
+            axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+            axis.set_title(title, fontsize=10)
+            axis.set_xlabel("epoch")
+            axis.set_ylabel(ylabel)
+        panels[-1].legend(frameon=False, fontsize=8, loc="lower right")
+    return figure

@@ -6,6 +6,7 @@ import logging
 import re
 import sys
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any, NoReturn
 
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
@@ -44,9 +45,17 @@ def build_parser(arguments: Sequence[str] = ()) -> ArgumentParser:
         summary = (verb.__doc__ or "").split("\n", 1)[0]
         sub = Parser(prog=f"attention-transfer {name}", description=summary)
         sub.add_argument("--config", action=ActionConfigFile, help="YAML file with values of any flags")
-        sub.add_function_arguments(verb, as_positional=True, sub_configs=False)
-        if name == "train" and (preset := _preset_in(arguments)) in PRESETS:
-            sub.set_defaults({"recipe": Recipe(**PRESETS[preset].recipe)})  # type: ignore[arg-type]
+        if verb is train:
+            sub.add_function_arguments(verb, skip={"recipe"})
+            sub.add_class_arguments(Recipe, "recipe")
+            chosen = PRESETS.get(_value_of("--preset", arguments), PRESETS["distill"])
+            sub.set_defaults({f"recipe.{key}": value for key, value in chosen.recipe.items()})
+        elif verb is predict:
+            sub.add_function_arguments(verb, skip={"images"}, as_positional=True)
+            sub.add_argument("images", type=str, nargs="+", help="image files")
+        else:
+            sub.add_function_arguments(verb)
+        _as_people_type(sub)
         verbs.add_subcommand(name, sub, help=summary)
     return parser
 
@@ -55,7 +64,12 @@ def run(arguments: Sequence[str]) -> None:
     """Parse and call a verb."""
     parser = build_parser(arguments)
     settings: Namespace = parser.parse_args(list(arguments))
-    chosen = parser.instantiate_classes(settings)
+    try:
+        chosen = parser.instantiate(settings)
+    except UserError:
+        raise
+    except ValueError as error:  # the parser's wrapping of what a class said about its own values
+        raise UserError(_sentence(str(error), [])) from error
     values = {key: value for key, value in vars(chosen[chosen.verb]).items() if key != "config"}
     VERBS[chosen.verb](**values)
 
@@ -78,28 +92,51 @@ def main() -> NoReturn:
     sys.exit(0)
 
 
-def _preset_in(arguments: Sequence[str]) -> str:
-    for flag, value in zip(arguments, [*arguments[1:], ""], strict=False):
-        if flag == "--preset":
-            return value
-        if flag.startswith("--preset="):
-            return flag.partition("=")[2]
+def _as_people_type(parser: ArgumentParser) -> None:
+    """Let switches stand alone (`--overwrite`), and words be joined by dashes (`--image-size`) or underscores."""
+    for action in parser._actions:
+        if action.default is False:
+            action.nargs, action.const = "?", True
+        for option in [o for o in action.option_strings if "_" in o]:
+            dashed = option.replace("_", "-")
+            action.option_strings[action.option_strings.index(option)] = dashed
+            parser._option_string_actions[dashed] = action
+
+
+def _value_of(flag: str, arguments: Sequence[str]) -> str:
+    for argument, following in pairwise([*arguments, ""]):
+        if argument == flag:
+            return following
+        if argument.startswith(f"{flag}="):
+            return argument.partition("=")[2]
     return ""
 
 
 def _sentence(message: str, options: list[str]) -> str:
-    """Jsonargparse's message in one line; an unknown option gets the nearest valid one."""
+    """The parser's message in one line; an unknown option or verb gets the nearest valid one."""
     text = re.sub(r"\s+", " ", message).strip()
-    unknown = re.search(r"[Uu]nrecognized arguments: (--[\w.-]+)", text) or re.search(
-        r"Key '([\w.]+)' is not expected", text
-    )
-    if unknown:
-        flag = unknown[1] if unknown[1].startswith("--") else f"--{unknown[1]}"
-        return f"there is no option {flag}; {nearest(flag, options)}"
-    verb = re.search(r"invalid choice: '?([\w-]+)'?", text)
-    if verb and verb[1] not in VERBS:
+    key = re.search(r'[Pp]arser key "([\w.]+)"', text)
+    # A value that may be of several types fails once for each; "may be left out" is not what the user did wrong.
+    reasons = [e for e in re.findall(r"^\s*- (.+)$", message, re.MULTILINE) if "NoneType" not in e] or [text]
+    if unknown := re.search(r"[Uu]nrecognized arguments: (--[\w.-]+)", text):
+        return f"there is no option {unknown[1]}; {nearest(unknown[1], options)}"
+    if (verb := re.search(r"invalid choice: '?([\w-]+)'?", text)) and verb[1] not in VERBS:
         return f"there is no verb {verb[1]!r}; {nearest(verb[1], VERBS)}"
-    return text
+    if rule := re.search(r"Expected a dot import path string: ([\w.]+)", text):
+        return f"there is no rule {rule[1]!r}; {nearest(rule[1], ['Copy', 'Distill', 'Guide'])}"
+    if 'expected "verb"' in text:
+        return f"name a verb: {', '.join(VERBS)}"
+    if missing := re.search(r"following arguments are required: (.+)", text):
+        names = [name.rpartition(".")[2] for name in missing[1].split(", ")]
+        return f"{' and '.join(names)} missing; add what is missing, or see --help"
+    if unknown := re.search(r"Option '(.+?)' is not accepted|Key '(.+?)' is not expected", reasons[0]):
+        name = unknown[1] or unknown[2]
+        return f"there is no option {name!r}; {nearest(name, [o.removeprefix('--') for o in options])}"
+    value = re.search(r"(?:Got|Given) value: (.+?)$", text)
+    types = re.findall(r"Expected an? <class '(?:[\w.]+\.)?(\w+)'>", " ".join(reasons))
+    if key and value and types:
+        return f"{key[1]} is {value[1]}; give a value of type {' or '.join(types)}"
+    return f"{key[1]}: {reasons[0]}" if key and reasons[0] != text else reasons[0]
 
 
 if __name__ == "__main__":

@@ -3,6 +3,5 @@
 from attention_transfer.evaluation.network import LoadedRun as LoadedRun
 from attention_transfer.evaluation.network import Network as Network
 from attention_transfer.evaluation.network import load_run as load_run
-from attention_transfer.evaluation.network import read_rules as read_rules
 from attention_transfer.evaluation.predict import Prediction as Prediction
 from attention_transfer.evaluation.predict import predict as predict

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
 from attention_transfer.errors import UserError
-from attention_transfer.training import RunFolder
-from attention_transfer.transfer import AttentionTransfer, OperandRule, Rule
+from attention_transfer.training import RunFolder, read_rules
+from attention_transfer.transfer import AttentionTransfer, OperandRule
 from attention_transfer.vit import ViTSpec, describe, load_vit
 
 
@@ -79,11 +78,3 @@ def load_run(path: str | Path) -> LoadedRun:
     spec = describe(student)
     classes = tuple(pretrained_cfg.get("label_names") or map(str, range(spec.classes)))
     return LoadedRun(network, spec, classes, summary, folder.path)
-
-
-def read_rules(configs: list[dict[str, Any]]) -> list[Rule]:
-    """Rules from the form they have in `config.yaml`; only subclasses of `Rule` are made."""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--rules", type=list[Rule])
-    rules: list[Rule] = parser.instantiate_classes(parser.parse_object({"rules": configs})).rules
-    return rules

@@ -12,6 +12,7 @@ from torch import nn
 
 from attention_transfer.data import check_subset, eval_transform, labelled_subset, load_data, train_transform
 from attention_transfer.errors import raise_all
+from attention_transfer.training.configuration import rule_config
 from attention_transfer.training.engine import fit
 from attention_transfer.training.log import logging_to
 from attention_transfer.training.objective import Supervised
@@ -168,13 +169,6 @@ def _train(config: dict[str, Any], recipe: Recipe, rules: Sequence[Rule], *, ove
             folder.path,
         )
     return Run(folder.path, summary)
-
-
-def rule_config(rule: Rule) -> dict[str, Any]:
-    """A rule as it stands in `config.yaml`: its class and its settings."""
-    kind = type(rule)
-    settings = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(rule).items()}
-    return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": settings}
 
 
 def _problems(

@@ -97,7 +97,7 @@ def _as_people_type(parser: ArgumentParser) -> None:
     for action in parser._actions:
         if action.default is False:
             action.nargs, action.const = "?", True
-        for option in [o for o in action.option_strings if "_" in o]:
+        for option in [o for o in action.option_strings if "_" in o and o != "--print_config"]:
             dashed = option.replace("_", "-")
             action.option_strings[action.option_strings.index(option)] = dashed
             parser._option_string_actions[dashed] = action

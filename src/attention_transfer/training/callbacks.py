@@ -1,4 +1,4 @@
-"""What the engine adds to Lightning's loop: seeds, averaged weights, metrics files, whole checkpoints, stopping."""
+"""What the engine adds to Lightning's loop: averaged weights, metrics files, whole checkpoints, stopping."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import json
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,20 +26,6 @@ from attention_transfer.training.run_folder import RunFolder, write_whole
 
 class Interrupted(Exception):
     """The user asked to stop; the run can be resumed from its last checkpoint."""
-
-
-class EpochSeeds(Callback):
-    """Makes all randomness of an epoch a function of the seed and the epoch.
-
-    So a resumed run draws what the uninterrupted one would have drawn, with no generator states to save.
-    """
-
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
-        """Seed torch, numpy and python; loader workers take their seeds from torch's."""
-        L.seed_everything(self.seed * 1_000_003 + trainer.current_epoch, workers=True, verbose=False)
 
 
 class AveragedWeights(WeightAveraging):
@@ -135,18 +123,18 @@ class StopOnRequest(Callback):
 
     def __init__(self) -> None:
         self.requested = False
-        self._before: Any = None
 
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:  # noqa: ARG002
-        """Listen for Ctrl-C, where signals can be listened for."""
-        if stage == "fit" and threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, self._request)
-
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:  # noqa: ARG002
-        """Give Ctrl-C back."""
-        if stage == "fit" and self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
-            self._before = None
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take Ctrl-C over inside the block, where signals can be listened for at all."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.signal(signal.SIGINT, self._request)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:  # noqa: ARG002
         """Stop where it was asked for."""

@@ -21,7 +21,6 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from attention_transfer.errors import UserError
 from attention_transfer.training.callbacks import (
     AveragedWeights,
-    EpochSeeds,
     MetricsWriter,
     ShowProgress,
     StopOnRequest,
@@ -57,6 +56,27 @@ class Fitted:
     seconds: float
 
 
+class SeededSampler(DistributedSampler[Any]):
+    """Makes all randomness of an epoch a function of the seed and the epoch: order, augmentation, masks, dropout.
+
+    So a resumed run draws what the uninterrupted one would have drawn, with no generator states to save. It hangs on
+    the sampler because Lightning announces every epoch to it, and makes the first epoch's iterator before any hook.
+    """
+
+    def __init__(self, images: Images, *, seed: int) -> None:
+        super().__init__(images, num_replicas=1, rank=0, shuffle=True, seed=seed)
+        # The loader draws the seeds of its workers from here. Drawn from torch's own generator they would depend on
+        # when the iterator was made, which is another moment in the first epoch of a resumed run.
+        self.generator = torch.Generator()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Seed torch, numpy, python and the loader's workers for the epoch."""
+        super().set_epoch(epoch)
+        seed = self.seed * 1_000_003 + epoch
+        self.generator.manual_seed(seed)
+        L.seed_everything(seed, workers=True, verbose=False)
+
+
 def fit(
     objective: nn.Module,
     folder: RunFolder,
@@ -79,14 +99,20 @@ def fit(
         Interrupted: the user stopped the run.
     """
     recipe = _aligned(recipe)
-    loader = _loader(train, recipe, seed=seed)
+    sampler = SeededSampler(train, seed=seed)
+    loader = DataLoader(
+        train, recipe.batch_size, sampler=sampler, num_workers=recipe.workers, generator=sampler.generator
+    )
     steps = recipe.epochs * len(loader)
     monitor, mode = ("validation/accuracy", "max") if classes is not None else ("validation/loss", "min")
     module = ObjectiveModule(objective, recipe, steps=steps, classes=classes)
     metrics = MetricsWriter(folder)
     last = folder.last_checkpoint
-    done = 0 if last is None else int(read_checkpoint(last)["global_step"])
+    done = 0
     if last is not None:
+        resumed = read_checkpoint(last)
+        done = int(resumed["global_step"])
+        sampler.set_epoch(int(resumed["epoch"]) + 1)
         log.info("%s: resumed after step %d of %d", name, done, steps)
     checkpoint = ModelCheckpoint(
         dirpath=folder.checkpoints,
@@ -100,12 +126,14 @@ def fit(
     )
     with Display.open() as display, display.bar(name, steps, done=done) as bar, _quiet():
         averaging: list[Callback] = [AveragedWeights(recipe.ema_decay)] if recipe.ema_decay is not None else []
-        callbacks = [EpochSeeds(seed), *averaging, metrics, ShowProgress(bar, monitor), StopOnRequest(), checkpoint]
-        trainer = _trainer(recipe, callbacks)
-        trainer.fit(module, loader, _loader(validation, recipe), ckpt_path=last, weights_only=True)
+        stop = StopOnRequest()
+        callbacks = [*averaging, metrics, ShowProgress(bar, monitor), stop, checkpoint]
+        with stop.listening():
+            trainer = _trainer(recipe, callbacks)
+            trainer.fit(module, loader, _in_order(validation, recipe), ckpt_path=last, weights_only=True)
         best = read_checkpoint(Path(checkpoint.best_model_path))
         module.load_state_dict(best["state_dict"])
-        tested = [] if test is None else _trainer(recipe, []).test(module, _loader(test, recipe), verbose=False)
+        tested = [] if test is None else _trainer(recipe, []).test(module, _in_order(test, recipe), verbose=False)
     best_epoch = int(best["epoch"]) + 1
     return Fitted(
         best_epoch=best_epoch,
@@ -153,13 +181,8 @@ def _trainer(recipe: Recipe, callbacks: list[Callback]) -> L.Trainer:
     )
 
 
-def _loader(images: Images, recipe: Recipe, *, seed: int | None = None) -> DataLoader[tuple[Tensor, ...]]:
-    """Batches; with a seed in an order that depends on seed and epoch alone, without one in the set's own order."""
-    shuffled: DistributedSampler[Any] | None = None
-    if seed is not None:
-        shuffled = DistributedSampler(images, num_replicas=1, rank=0, shuffle=True, seed=seed)
-    batch_size = recipe.batch_size if seed is not None else max(recipe.batch_size, 256)
-    return DataLoader(images, batch_size, sampler=shuffled, num_workers=recipe.workers)
+def _in_order(images: Images, recipe: Recipe) -> DataLoader[tuple[Tensor, ...]]:
+    return DataLoader(images, max(recipe.batch_size, 256), num_workers=recipe.workers)
 
 
 def _validation_at(metrics: Path, epoch: int) -> dict[str, float]:

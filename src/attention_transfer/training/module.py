@@ -102,9 +102,9 @@ def parameter_groups(objective: nn.Module, *, lr: float, decay: float, layers: f
     vit: Any = cast(Objective, objective).vit
     tokens = tuple(vit.no_weight_decay())
     groups: list[dict[str, Any]] = (
-        param_groups_weight_decay(vit, decay, tokens)
+        param_groups_weight_decay(vit, weight_decay=decay, no_weight_decay_list=tokens)
         if layers == 1
-        else param_groups_layer_decay(vit, decay, tokens, layer_decay=layers)
+        else param_groups_layer_decay(vit, weight_decay=decay, no_weight_decay_list=tokens, layer_decay=layers)
     )
     in_vit = {id(p) for p in vit.parameters()}
     rest = [p for p in objective.parameters() if p.requires_grad and id(p) not in in_vit]

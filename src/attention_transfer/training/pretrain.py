@@ -19,7 +19,7 @@ from attention_transfer.vit import describe, initialise, load_vit, save_vit
 
 log = logging.getLogger("attention_transfer")
 
-MAE_RECIPE = Recipe(epochs=150, batch_size=128, lr=2e-3, beta2=0.95, ema_decay=0.99, validate_every=10)
+MAE_RECIPE = Recipe(epochs=120, batch_size=64, lr=1.5e-3, beta2=0.95, ema_decay=0.99, validate_every=10)
 """Settings of masked autoencoding on the embedded digits."""
 
 

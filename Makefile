@@ -1,0 +1,55 @@
+# `make demo` and `make test` set everything up by themselves; a second time they are quick.
+#   PYTHON=python3.12 make test    chooses the interpreter (3.11 or newer)
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint types layers unit docs format clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo    set up, pre-train a teacher on handwritten digits and compare what its attention is worth"
+	@echo "make test    set up, then lint, types, import layers, tests and docs"
+	@echo "make format  rewrite the code in the project's format"
+	@echo "make clean   remove the virtual environment and caches"
+
+demo: $(VENV)/.runtime
+	$(BIN)/attention-transfer demo $(ARGS)
+
+test: lint types layers unit docs
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "attention-transfer needs Python 3.11 or newer; name one with PYTHON=…"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.runtime: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@ $(VENV)/.runtime
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+layers: $(VENV)/.dev
+	$(BIN)/lint-imports
+
+unit: $(VENV)/.dev
+	$(BIN)/python -m pytest $(ARGS)
+
+docs: $(VENV)/.dev
+	$(BIN)/mkdocs build --quiet --strict
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,114 @@
+"""The verb `compare`: the grid, what it skips, and what it writes."""
+
+from __future__ import annotations
+
+import csv
+import re
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from attention_transfer import UserError, compare
+from attention_transfer.experiments.compare import Comparison
+from attention_transfer.experiments.results import Labels, Row, markdown
+from attention_transfer.training import Recipe, fit
+
+RECIPE = Recipe(epochs=2, batch_size=20, validate_every=1)
+
+
+def compare_tiny(teacher: str, out: Path, **changes: Any) -> Comparison:
+    settings = {"presets": "scratch,finetune,copy", "seeds": "0", "shots": "1", "recipe": RECIPE}
+    return compare(**{**settings, "teacher": teacher, "out": str(out), **changes})
+
+
+@pytest.fixture(scope="module")
+def comparison(teacher: str, tmp_path_factory: pytest.TempPathFactory) -> Comparison:
+    return compare_tiny(teacher, tmp_path_factory.mktemp("comparison") / "c", seeds="0,1", fractions="0.05")
+
+
+def test_the_grid_is_presets_by_seeds_by_labels(comparison: Comparison) -> None:
+    assert {(r.preset, r.labels, r.seed) for r in comparison.rows} == {
+        (preset, labels, seed)
+        for preset in ("scratch", "finetune", "copy")
+        for labels in ("1 labels a class", "5 % of the labels")
+        for seed in (0, 1)
+    }
+    assert {r.images for r in comparison.rows if r.labels == "1 labels a class"} == {10}
+
+
+def test_results_are_written_as_rows_and_as_a_table(comparison: Comparison) -> None:
+    with (comparison.path / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [float(r["test_accuracy"]) for r in rows] == [r.test_accuracy for r in comparison.rows]
+    assert (comparison.path / "results.md").read_text() == markdown(comparison.rows)
+
+
+def test_the_page_stands_alone(comparison: Comparison) -> None:
+    page = (comparison.path / "report.html").read_text()
+    sources = re.findall(r'(?:src|href)="([^"]{0,40})', page)
+    assert len(sources) == 5  # accuracies, curves and three images
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    for name in ("scratch", "finetune", "copy"):
+        assert f"<td>{name}</td>" in page
+
+
+def test_what_is_done_is_not_done_again_and_more_can_be_added(
+    comparison: Comparison, teacher: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = []
+
+    def counting(*arguments: Any, **settings: Any) -> Any:
+        trained.append(settings["name"])
+        return fit(*arguments, **settings)
+
+    monkeypatch.setattr(import_module("attention_transfer.training.train"), "fit", counting)
+    again = compare_tiny(teacher, comparison.path, seeds="0,1,2", fractions="0.05")
+    assert trained == ["scratch seed 2", "finetune seed 2", "copy seed 2"] * 2
+    old = {(r.preset, r.labels, r.seed): r for r in comparison.rows}
+    assert {k: r for r in again.rows if (k := (r.preset, r.labels, r.seed)) in old} == old
+
+
+def test_without_a_teacher_one_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    def refuse(**settings: Any) -> None:
+        asked.update(settings)
+        raise UserError("enough")
+
+    monkeypatch.setattr(import_module("attention_transfer.experiments.compare"), "pretrain", refuse)
+    with pytest.raises(UserError, match="enough"):
+        compare(shots="1", out=str(tmp_path / "c"))
+    assert asked["out"] == str(tmp_path / "c" / "teacher")
+
+
+def test_every_mistake_is_listed_and_nothing_written(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        compare("copi,distill", seeds="0,x", shots="0", fractions="1.5", out=str(tmp_path / "c"))
+    message = str(caught.value)
+    for part in ("did you mean 'copy'", "seeds has 'x'", "shots is 0", "fraction is 1.5"):
+        assert part in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_comparison_with_another_teacher_is_refused(comparison: Comparison, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds another comparison"):
+        compare_tiny("elsewhere", comparison.path)
+    (tmp_path / "note.txt").write_text("mine")
+    with pytest.raises(UserError, match="holds no comparison"):
+        compare_tiny("elsewhere", tmp_path)
+
+
+def test_the_table_shows_means_intervals_and_shares() -> None:
+    def row(preset: str, seed: int, accuracy: float) -> Row:
+        return Row(preset, "5 labels a class", seed, 50, accuracy, 1.0, 0.1, 0.5, 3, 10, 2.0, "x")
+
+    rows = [row("scratch", s, 0.5) for s in (0, 1, 2)] + [row("finetune", s, 0.9) for s in (0, 1, 2)]
+    rows += [row("copy", s, 0.8) for s in (0, 1, 2)]
+    assert "| copy | 80.0 ± 0.0 | 75 % (75 to 75) | 2 | 3 |" in markdown(rows)
+    assert "| scratch | 50.0 ± 0.0 | 0 % | 2 | 3 |" in markdown(rows)
+
+
+def test_labels_name_themselves() -> None:
+    assert (Labels(shots=5).slug, Labels(fraction=0.15).slug) == ("5shot", "15pct")

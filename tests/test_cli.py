@@ -1,0 +1,135 @@
+"""The command line: flags, sentences and exit codes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from attention_transfer import UserError, cli
+from attention_transfer.training import Recipe, read_yaml
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("trian", "there is no verb 'trian'; did you mean 'train'?"),
+        ("", "name a verb: demo, pretrain, train, compare, predict"),
+        ("train --presett copy", "there is no option --presett; did you mean '--preset'?"),
+        ("train --preset copi", "there is no preset 'copi'; did you mean 'copy'?"),
+        ("train --recipe.lrr 1", "there is no option --recipe.lrr; did you mean '--recipe.lr'?"),
+        ("train --recipe.lr fast", "recipe.lr is fast; give a value of type float"),
+        ("train --shots many", "shots is many; give a value of type int"),
+        ("train --rules+=Distil", "there is no rule 'Distil'; did you mean 'Distill'?"),
+        ("train --rules+=Distill --rules.weight=-1", "Distill.weight is -1.0; give a finite number of at least 0"),
+        ("train --preset scratch --data mnist", "there is no data set 'mnist'; choose one of: digits"),
+        ("train --preset copy --teacher builtin/vit_digit", "there is no built-in model 'vit_digit'"),
+        ("compare --recipe.lr fast", "recipe: lr is fast; give a value of type float"),
+        ("predict", "run and images missing; add what is missing, or see --help"),
+        ("demo --quick --full", "quick and full exclude each other; choose one"),
+    ],
+)
+def test_a_mistake_gets_one_sentence(arguments: str, sentence: str) -> None:
+    with pytest.raises(UserError) as caught:
+        cli.run(arguments.split())
+    assert str(caught.value).startswith(sentence)
+    assert "\n" not in str(caught.value)
+
+
+def test_wrong_input_leaves_with_code_2_and_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["attention-transfer", "train", "--preset", "copi"])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.strip() == "error: there is no preset 'copi'; did you mean 'copy'?"
+
+
+def test_a_run_is_repeated_from_its_configuration(teacher: str, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    arguments = f"train --preset distill --teacher {teacher} --shots 1 --epochs 2 --recipe.lr 0.002 --out {first}"
+    cli.run(arguments.split())
+    cli.run(f"train --config {first / 'config.yaml'} --out {second}".split())
+    one, two = read_yaml(first / "config.yaml"), read_yaml(second / "config.yaml")
+    assert {**one, "out": None} == {**two, "out": None}
+    assert one["recipe"]["lr"] == 0.002
+    assert (first / "metrics.jsonl").read_text() == (second / "metrics.jsonl").read_text()
+
+
+def test_print_config_shows_what_would_be_run(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.run(["train", "--preset", "gta", "--recipe.lr", "0.5", "--print_config"])
+    assert not caught.value.code
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert (shown["preset"], shown["recipe"]["lr"]) == ("gta", 0.5)
+
+
+def test_switches_stand_alone_and_dashes_are_underscores() -> None:
+    parser = cli.build_parser()
+    settings = parser.parse_args(["train", "--overwrite", "--image-size", "16", "--recipe.batch-size", "4"]).train
+    assert (settings.overwrite, settings.image_size, settings.recipe.batch_size) == (True, 16, 4)
+    assert parser.parse_args(["train", "--image_size", "16"]).train.image_size == 16
+
+
+def test_the_help_of_a_preset_shows_its_own_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    from attention_transfer.transfer import PRESETS, Preset
+
+    monkeypatch.setitem(PRESETS, "gta", Preset("x", init="teacher", recipe={"lr": 0.123}))
+    settings = cli.build_parser(["train", "--preset=gta"]).parse_args(["train", "--preset", "gta"]).train
+    assert settings.recipe.lr == 0.123
+    assert cli.build_parser().parse_args(["train"]).train.recipe.lr == Recipe(**PRESETS["distill"].recipe).lr  # type: ignore[arg-type]
+
+
+def test_the_flags_are_these() -> None:
+    """A new flag is a promise: it changes this list, the docs and the changelog together."""
+    parser = cli.build_parser()
+    subparsers = parser._subcommands_action._name_parser_map
+    flags = {
+        verb: {o for a in sub._actions for o in a.option_strings if re.fullmatch("--(?!recipe)[a-z-_]+", o)}
+        - {"--help", "--config", "--print_config"}
+        for verb, sub in subparsers.items()
+    }
+    assert flags == {
+        "demo": {"--quick", "--full", "--out"},
+        "pretrain": {
+            "--model",
+            "--data",
+            "--mask-ratio",
+            "--seed",
+            "--epochs",
+            "--image-size",
+            "--out",
+            "--overwrite",
+        },
+        "train": {
+            "--preset",
+            "--teacher",
+            "--pretrained",
+            "--data",
+            "--fraction",
+            "--shots",
+            "--seed",
+            "--epochs",
+            "--image-size",
+            "--init",
+            "--rules",
+            "--out",
+            "--overwrite",
+        },
+        "compare": {
+            "--presets",
+            "--seeds",
+            "--shots",
+            "--fractions",
+            "--teacher",
+            "--pretrained",
+            "--data",
+            "--epochs",
+            "--image-size",
+            "--out",
+        },
+        "predict": {"--top", "--batch-size", "--out", "--overwrite"},
+    }

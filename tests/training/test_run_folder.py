@@ -1,0 +1,88 @@
+"""Who may write into a run's folder."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from attention_transfer import UserError
+from attention_transfer.training import RunFolder, write_whole
+
+CONFIG = {"preset": "copy", "seed": 0, "out": "x", "overwrite": False}
+
+
+def test_a_new_folder_holds_configuration_and_environment(tmp_path: Path) -> None:
+    folder = RunFolder.open(tmp_path / "a" / "run", CONFIG, overwrite=False)
+    assert folder.config() == CONFIG
+    assert folder.has("environment.json")
+    assert not folder.finished
+
+
+def test_the_same_configuration_is_taken_up_wherever_it_lies(tmp_path: Path) -> None:
+    RunFolder.open(tmp_path, CONFIG, overwrite=False)
+    again = RunFolder.open(tmp_path, {**CONFIG, "out": "elsewhere"}, overwrite=False)
+    assert again.config()["out"] == "x"
+
+
+def test_another_configuration_is_refused_and_the_difference_named(tmp_path: Path) -> None:
+    RunFolder.open(tmp_path, CONFIG, overwrite=False)
+    with pytest.raises(UserError, match="seed is 0 there and 1 here"):
+        RunFolder.open(tmp_path, {**CONFIG, "seed": 1}, overwrite=False)
+    assert RunFolder(tmp_path).config() == CONFIG
+
+
+def test_overwrite_replaces_a_run(tmp_path: Path) -> None:
+    RunFolder.open(tmp_path, CONFIG, overwrite=False).write_json("summary.json", {})
+    folder = RunFolder.open(tmp_path, {**CONFIG, "seed": 1}, overwrite=True)
+    assert folder.config()["seed"] == 1
+    assert not folder.finished
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_with_something_else_is_never_touched(tmp_path: Path, overwrite: bool) -> None:
+    precious = tmp_path / "thesis.tex"
+    precious.write_text("years of work")
+    with pytest.raises(UserError, match="holds no run"):
+        RunFolder.open(tmp_path, CONFIG, overwrite=overwrite)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is a file"):
+        RunFolder.open(tmp_path / "file", CONFIG, overwrite=False)
+    with pytest.raises(UserError, match="can't be written"):
+        RunFolder.open(tmp_path / "file" / "run", CONFIG, overwrite=False)
+
+
+def test_a_folder_without_permission_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As the super-user everything is permitted, so the refusal of the system is played.
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(UserError, match="can't be written"):
+        RunFolder.open(tmp_path / "run", CONFIG, overwrite=False)
+
+
+def test_a_full_disk_is_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 2**20})())
+    with pytest.raises(UserError, match="has 1 MB left"):
+        RunFolder.open(tmp_path / "run", CONFIG, overwrite=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_configuration_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("a: [")
+    with pytest.raises(UserError, match="not readable YAML"):
+        RunFolder.open(tmp_path, CONFIG, overwrite=False)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+    write_whole(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_whole(path, "new \ud800")
+    assert path.read_text() == "old"

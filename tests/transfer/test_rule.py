@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from attention_transfer.errors import UserError
+from attention_transfer.transfer import AttentionTransfer, Copy, Distill, Guide, LossRule
+from attention_transfer.transfer.rule import take_heads
+from attention_transfer.vit import AttentionCall, describe
+
+Build = Callable[..., Any]
+
+
+@pytest.mark.parametrize("rule", [Distill, Guide])
+@pytest.mark.parametrize("weight", [-0.1, math.nan, math.inf])
+def test_a_weight_that_is_no_weight_is_refused(rule: type[LossRule], weight: float) -> None:
+    with pytest.raises(UserError, match=rf"{rule.__name__}\.weight is {weight}.* at least 0"):
+        rule(weight=weight)
+
+
+@pytest.mark.parametrize("rule", [Distill, Guide, Copy])
+def test_layers_and_heads_outside_the_model_are_both_named_with_their_bounds(rule: Any, tiny_vit: Build) -> None:
+    spec = describe(tiny_vit())
+    problems = rule(layers=[3], heads=[-4]).problems(spec, spec)
+    assert len(problems) == 2
+    assert f"{rule.__name__}.layers [3] do not exist; choose from -3 to 2" in problems[0]
+    assert f"{rule.__name__}.heads [-4] do not exist; choose from -3 to 2" in problems[1]
+    assert rule(layers=[-3], heads=3).problems(spec, spec) == []
+
+
+def test_a_rule_counts_its_layers_as_every_choice_does() -> None:
+    assert Distill().chosen_layers(4) == (0, 1, 2, 3)
+    assert Distill(layers=2).chosen_layers(4) == (2, 3)
+    assert Distill(layers=[-1, 0]).chosen_layers(4) == (0, 3)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 4), (1, 3, 4, 4), (1, 1, 4, 4), (4, 4), (3, 4, 4)], ids=str)
+def test_taken_heads_have_the_logits_they_had_among_all(shape: tuple[int, ...]) -> None:
+    q, k = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5)
+    call = AttentionCall(q, k, k, torch.randn(shape), 0.4, 1)
+    taken = take_heads(call, (0, 2))
+    torch.testing.assert_close(taken.logits(), call.logits()[:, [0, 2]])
+    assert (taken.v.shape[1], taken.layer) == (2, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Temperature(LossRule):
+    """A rule of one's own: the squared difference of the mean logits."""
+
+    def layer_loss(self, student: AttentionCall, teacher: AttentionCall) -> Tensor:
+        return (student.logits().mean() - teacher.logits().mean()).square()
+
+
+def test_a_rule_of_ones_own_needs_nothing_but_its_loss(tiny_vit: Build, images: Tensor) -> None:
+    teacher, student = tiny_vit(1), tiny_vit(2)
+    output = AttentionTransfer(teacher, student, [Temperature(weight=2.0)])(images)
+    assert output.losses["temperature"].item() > 0
+    output.total(torch.zeros(())).backward()
+    assert student.blocks[0].attn.qkv.weight.grad.abs().max() > 0

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from attention_transfer.vit import in_backward, tap
+
+
+def adds(amount: float, log: list[float] | None = None) -> Callable[..., Any]:
+    def wrapper(forward: Callable[..., Tensor], x: Tensor) -> Tensor:
+        if log is not None:
+            log.append(amount)
+        return forward(x) + amount
+
+    return wrapper
+
+
+@pytest.fixture
+def double() -> nn.Module:
+    """Multiplies by two."""
+    linear = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(linear.weight, 2.0)
+    return linear
+
+
+ONE = torch.ones(1)
+
+
+def test_a_wrapper_stands_around_the_forward_until_it_is_removed(double: nn.Module) -> None:
+    handle = tap(double, adds(10))
+    assert double(ONE).item() == 12
+    handle.remove()
+    assert double(ONE).item() == 2
+    assert "forward" not in double.__dict__
+
+
+def test_the_latest_wrapper_is_the_outermost(double: nn.Module) -> None:
+    order: list[float] = []
+    tap(double, adds(10, order))
+    tap(double, adds(100, order))
+    assert double(ONE).item() == 112
+    assert order == [100, 10]
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_wrappers_come_off_in_any_order(double: nn.Module, first: int) -> None:
+    handles = [tap(double, adds(10)), tap(double, adds(100))]
+    handles[first].remove()
+    assert double(ONE).item() == (102, 12)[first]
+    handles[1 - first].remove()
+    assert "forward" not in double.__dict__
+
+
+def test_removing_twice_takes_off_nothing_else(double: nn.Module) -> None:
+    handle = tap(double, adds(10))
+    handle.remove()
+    tap(double, adds(100))
+    handle.remove()
+    assert double(ONE).item() == 102
+
+
+def test_a_forward_that_another_library_put_there_is_used_and_restored(double: nn.Module) -> None:
+    def theirs(x: Tensor) -> Tensor:
+        return x * 7
+
+    double.forward = theirs
+    handle = tap(double, adds(10))
+    assert double(ONE).item() == 17
+    handle.remove()
+    assert double.__dict__["forward"] is theirs
+    assert double(ONE).item() == 7
+
+
+def test_a_deep_copy_has_no_wrapper_and_its_own_weights(double: nn.Module) -> None:
+    calls: list[float] = []
+    handle = tap(double, adds(10, calls))
+    twin: Any = copy.deepcopy(double)
+    nn.init.constant_(twin.weight, 5.0)
+    assert twin(ONE).item() == 5
+    assert calls == []
+    assert double(ONE).item() == 12
+    handle.remove()
+    assert twin(ONE).item() == 5
+
+
+def test_a_deep_copy_can_be_tapped_without_touching_the_original(double: nn.Module) -> None:
+    tap(double, adds(10))
+    twin = copy.deepcopy(double)
+    tap(twin, adds(100))
+    assert (double(ONE).item(), twin(ONE).item()) == (12, 102)
+
+
+def test_backward_is_told_from_forward() -> None:
+    seen: list[bool] = []
+    x = torch.ones(1, requires_grad=True)
+    y = x * 2
+    y.register_hook(lambda gradient: seen.append(in_backward()))
+    assert not in_backward()
+    y.backward()
+    assert seen == [True]
+    assert not in_backward()

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -21,9 +22,18 @@ def rates(model: Any) -> list[tuple[float, float]]:
     ]
 
 
-def step(shared: SharedDropPath, images: Tensor) -> SharedDropPath:
-    shared.draw(len(images), images.device)
-    return shared
+class Sharing:
+    """Two models with shared masks, and the step that they are in."""
+
+    def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
+        self.masks: list[Tensor] | None = None
+        self.shared = SharedDropPath(student, teacher, lambda: self.masks)
+
+    @contextmanager
+    def step(self, images: Tensor) -> Iterator[None]:
+        self.masks = self.shared.draw(len(images), images.device)
+        yield
+        self.masks = None
 
 
 @pytest.fixture
@@ -56,10 +66,10 @@ def test_a_model_without_such_branches_is_refused() -> None:
 
 def test_teacher_and_student_drop_the_same_branches_in_a_step(pair: tuple[Any, Any], images: Tensor) -> None:
     student, teacher = pair
-    shared = SharedDropPath(student, teacher)
+    sharing = Sharing(student, teacher)
     outputs = []
     for _ in range(3):
-        with step(shared, images):
+        with sharing.step(images):
             outputs.append(student(images))
             torch.testing.assert_close(teacher(images), outputs[-1])
     # New masks at every step, and they do drop something.
@@ -75,9 +85,9 @@ def test_without_sharing_the_two_disagree(pair: tuple[Any, Any], images: Tensor)
 
 def test_masks_drop_at_the_students_rate_and_keep_the_mean(pair: tuple[Any, Any]) -> None:
     student, teacher = pair
-    shared = SharedDropPath(student, teacher)
+    sharing = Sharing(student, teacher)
     ones = torch.ones(4000, 1, 1)
-    with step(shared, ones):
+    with sharing.step(ones):
         values = [teacher.blocks[layer].drop_path1(ones).flatten() for layer in range(3)]
     assert torch.equal(values[0], torch.ones(4000))
     for value, rate in zip(values[1:], (0.25, 0.5), strict=True):
@@ -88,15 +98,15 @@ def test_masks_drop_at_the_students_rate_and_keep_the_mean(pair: tuple[Any, Any]
 def test_a_branch_that_is_always_dropped_is_zero_as_in_timm(tiny_vit: Build) -> None:
     student, ones = tiny_vit(drop_path_rate=1.0).train(), torch.ones(3, 1, 1)
     assert torch.equal(student.blocks[-1].drop_path1(ones), torch.zeros(3, 1, 1))
-    with step(SharedDropPath(student, tiny_vit()), ones):
+    with Sharing(student, tiny_vit()).step(ones):
         assert torch.equal(student.blocks[-1].drop_path1(ones), torch.zeros(3, 1, 1))
 
 
 def test_the_two_branches_of_a_block_are_dropped_independently(pair: tuple[Any, Any]) -> None:
     student, teacher = pair
-    shared = SharedDropPath(student, teacher)
+    sharing = Sharing(student, teacher)
     ones = torch.ones(400, 1, 1)
-    with step(shared, ones):
+    with sharing.step(ones):
         block = student.blocks[2]
         assert not torch.equal(block.drop_path1(ones), block.drop_path2(ones))
 
@@ -105,8 +115,8 @@ def test_outside_a_step_both_models_behave_as_before(pair: tuple[Any, Any], imag
     student, teacher = pair
     torch.manual_seed(1)
     expected = student(images), teacher(images)
-    shared = SharedDropPath(student, teacher)
-    with step(shared, images):
+    sharing = Sharing(student, teacher)
+    with sharing.step(images):
         student(images)
     torch.manual_seed(1)
     assert torch.equal(student(images), expected[0])
@@ -117,9 +127,9 @@ def test_removing_the_handles_leaves_nothing(
     pair: tuple[Any, Any], tapped: Callable[[nn.Module], list[str]], images: Tensor
 ) -> None:
     student, teacher = pair
-    shared = SharedDropPath(student, teacher)
+    sharing = Sharing(student, teacher)
     assert tapped(student)
-    for handle in shared.handles:
+    for handle in sharing.shared.handles:
         handle.remove()
     assert tapped(student) == tapped(teacher) == []
 
@@ -128,22 +138,22 @@ def test_removing_the_handles_leaves_nothing(
 def test_gradients_under_checkpointing_are_those_without(
     use_reentrant: bool, pair: tuple[Any, Any], images: Tensor, reentrant: Callable[[bool], None]
 ) -> None:
-    """Checkpointing runs the blocks again after the step, and there they must meet the masks of the step."""
+    """Checkpointing runs the blocks again in the backward pass, and there they must meet the masks of the step."""
     reentrant(use_reentrant)
     original, teacher = pair
     results = []
     for checkpointing in (False, True):
         student = copy.deepcopy(original)
         student.set_grad_checkpointing(checkpointing)
-        shared = SharedDropPath(student, teacher)
+        sharing = Sharing(student, teacher)
         torch.manual_seed(1)
-        with step(shared, images):
+        with sharing.step(images):
             output = student(images)
-        output.square().sum().backward()
+            output.square().sum().backward()
         results.append([output.detach(), *(parameter.grad for parameter in student.parameters())])
     torch.testing.assert_close(results[1], results[0])
 
 
 def test_models_of_other_depths_cannot_share(tiny_vit: Build) -> None:
     with pytest.raises(UserError, match="same depth"):
-        SharedDropPath(tiny_vit(depth=2), tiny_vit(depth=3))
+        SharedDropPath(tiny_vit(depth=2), tiny_vit(depth=3), lambda: None)

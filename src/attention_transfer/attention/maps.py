@@ -50,5 +50,5 @@ def class_logits(q_BHND: Tensor, k_BHMD: Tensor, *, scale: float | None = None, 
     Returns:
         Logits of the class token's query against all keys, (B, H, M).
     """
-    row_mask = mask[..., :1, :] if mask is not None and mask.shape[-2] > 1 else mask
+    row_mask = mask[..., :1, :] if mask is not None and mask.dim() > 1 and mask.shape[-2] > 1 else mask
     return attention_logits(q_BHND[..., :1, :], k_BHMD, scale=scale, mask=row_mask).squeeze(-2)

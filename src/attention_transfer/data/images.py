@@ -105,7 +105,14 @@ def _to_mode(spec: ViTSpec) -> Callable[[Image.Image], Image.Image]:
     if spec.channels not in (1, 3):
         raise UserError(f"{spec.name} takes {spec.channels} channels; images have 1 or 3")
     mode = "L" if spec.channels == 1 else "RGB"
-    return lambda image: image if image.mode == mode else image.convert(mode)
+    return lambda image: image if image.mode == mode else _eight_bits(image).convert(mode)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """16-bit greys brought to 8 bits; Pillow's own conversion would cut everything above 255 to white."""
+    if not image.mode.startswith("I"):
+        return image
+    return Image.fromarray((np.asarray(image).astype(np.int64) // 256).clip(0, 255).astype(np.uint8))
 
 
 def _resize(spec: ViTSpec) -> Sequence[Callable[[Image.Image], Image.Image]]:

@@ -21,15 +21,19 @@ from attention_transfer.vit import describe
 class MAEOutput:
     """Loss of one batch: the mean squared error of the masked patches, each normalised to mean 0 and variance 1.
 
-    A network that has learnt nothing and answers 0 has a loss just below 1.
+    Attributes:
+        loss: the error of the prediction, a scalar.
+        zero: the error of answering 0, which is what a network that has learnt nothing does: 1, less the share of
+            patches of one colour.
     """
 
     loss: Tensor
+    zero: Tensor
 
     @property
     def losses(self) -> dict[str, Tensor]:
-        """The loss by name."""
-        return {"reconstruction": self.loss}
+        """The loss and what it is measured against, by name."""
+        return {"reconstruction": self.loss, "zero": self.zero}
 
     @property
     def logits(self) -> None:
@@ -64,9 +68,11 @@ class MaskedAutoencoder(nn.Module):
         spec = describe(encoder)
         vit: Any = encoder
         patches = spec.grid[0] * spec.grid[1]
-        self.visible = round(patches * (1 - mask_ratio))
+        self.visible = round(patches * (1 - mask_ratio)) if 0 < mask_ratio < 1 else 0
         if not 0 < self.visible < patches:
-            raise UserError(f"mask_ratio {mask_ratio} hides {patches - self.visible} of {patches} patches; hide some")
+            raise UserError(
+                f"mask_ratio {mask_ratio} leaves {self.visible} of {patches} patches visible; hide some, not all"
+            )
         if getattr(vit, "pos_embed", None) is None or {"registers", "pre-norm", "RoPE"} & spec.components:
             raise UserError(f"{spec.name} can't be pre-trained by MAE here; a plain ViT is needed")
         self.encoder = encoder
@@ -90,9 +96,11 @@ class MaskedAutoencoder(nn.Module):
         visible_BK = self._visible(len(images), images.device)
         prediction_BLP = self._decode(self._encode(images, visible_BK), visible_BK)
         target_BLP = self._patches(images)
+        hidden_BL = torch.ones_like(target_BLP[..., 0]).scatter(1, visible_BK, 0.0)
         error_BL = (prediction_BLP - target_BLP).square().mean(dim=-1)
-        hidden_BL = torch.ones_like(error_BL).scatter(1, visible_BK, 0.0)
-        return MAEOutput((error_BL * hidden_BL).sum() / hidden_BL.sum())
+        zero_BL = target_BLP.square().mean(dim=-1)
+        share_BL = hidden_BL / hidden_BL.sum()
+        return MAEOutput((error_BL * share_BL).sum(), (zero_BL * share_BL).sum())
 
     @property
     def vit(self) -> nn.Module:
@@ -140,5 +148,5 @@ class MaskedAutoencoder(nn.Module):
         """Pixels of each patch, normalised patch by patch, (B, L, P)."""
         patches_BPL = nn.functional.unfold(images, self.patch, stride=self.patch)
         patches_BLP = patches_BPL.transpose(1, 2)
-        variance, mean = torch.var_mean(patches_BLP, dim=-1, keepdim=True)
+        variance, mean = torch.var_mean(patches_BLP, dim=-1, correction=0, keepdim=True)
         return (patches_BLP - mean) / (variance + 1e-6).sqrt()

@@ -104,8 +104,9 @@ def _pretrain(config: dict[str, Any], recipe: Recipe, *, overwrite: bool) -> Run
         }
         folder.write_json("summary.json", summary)
         log.info(
-            "teacher: reconstruction loss %.3f on held-out images (1 has learnt nothing) after %.0f s, in %s",
+            "teacher: reconstruction loss %.3f on held-out images (%.3f has learnt nothing) after %.0f s, in %s",
             fitted.validation["loss"],
+            fitted.validation["zero"],
             fitted.seconds,
             folder.path,
         )

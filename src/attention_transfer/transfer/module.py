@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +17,13 @@ from attention_transfer.errors import UserError, raise_all
 from attention_transfer.transfer.rule import LossRule, OperandRule, Rule
 from attention_transfer.vit import (
     AttentionCall,
+    Replay,
     SharedDropPath,
     TapHandle,
     capture,
     carries_gradient,
     check_transfer,
     describe,
-    in_backward,
     listen,
 )
 
@@ -88,9 +89,14 @@ class AttentionTransfer(nn.Module):
             self._unregistered = (teacher.eval().requires_grad_(False),)
         depth = describe(student).depth if rules else 0
         self._losses = _named([rule for rule in self.rules if isinstance(rule, LossRule)], depth)
-        self._copies = _Copies([rule for rule in self.rules if isinstance(rule, OperandRule)], student, depth)
-        self._drop_path = SharedDropPath(student, teacher) if share_drop_path and teacher is not None else None
-        handles = self._copies.handles + (self._drop_path.handles if self._drop_path else [])
+        self._replay: Replay[_Step] = Replay(student)
+        copied = _by_layer([rule for rule in self.rules if isinstance(rule, OperandRule)], depth)
+        handles = [self._replay.handle, *_replace_operands(student, copied, self._replay)]
+        self._copied_layers = set(copied)
+        self._drop_path = None
+        if share_drop_path and teacher is not None:
+            self._drop_path = SharedDropPath(student, teacher, partial(_masks, self._replay))
+            handles += self._drop_path.handles
         self._release = weakref.finalize(self, _remove, handles)
 
     @property
@@ -103,19 +109,19 @@ class AttentionTransfer(nn.Module):
         weights = {name: rule.weight for name, (rule, _) in self._losses.items()}
         if self.teacher is None:
             return TransferOutput(self.student(images), {}, weights)
-        with ExitStack() as stack:
-            if self._drop_path is not None and self.training:
-                self._drop_path.draw(len(images), images.device)
-                stack.enter_context(self._drop_path)
-            teacher_calls = self._run_teacher(self.teacher, images)
-            student_calls = stack.enter_context(_calls(self.student, self._loss_layers()))
-            logits = self._copies.run(self.student, images, teacher_calls)
+        masks = self._drop_path.draw(len(images), images.device) if self._drop_path and self.training else None
+        with self._replay.step(_Step({}, masks)):
+            step = _Step(self._run_teacher(self.teacher, images), masks)
+        with self._replay.step(step), _calls(self.student, self._loss_layers()) as student_calls:
+            logits: Tensor = self.student(images)
         by_layer = {call.layer: call for call in student_calls}
         self._check_gradients(by_layer)
         losses = {
-            name: torch.stack([rule.layer_loss(by_layer[layer], teacher_calls[layer]) for layer in layers]).sum()
+            name: torch.stack([rule.layer_loss(by_layer[layer], step.teacher_calls[layer]) for layer in layers]).sum()
             for name, (rule, layers) in self._losses.items()
         }
+        for loss in losses.values():  # a backward pass may come through a loss and not through the logits
+            self._replay.remember(loss, step)
         return TransferOutput(logits, losses, weights)
 
     def release(self) -> None:
@@ -123,7 +129,7 @@ class AttentionTransfer(nn.Module):
         self._release()
 
     def _run_teacher(self, teacher: nn.Module, images: Tensor) -> dict[int, AttentionCall]:
-        needed = sorted(self._loss_layers() | self._copies.layers)
+        needed = sorted(self._loss_layers() | self._copied_layers)
         with torch.no_grad(), capture(teacher, layers=needed) as calls:
             teacher(images)
         return {call.layer: call for call in calls}
@@ -163,48 +169,38 @@ class AttentionTransfer(nn.Module):
         return twin
 
 
-class _Copies:
-    """The operands that the student's blocks take from the teacher.
+@dataclass(frozen=True)
+class _Step:
+    """What one forward of student and teacher is run with."""
 
-    They must outlive the forward pass: gradient checkpointing runs the blocks again in the backward pass, and there
-    they must meet the same teacher. So they are kept until the next forward, and used in no forward but their own.
-    """
+    teacher_calls: dict[int, AttentionCall]
+    masks: Sequence[Tensor] | None
 
-    def __init__(self, rules: Sequence[OperandRule], student: nn.Module, depth: int) -> None:
-        chosen = [(rule, rule.chosen_layers(depth)) for rule in rules]
-        self.layers = {layer for _, layers in chosen for layer in layers}
-        self._rules = {layer: [rule for rule, layers in chosen if layer in layers] for layer in self.layers}
-        self._calls: dict[int, AttentionCall] = {}
-        self._active = False
-        self.handles = listen(student, dict.fromkeys(self.layers, self._replaced)) if self.layers else []
 
-    def run(self, student: nn.Module, images: Tensor, teacher_calls: dict[int, AttentionCall]) -> Tensor:
-        """The student's logits with the teacher's operands in place."""
-        if not self.layers:
-            return cast(Tensor, student(images))
-        self._calls, self._active = teacher_calls, True
-        try:
-            logits: Tensor = student(images)
-        finally:
-            self._active = False
-        if not logits.requires_grad:
-            self._calls = {}
-        elif not torch.compiler.is_compiling():
-            # With several forwards before one backward, each recomputation must meet the operands of its own.
-            logits.register_hook(lambda _: self._recall(teacher_calls))
-        return logits
+def _by_layer(rules: Sequence[OperandRule], depth: int) -> dict[int, list[OperandRule]]:
+    layers = {layer for rule in rules for layer in rule.chosen_layers(depth)}
+    return {layer: [rule for rule in rules if layer in rule.chosen_layers(depth)] for layer in sorted(layers)}
 
-    def _recall(self, calls: dict[int, AttentionCall]) -> None:
-        self._calls = calls
 
-    def _replaced(self, call: AttentionCall) -> AttentionCall:
-        if not self._active and not in_backward():
-            self._calls = {}  # the student runs by itself: nothing of an earlier step may reach it
-        if not self._calls:
+def _replace_operands(
+    student: nn.Module, copied: dict[int, list[OperandRule]], replay: Replay[_Step]
+) -> list[TapHandle]:
+    """Let the blocks of the student take operands from the teacher, in the steps of `replay` and nowhere else."""
+
+    def replaced(call: AttentionCall) -> AttentionCall:
+        step = replay.state()
+        if step is None:
             return call
-        for rule in self._rules[call.layer]:
-            call = rule.operands(call, self._calls[call.layer])
+        for rule in copied[call.layer]:
+            call = rule.operands(call, step.teacher_calls[call.layer])
         return call
+
+    return listen(student, dict.fromkeys(copied, replaced)) if copied else []
+
+
+def _masks(replay: Replay[_Step]) -> Sequence[Tensor] | None:
+    step = replay.state()
+    return None if step is None else step.masks
 
 
 def _remove(handles: list[TapHandle]) -> None:

@@ -78,6 +78,6 @@ def take_heads(call: AttentionCall, heads: tuple[int, ...]) -> AttentionCall:
         return call
     index = list(heads)
     mask = call.mask
-    if mask is not None and mask.dim() == 4 and mask.shape[1] > 1:
-        mask = mask[:, index]
+    if mask is not None and mask.dim() > 2 and mask.shape[-3] > 1:
+        mask = mask[..., index, :, :]
     return AttentionCall(call.q[:, index], call.k[:, index], call.v[:, index], mask, call.scale, call.layer)

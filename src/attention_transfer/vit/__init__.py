@@ -15,6 +15,7 @@ from attention_transfer.vit.load import load_vit as load_vit
 from attention_transfer.vit.load import save_vit as save_vit
 from attention_transfer.vit.match import TransferReport as TransferReport
 from attention_transfer.vit.match import check_transfer as check_transfer
+from attention_transfer.vit.replay import Replay as Replay
 from attention_transfer.vit.student import initialise as initialise
 from attention_transfer.vit.student import student_from as student_from
 from attention_transfer.vit.student import student_like as student_like

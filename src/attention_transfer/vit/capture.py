@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from attention_transfer.attention import attention_logits, attention_maps, class_logits
 from attention_transfer.errors import UserError
 from attention_transfer.vit.indices import Indices, select
-from attention_transfer.vit.tap import Forward, TapHandle, tap
+from attention_transfer.vit.tap import Forward, TapHandle, in_backward, tap
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,13 +73,18 @@ def attention_modules(model: nn.Module) -> Sequence[nn.Module]:
     modules = (
         [getattr(block, "attn", None) for block in blocks] if isinstance(blocks, nn.Sequential | nn.ModuleList) else []
     )
-    found = [module for module in modules if isinstance(module, nn.Module)]
+    found = [module for module in modules if isinstance(module, nn.Module) and _attends_over_tokens(module)]
     if not found or len(found) != len(modules):
         raise UserError(
             f"{type(model).__name__} has no supported attention: a plain timm vision transformer is needed, "
             "one with .blocks[i].attn (ViT, DeiT, DINOv2, DINOv3, BEiT, CLIP, EVA-02, SigLIP, …)"
         )
     return found
+
+
+def _attends_over_tokens(module: nn.Module) -> bool:
+    """Whether it is timm's attention of tokens to tokens; talking heads (CaiT) and channels (XCiT) are other shapes."""
+    return hasattr(module, "fused_attn") and not hasattr(module, "temperature")
 
 
 def listen(model: nn.Module, listeners: dict[int, Listener]) -> list[TapHandle]:
@@ -115,7 +120,9 @@ def capture(model: nn.Module, *, layers: Indices = None) -> Iterator[list[Attent
     calls: list[AttentionCall] = []
 
     def record(call: AttentionCall) -> AttentionCall:
-        calls.append(call)
+        # Gradient checkpointing runs blocks again in the backward pass; they were recorded in the forward pass.
+        if torch.compiler.is_compiling() or not in_backward():
+            calls.append(call)
         return call
 
     chosen = select(layers, len(attention_modules(model)), "layers")

@@ -64,7 +64,7 @@ def describe(model: nn.Module) -> ViTSpec:
         name=str(vit.pretrained_cfg.get("architecture", type(model).__name__)),
         depth=len(vit.blocks),
         heads=int(attention.num_heads),
-        head_dim=int(attention.head_dim),
+        head_dim=int(getattr(attention, "head_dim", 0) or round(attention.scale**-2)),
         width=int(vit.embed_dim),
         prefix_tokens=int(vit.num_prefix_tokens),
         class_token=getattr(vit, "cls_token", None) is not None,
@@ -93,7 +93,13 @@ def _components(vit: Any, attention: Any) -> frozenset[str]:
         "distillation token": getattr(vit, "dist_token", None) is not None,
         "pre-norm": _present(vit, "norm_pre"),
         "q/k norm": _present(attention, "q_norm"),
-        "relative position bias": _present(attention, "relative_position_bias_table") or _present(vit, "rel_pos_bias"),
+        "relative position bias": any(
+            (
+                _present(attention, "relative_position_bias_table"),
+                _present(attention, "rel_pos"),
+                _present(vit, "rel_pos_bias"),
+            )
+        ),
         "RoPE": _present(vit, "rope"),
         "gated MLP": isinstance(getattr(block, "mlp", None), GluMlp | SwiGLU),
         "gated attention": _present(attention, "gate"),

@@ -6,6 +6,7 @@ the network that the student is at that step (Li et al. 2024, released training 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from timm.layers import DropPath, calculate_drop_path_rates
 from torch import Tensor, nn
 
 from attention_transfer.errors import UserError
-from attention_transfer.vit.tap import Forward, TapHandle, in_backward, tap
+from attention_transfer.vit.tap import Forward, TapHandle, Wrapper, tap
 
 _BRANCHES = ("drop_path1", "drop_path2")  # timm's names: the attention branch and the MLP branch of a block
 
@@ -27,14 +28,18 @@ def set_drop_path(model: nn.Module, rate: float) -> None:
 
 
 class SharedDropPath:
-    """Gives the residual branches of two models one set of drop-path masks, drawn anew for each step.
+    """Gives the residual branches of two models one set of drop-path masks a step.
 
-    The rates are those of the student's `DropPath` modules. Outside a step both models behave as they did before.
+    The rates are those of the student's `DropPath` modules. Where there are no masks, both models behave as before.
+
+    Args:
+        student: the model whose rates count.
+        teacher: a model of the same depth.
+        masks: gives the masks of the step that is running, as drawn by `draw`, or `None` outside any.
     """
 
-    def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
-        self._masks: list[Tensor] = []
-        self._active = False
+    def __init__(self, student: nn.Module, teacher: nn.Module, masks: Callable[[], Sequence[Tensor] | None]) -> None:
+        self._masks = masks
         self._rates = [_rate(getattr(block, branch)) for block in _blocks(student) for branch in _BRANCHES]
         self.handles: list[TapHandle] = []
         for model in (student, teacher):
@@ -43,22 +48,16 @@ class SharedDropPath:
                 raise UserError("drop-path masks can only be shared by teacher and student of the same depth")
             self.handles += [tap(module, self._at(index)) for index, module in enumerate(branches)]
 
-    def draw(self, batch: int, device: torch.device) -> None:
-        """Draw the masks of the next step: `batch` values a branch, 0 or 1/(1 - rate)."""
+    def draw(self, batch: int, device: torch.device) -> list[Tensor]:
+        """Draw the masks of a step: for each branch `batch` values, 0 or 1/(1 - rate)."""
         keep = 1.0 - torch.tensor(self._rates, device=device)[:, None]
-        self._masks = list(torch.bernoulli(keep.expand(-1, batch)) / keep)
+        kept = torch.bernoulli(keep.expand(-1, batch))
+        return list(kept / keep.clamp_min(torch.finfo(keep.dtype).tiny))
 
-    def __enter__(self) -> None:
-        self._active = True
-
-    def __exit__(self, *exc: object) -> None:
-        self._active = False  # the masks stay: gradient checkpointing asks for them again in the backward pass
-
-    def _at(self, index: int) -> Any:
+    def _at(self, index: int) -> Wrapper:
         def forward(original: Forward, x_BNC: Tensor) -> Any:
-            if not self._masks or not (self._active or in_backward()):
-                return original(x_BNC)
-            return x_BNC * self._masks[index].to(x_BNC.dtype)[:, None, None]
+            masks = self._masks()
+            return original(x_BNC) if masks is None else x_BNC * masks[index].to(x_BNC.dtype)[:, None, None]
 
         return forward
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import pickle
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any, cast
-from zipfile import BadZipFile
 
 import timm
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from attention_transfer.errors import UserError, nearest
@@ -82,7 +80,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         raise UserError(f"there is no weights file {path}; check the path")
     try:
         state = timm.models.load_state_dict(str(path), use_ema=True, device="cpu", weights_only=True)
-    except (SafetensorError, BadZipFile, RuntimeError, EOFError, pickle.UnpicklingError, KeyError) as error:
+    except Exception as error:  # damaged bytes make the readers fail in any way; all of them mean the same to the user
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"{path} is not a readable checkpoint (truncated, of another kind, or with pickled code, which is not "
@@ -148,6 +146,9 @@ def _from_folder(folder: Path, options: dict[str, int | None], pretrained: bool)
 def _load_file(model: nn.Module, path: Path, spec: str) -> None:
     """Load the backbone from a weights file; a head that does not fit stays new. Prints what it did."""
     state = read_state(path)
+    # timm's own reading of published layouts, which also resamples position embeddings for another image size.
+    if adapt := getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None):
+        state = adapt(state, model)
     wanted = model.state_dict()
     head = [name for name in wanted if name.startswith(("head.", "head_dist."))]
     missing = [name for name in wanted if name not in state and name not in head]
@@ -183,7 +184,7 @@ def save_vit(model: nn.Module, folder: Path, *, labels: list[str] | None = None)
         timm.models.save_for_hf(
             vit,
             str(written),
-            model_config={"pretrained_cfg": {"label_names": labels} if labels else {}},
+            model_config={"pretrained_cfg": {"label_names": labels, "num_classes": len(labels)} if labels else {}},
             safe_serialization=True,
         )
         if folder.exists():

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
+from torch import nn
 
-from attention_transfer.data import Splits, check_subset, load_data
+from attention_transfer.data import Splits, check_subset, labelled_subset, load_data
 from attention_transfer.errors import UserError, raise_all
 from attention_transfer.experiments.pictures import draw_accuracies, draw_attention, draw_curves
 from attention_transfer.experiments.report import write_report
 from attention_transfer.experiments.results import Labels, Row, row_of, write_results
-from attention_transfer.training import Display, Recipe, pretrain, read_yaml, train, write_whole
+from attention_transfer.training import (
+    Display,
+    Recipe,
+    check_writable,
+    differences,
+    pretrain,
+    read_yaml,
+    train,
+    write_whole,
+)
 from attention_transfer.transfer import preset
+from attention_transfer.vit import load_vit
 
 log = logging.getLogger("attention_transfer")
 T = TypeVar("T")
@@ -77,14 +88,12 @@ def compare(
     """
     grid = _grid(presets, seeds, shots, fractions)
     splits = load_data(data)
-    folder = _open(Path(out), {"data": data, "teacher": teacher, "pretrained": pretrained, "image_size": image_size})
-    shared: dict[str, Any] = {
-        "pretrained": pretrained,
-        "data": data,
-        "epochs": epochs,
-        "image_size": image_size,
-        "recipe": recipe,
-    }
+    shared: dict[str, Any] = {"pretrained": pretrained, "data": data, "epochs": epochs, "image_size": image_size}
+    _check(grid, splits, epochs, recipe)
+    if teacher is not None:
+        load_vit(teacher, pretrained=pretrained, image_size=image_size)  # says what is wrong before anything is written
+    config = {**shared, "teacher": teacher, "recipe": asdict(recipe) if recipe else None}
+    folder = _open(Path(out), config)
     with Display.open() as display, display.bar("comparison", len(grid) + (teacher is None)) as bar:
         source = teacher
         if source is None:
@@ -96,23 +105,31 @@ def compare(
             bar.note(f"{name}, {labels.title}, seed {seed}")
             place = str(folder / "runs" / f"{name}-{labels.slug}-seed{seed}")
             run = train(
-                name, teacher=source, seed=seed, fraction=labels.fraction, shots=labels.shots, out=place, **shared
+                name,
+                teacher=source,
+                seed=seed,
+                fraction=labels.fraction,
+                shots=labels.shots,
+                recipe=recipe,
+                out=place,
+                **shared,
             )
             rows.append(row_of(run, labels))
             write_results(rows, folder)
             bar.advance()
-    _draw(folder, rows, source, splits)
+    network = load_vit(source, pretrained=pretrained, image_size=image_size)
+    _draw(folder, rows, network, source, splits)
     return Comparison(folder, source, tuple(rows))
 
 
-def _draw(folder: Path, rows: Sequence[Row], teacher: str, splits: Splits) -> None:
+def _draw(folder: Path, rows: Sequence[Row], network: nn.Module, teacher: str, splits: Splits) -> None:
     """Figures and the page. The pictures of attention are those of the first seed at the first amount of labels."""
     figures = [
         draw_accuracies(rows, folder / "figures" / "accuracy.png"),
         draw_curves(rows, folder / "figures" / "curves.png"),
     ]
     shown = [Path(row.run) for row in rows if (row.labels, row.seed) == (rows[0].labels, rows[0].seed)]
-    figures += draw_attention(shown, teacher, splits, folder / "figures")
+    figures += draw_attention(shown, network, splits, folder / "figures")
     write_report(folder, rows, figures, teacher=teacher)
 
 
@@ -139,6 +156,18 @@ def _grid(
     return [(name, labels, seed) for labels in amounts or [Labels()] for seed in numbers for name in names]
 
 
+def _check(grid: Sequence[tuple[str, Labels, int]], splits: Splits, epochs: int | None, recipe: Recipe | None) -> None:
+    """Find before the first run what would stop a later one."""
+    settings = recipe or Recipe()
+    problems = (settings if epochs is None else replace(settings, epochs=epochs)).problems()
+    for labels in dict.fromkeys(labels for _, labels, _ in grid):
+        try:
+            labelled_subset(splits.train.labels, fraction=labels.fraction, shots=labels.shots)
+        except UserError as error:
+            problems.append(str(error))
+    raise_all(problems)
+
+
 def _listed(value: str | Sequence[T], kind: Callable[[str], T], what: str, problems: list[str]) -> list[T]:
     """Values from a list or from text with commas, each once, in order."""
     items = [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else list(value)
@@ -157,17 +186,12 @@ def _open(folder: Path, config: dict[str, object]) -> Path:
     if folder.is_file():
         raise UserError(f"{folder} is a file; choose a folder for the comparison with --out")
     if marker.is_file():
-        there = read_yaml(marker)
-        changed = [
-            f"{key} is {there.get(key)!r} there and {config[key]!r} here"
-            for key in config
-            if there.get(key) != config[key]
-        ]
-        if changed:
+        if changed := differences(read_yaml(marker), config):
             raise UserError(f"{folder} holds another comparison ({'; '.join(changed)}); choose another --out")
         return folder
     if folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty and holds no comparison; choose another folder with --out")
+    check_writable(folder)
     try:
         write_whole(marker, yaml.safe_dump(config, sort_keys=False))
     except OSError as error:

@@ -17,7 +17,7 @@ from attention_transfer.experiments.results import Row, by_labels, lines
 from attention_transfer.experiments.statistics import mean_interval
 from attention_transfer.training import read_metrics
 from attention_transfer.viewing import Point, accuracy_chart, attention_grid, learning_curves, save
-from attention_transfer.vit import capture, describe, load_vit
+from attention_transfer.vit import capture, describe
 
 
 def draw_accuracies(rows: Sequence[Row], path: Path) -> Path:
@@ -41,7 +41,7 @@ def draw_curves(rows: Sequence[Row], path: Path) -> Path:
 
 
 def draw_attention(
-    runs: Sequence[Path], teacher: str, splits: Splits, folder: Path, *, classes: Sequence[int] = (3, 5, 8)
+    runs: Sequence[Path], teacher: nn.Module, splits: Splits, folder: Path, *, classes: Sequence[int] = (3, 5, 8)
 ) -> list[Path]:
     """For the first test image of each class: where each network looks in each layer.
 
@@ -51,9 +51,8 @@ def draw_attention(
     networks: dict[str, tuple[nn.Module, nn.Module]] = {
         name: (run.network, run.network.student) for name, run in loaded.items()
     }
-    source = load_vit(teacher)
-    networks = {**{k: v for k, v in networks.items() if k == "scratch"}, "teacher": (source, source), **networks}
-    spec = describe(source)
+    networks = {**{k: v for k, v in networks.items() if k == "scratch"}, "teacher": (teacher, teacher), **networks}
+    spec = describe(teacher)
     paths = []
     for label in classes:
         index = int(np.flatnonzero(splits.test.labels == label)[0])

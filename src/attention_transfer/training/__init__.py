@@ -18,6 +18,8 @@ from attention_transfer.training.progress import Display as Display
 from attention_transfer.training.progress import console as console
 from attention_transfer.training.recipe import Recipe as Recipe
 from attention_transfer.training.run_folder import RunFolder as RunFolder
+from attention_transfer.training.run_folder import check_writable as check_writable
+from attention_transfer.training.run_folder import differences as differences
 from attention_transfer.training.run_folder import read_yaml as read_yaml
 from attention_transfer.training.run_folder import write_whole as write_whole
 from attention_transfer.training.train import Run as Run

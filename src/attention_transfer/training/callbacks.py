@@ -72,7 +72,7 @@ class MetricsWriter(Callback):
             for name, value in sorted(trainer.callback_metrics.items())
             if name.startswith("train/") or (validated and name.startswith("validation/"))
         }
-        lr = trainer.optimizers[0].param_groups[0]["lr"]
+        lr = max(group["lr"] for group in trainer.optimizers[0].param_groups)
         row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step, "lr": lr, **values}
         self._write([*read_metrics(self.path), row])
 
@@ -83,7 +83,7 @@ class MetricsWriter(Callback):
 
     def _write(self, rows: list[dict[str, float]]) -> None:
         write_whole(self.path, "".join(json.dumps(row) + "\n" for row in rows))
-        columns = sorted({name for row in rows for name in row}, key=lambda name: (name not in _FIRST, name))
+        columns = sorted({name for row in rows for name in row}, key=lambda name: (_FIRST.get(name, len(_FIRST)), name))
         table = io.StringIO()
         writer = csv.DictWriter(table, columns)
         writer.writeheader()
@@ -91,7 +91,7 @@ class MetricsWriter(Callback):
         write_whole(self.path.with_suffix(".csv"), table.getvalue())
 
 
-_FIRST = ("epoch", "step", "lr")
+_FIRST = {"epoch": 0, "step": 1, "lr": 2}
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -17,11 +18,16 @@ def rule_config(rule: Rule) -> dict[str, Any]:
     """A rule as plain data, e.g. `{"class_path": "attention_transfer.Copy", "init_args": {"parts": "qk", …}}`."""
     kind = type(rule)
     own = kind.__module__.startswith("attention_transfer.transfer.")
-    settings = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(rule).items()}
+    settings = {key: _plain(value) for key, value in asdict(rule).items()}
     return {
         "class_path": f"{'attention_transfer' if own else kind.__module__}.{kind.__qualname__}",
         "init_args": settings,
     }
+
+
+def _plain(value: Any) -> Any:
+    """Tuples, ranges and the like as lists, which YAML knows."""
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
 
 
 def read_rules(configs: list[dict[str, Any]]) -> list[Rule]:

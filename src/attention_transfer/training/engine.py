@@ -31,6 +31,7 @@ from attention_transfer.training.module import ObjectiveModule
 from attention_transfer.training.progress import Display
 from attention_transfer.training.recipe import Recipe
 from attention_transfer.training.run_folder import RunFolder
+from attention_transfer.viewing import Point, learning_curves, save
 
 Images = Dataset[tuple[Tensor, ...]]
 
@@ -135,6 +136,7 @@ def fit(
         module.load_state_dict(best["state_dict"])
         tested = [] if test is None else _trainer(recipe, []).test(module, _in_order(test, recipe), verbose=False)
     best_epoch = int(best["epoch"]) + 1
+    _draw_curve(folder, monitor, title=name)
     return Fitted(
         best_epoch=best_epoch,
         validation=_validation_at(metrics.path, best_epoch),
@@ -183,6 +185,15 @@ def _trainer(recipe: Recipe, callbacks: list[Callback]) -> L.Trainer:
 
 def _in_order(images: Images, recipe: Recipe) -> DataLoader[tuple[Tensor, ...]]:
     return DataLoader(images, max(recipe.batch_size, 256), num_workers=recipe.workers)
+
+
+def _draw_curve(folder: RunFolder, monitor: str, *, title: str) -> None:
+    """The monitored value over the epochs, in `figures/curve.png`."""
+    rows = [row for row in read_metrics(folder.path / "metrics.jsonl") if monitor in row]
+    points = [(row["epoch"], Point(row[monitor], row[monitor], row[monitor])) for row in rows]
+    label = monitor.replace("/", " ")
+    figure = learning_curves({title: {label: points}}, ylabel=label, percent=monitor.endswith("accuracy"))
+    save(figure, folder.figures / "curve.png")
 
 
 def _validation_at(metrics: Path, epoch: int) -> dict[str, float]:

@@ -15,11 +15,13 @@ from attention_transfer.training.recipe import Recipe
 from attention_transfer.training.run_folder import RunFolder
 from attention_transfer.training.seeds import seeded
 from attention_transfer.training.train import DEFAULT_ARCHITECTURE, Run
-from attention_transfer.vit import describe, initialise, load_vit, save_vit
+from attention_transfer.vit import describe, initialise, load_vit, save_vit, set_drop_path
 
 log = logging.getLogger("attention_transfer")
 
-MAE_RECIPE = Recipe(epochs=120, batch_size=64, lr=1.5e-3, beta2=0.95, ema_decay=0.99, validate_every=10)
+MAE_RECIPE = Recipe(
+    epochs=120, batch_size=64, lr=1.5e-3, beta2=0.95, ema_decay=0.99, label_smoothing=0.0, validate_every=10
+)
 """Settings of masked autoencoding on the embedded digits."""
 
 
@@ -58,6 +60,11 @@ def pretrain(
     problems = settings.problems()
     if not 0 < mask_ratio < 1:
         problems.append(f"mask_ratio is {mask_ratio}; give a share above 0 and below 1")
+    for name in ("label_smoothing", "share_drop_path"):
+        if getattr(settings, name):
+            problems.append(
+                f"recipe.{name} has no effect in pre-training, which has no labels and no teacher; leave it out"
+            )
     raise_all(problems)
     config = {
         "model": model,
@@ -77,6 +84,7 @@ def _pretrain(config: dict[str, Any], recipe: Recipe, *, overwrite: bool) -> Run
     with seeded(config["seed"]):
         encoder = load_vit(config["model"], pretrained=False, image_size=config["image_size"])
         initialise(encoder)
+        set_drop_path(encoder, recipe.drop_path)
         mae = MaskedAutoencoder(encoder, mask_ratio=config["mask_ratio"])
     folder = RunFolder.open(config["out"], config, overwrite=overwrite)
     if folder.finished:

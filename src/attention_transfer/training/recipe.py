@@ -66,9 +66,14 @@ class Recipe:
             "workers": (0, float("inf")),
         }
         return [
-            f"recipe.{f.name} is {value}; give a number from {low:g} to {high:g}"
+            f"recipe.{f.name} is {value}; give a number {_range(low, high)}"
             for f in fields(self)
             if f.name in bounds and (value := getattr(self, f.name)) is not None
             for low, high in [bounds[f.name]]
             if not low <= value <= high  # also refuses NaN
         ]
+
+
+def _range(low: float, high: float) -> str:
+    lowest = f"of at least {low:g}" if low > 1e-6 or low == 0 else "above 0"
+    return lowest if high == float("inf") else f"{lowest} and {'at most 1' if high == 1 else 'below 1'}"

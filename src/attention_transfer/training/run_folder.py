@@ -46,7 +46,7 @@ class RunFolder:
             raise UserError(f"{path} is not empty and holds no run; choose another folder with --out")
         if is_run and not overwrite:
             folder._check_same(config)
-        _check_space(folder.path)
+        check_writable(folder.path)
         if is_run and overwrite:
             shutil.rmtree(folder.path)
         try:
@@ -98,17 +98,29 @@ class RunFolder:
         write_whole(self.path / name, yaml.safe_dump(dict(content), sort_keys=False))
 
     def _check_same(self, config: Mapping[str, Any]) -> None:
-        there = self.config()
-        changed = [
-            f"{key} is {there.get(key)!r} there and {config.get(key)!r} here"
-            for key in sorted({*there, *config} - {*_NOT_COMPARED})
-            if there.get(key) != config.get(key)
-        ]
+        changed = differences(self.config(), config)
         if changed:
             raise UserError(
                 f"{self.path} holds another run ({'; '.join(changed)}); "
                 "choose another --out, or replace it with --overwrite"
             )
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """What two configurations disagree on, by dotted names; where they are written to does not count."""
+    flat_there, flat_here = _flat(there), _flat(here)
+    return [
+        f"{key} is {flat_there.get(key)!r} there and {flat_here.get(key)!r} here"
+        for key in sorted({*flat_there, *flat_here} - {*_NOT_COMPARED})
+        if flat_there.get(key) != flat_here.get(key)
+    ]
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -156,7 +168,7 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _check_space(path: Path, needed_mb: int = 50) -> None:
+def check_writable(path: Path, needed_mb: int = 50) -> None:
     """Refuse, before any work, a place that can't be written to or is full."""
     parent = path
     while not parent.exists():

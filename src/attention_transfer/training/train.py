@@ -19,7 +19,7 @@ from attention_transfer.training.objective import Supervised
 from attention_transfer.training.recipe import Recipe
 from attention_transfer.training.run_folder import RunFolder
 from attention_transfer.training.seeds import seeded
-from attention_transfer.transfer import AttentionTransfer, Init, Rule
+from attention_transfer.transfer import AttentionTransfer, Init, OperandRule, Rule
 from attention_transfer.transfer import preset as find_preset
 from attention_transfer.vit import (
     check_transfer,
@@ -155,6 +155,7 @@ def _train(config: dict[str, Any], recipe: Recipe, rules: Sequence[Rule], *, ove
         summary = {
             "preset": config["preset"],
             "seed": config["seed"],
+            "needs_teacher": config["teacher"] if any(isinstance(rule, OperandRule) for rule in rules) else None,
             "train": {"images": len(subset), "steps": fitted.steps, "seconds": fitted.seconds},
             "best_epoch": fitted.best_epoch,
             "validation": {"images": len(splits.validation.labels), **fitted.validation},

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attention_transfer.errors import UserError
 from attention_transfer.transfer.rule import OperandRule
-from attention_transfer.vit import AttentionCall, ViTSpec, select
+from attention_transfer.vit import AttentionCall, ViTSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class Copy(OperandRule):
 
     def operands(self, student: AttentionCall, teacher: AttentionCall) -> AttentionCall:
         """The student's call with the chosen parts and heads of the teacher's, (B, H, N, D)."""
-        heads = select(self.heads, student.q.shape[1], "Copy.heads")
+        heads = self.chosen_heads(student.q.shape[1])
         if self.parts == "qk" and len(heads) == student.q.shape[1]:
             mask = teacher.mask
             if mask is not None and mask.is_floating_point():

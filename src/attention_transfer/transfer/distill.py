@@ -8,7 +8,7 @@ from torch import Tensor
 
 from attention_transfer.attention import attention_cross_entropy
 from attention_transfer.transfer.rule import LossRule, take_heads
-from attention_transfer.vit import AttentionCall, select
+from attention_transfer.vit import AttentionCall
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class Distill(LossRule):
 
     def layer_loss(self, student: AttentionCall, teacher: AttentionCall) -> Tensor:
         """Mean cross-entropy of the maps in nats, a scalar."""
-        heads = select(self.heads, student.q.shape[1], "Distill.heads")
+        heads = self.chosen_heads(student.q.shape[1])
         s, t = take_heads(student, heads), take_heads(teacher, heads)
         return attention_cross_entropy(
             s.q, s.k, t.q, t.k, scale_s=s.scale, scale_t=t.scale, mask_s=s.mask, mask_t=t.mask

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from attention_transfer.attention import class_logit_l2
 from attention_transfer.transfer.rule import LossRule, take_heads
-from attention_transfer.vit import AttentionCall, ViTSpec, select
+from attention_transfer.vit import AttentionCall, ViTSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class Guide(LossRule):
 
     def layer_loss(self, student: AttentionCall, teacher: AttentionCall) -> Tensor:
         """Mean squared distance of the class token's logits, a scalar."""
-        heads = select(self.heads, student.q.shape[1], "Guide.heads")
+        heads = self.chosen_heads(student.q.shape[1])
         s, t = take_heads(student, heads), take_heads(teacher, heads)
         distance_BH = class_logit_l2(s.q, s.k, t.q, t.k, scale_s=s.scale, scale_t=t.scale, mask_s=s.mask, mask_t=t.mask)
         return distance_BH.mean() / (s.k.shape[-2] if self.reduction == "mean" else 1)

@@ -8,18 +8,21 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from attention_transfer.errors import UserError, raise_all
+from attention_transfer.transfer.copying import Copy
 from attention_transfer.transfer.rule import LossRule, OperandRule, Rule
 from attention_transfer.vit import (
     AttentionCall,
     Replay,
     SharedDropPath,
     TapHandle,
+    ViTSpec,
     capture,
     carries_gradient,
     check_transfer,
@@ -106,6 +109,8 @@ class AttentionTransfer(nn.Module):
 
     def forward(self, images: Tensor) -> TransferOutput:
         """Run teacher and student on a batch of images, (B, channels, height, width)."""
+        if not self._release.alive:
+            raise RuntimeError("this AttentionTransfer was released; make a new one")
         weights = {name: rule.weight for name, (rule, _) in self._losses.items()}
         if self.teacher is None:
             return TransferOutput(self.student(images), {}, weights)
@@ -237,4 +242,24 @@ def _check(teacher: nn.Module | None, student: nn.Module, rules: Sequence[Rule],
         raise UserError("teacher and student are the same object; make the student with student_like(teacher, …)")
     problems = list(check_transfer(teacher, student).problems)
     t, s = describe(teacher), describe(student)
-    raise_all(problems + [problem for rule in rules for problem in rule.problems(t, s)])
+    problems += [problem for rule in rules for problem in rule.problems(t, s)]
+    raise_all(problems)
+    raise_all(_contradictions(rules, s))
+
+
+def _contradictions(rules: Sequence[Rule], student: ViTSpec) -> list[str]:
+    """Losses on attention that is copied: there is nothing left to learn, and nothing that a gradient could reach."""
+
+    def bound(rule: Rule) -> set[tuple[int, int]]:
+        return set(product(rule.chosen_layers(student.depth), rule.chosen_heads(student.heads)))
+
+    copied = {place for rule in rules if isinstance(rule, Copy) and rule.parts == "qk" for place in bound(rule)}
+    problems = []
+    for rule in rules:
+        clash = sorted({layer for layer, _ in copied & bound(rule)}) if isinstance(rule, LossRule) else []
+        if clash:
+            problems.append(
+                f"Copy and {type(rule).__name__} both bind layers {clash}, where copied attention can't learn; "
+                "give them different layers or heads"
+            )
+    return problems

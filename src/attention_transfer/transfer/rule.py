@@ -33,12 +33,16 @@ class Rule:
         """The blocks that the rule binds in a student of `depth` blocks."""
         return select(self.layers, depth, f"{type(self).__name__}.layers")
 
+    def chosen_heads(self, heads: int) -> tuple[int, ...]:
+        """The heads that the rule binds in blocks of `heads` heads."""
+        return select(self.heads, heads, f"{type(self).__name__}.heads")
+
     def problems(self, teacher: ViTSpec, student: ViTSpec) -> list[str]:  # noqa: ARG002
         """Why the rule cannot bind this pair, a sentence each; called once, before any training."""
         found = []
-        for indices, total, what in ((self.layers, student.depth, "layers"), (self.heads, student.heads, "heads")):
+        for choose, total in ((self.chosen_layers, student.depth), (self.chosen_heads, student.heads)):
             try:
-                select(indices, total, f"{type(self).__name__}.{what}")
+                choose(total)
             except UserError as error:
                 found.append(str(error))
         return found

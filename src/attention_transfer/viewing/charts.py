@@ -52,9 +52,12 @@ def accuracy_chart(points: Mapping[str, Mapping[str, Point]], *, ylabel: str = "
 
 
 def learning_curves(
-    curves: Mapping[str, Mapping[str, Sequence[tuple[float, Point]]]], *, ylabel: str = "validation accuracy"
+    curves: Mapping[str, Mapping[str, Sequence[tuple[float, Point]]]],
+    *,
+    ylabel: str = "validation accuracy",
+    percent: bool = True,
 ) -> Figure:
-    """Validation accuracy over epochs, one panel for each amount of labels: mean over seeds, and their range."""
+    """A value over epochs, one panel for each amount of labels: each method's mean over seeds, and their range."""
     with style():
         figure = Figure(figsize=(1.2 + 4.2 * len(curves), 3.4), layout="constrained")
         panels = figure.subplots(1, len(curves), squeeze=False)[0]
@@ -64,9 +67,10 @@ def learning_curves(
                 axis.plot(epochs, [p.mean for _, p in points], color=colour(method), label=method)
                 lows, highs = [p.low for _, p in points], [p.high for _, p in points]
                 axis.fill_between(epochs, lows, highs, color=colour(method), alpha=0.15, linewidth=0)
-            axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+            if percent:
+                axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
             axis.set_title(title, fontsize=10)
             axis.set_xlabel("epoch")
             axis.set_ylabel(ylabel)
-        panels[-1].legend(frameon=False, fontsize=8, loc="lower right")
+        panels[-1].legend(frameon=False, fontsize=8)
     return figure

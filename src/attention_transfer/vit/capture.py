@@ -189,4 +189,4 @@ def _attend(
 def carries_gradient(model: nn.Module, call: AttentionCall) -> bool:
     """Whether a loss on this call can train the block: false where re-entrant checkpointing hid it from autograd."""
     trainable = any(p.requires_grad for p in attention_modules(model)[call.layer].parameters())
-    return call.q.requires_grad or not (trainable and torch.is_grad_enabled())
+    return call.q.requires_grad or call.k.requires_grad or not (trainable and torch.is_grad_enabled())

@@ -187,6 +187,8 @@ def save_vit(model: nn.Module, folder: Path, *, labels: list[str] | None = None)
             model_config={"pretrained_cfg": {"label_names": labels, "num_classes": len(labels)} if labels else {}},
             safe_serialization=True,
         )
+        for file in written.iterdir():
+            file.chmod(0o644)
         if folder.exists():
             shutil.rmtree(folder)
         written.rename(folder)

@@ -35,11 +35,11 @@ class AveragedWeights(WeightAveraging):
     """
 
     def __init__(self, decay: float) -> None:
-        def average(averaged: Tensor, current: Tensor, count: Tensor) -> Tensor:
+        def average(averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
             warmed_up = min(decay, (1 + int(count)) / (10 + int(count)))
-            return averaged.lerp(current, 1 - warmed_up)
+            torch._foreach_lerp_(averaged, current, 1 - warmed_up)
 
-        super().__init__(use_buffers=False, avg_fn=average)
+        super().__init__(use_buffers=False, multi_avg_fn=average)
 
 
 class MetricsWriter(Callback):

@@ -60,7 +60,7 @@ class ObjectiveModule(L.LightningModule):
         """AdamW with decay groups; linear warm-up and half a cosine, as factors on each group's learning rate."""
         recipe = self.recipe
         groups = parameter_groups(self.objective, lr=recipe.lr, decay=recipe.weight_decay, layers=recipe.layer_decay)
-        optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(recipe.beta1, recipe.beta2))
+        optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(recipe.beta1, recipe.beta2), fused=True)
         factor = partial(warmup_cosine, steps=self.steps, warmup=round(recipe.warmup * self.steps), floor=recipe.min_lr)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -60,8 +60,8 @@ class MaskedAutoencoder(nn.Module):
         encoder: nn.Module,
         *,
         mask_ratio: float = 0.75,
-        decoder_width: int = 64,
-        decoder_depth: int = 2,
+        decoder_width: int = 48,
+        decoder_depth: int = 1,
         decoder_heads: int = 4,
     ) -> None:
         super().__init__()

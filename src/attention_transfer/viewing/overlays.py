@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -40,7 +41,7 @@ def attention_grid(
                 axis.imshow(
                     patches,
                     cmap="inferno",
-                    alpha=0.62,
+                    alpha=0.72,
                     extent=(-0.5, image.shape[1] - 0.5, image.shape[0] - 0.5, -0.5),
                     interpolation="nearest",
                 )
@@ -50,5 +51,5 @@ def attention_grid(
     return figure
 
 
-def _show_image(axis: object, image: NDArray[np.uint8]) -> None:
-    axis.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")  # type: ignore[attr-defined]
+def _show_image(axis: Axes, image: NDArray[np.uint8]) -> None:
+    axis.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")

@@ -16,14 +16,14 @@ from attention_transfer.errors import UserError, nearest
 from attention_transfer.vit.capture import attention_modules
 
 _BUILTIN: dict[str, dict[str, Any]] = {
-    # A small ViT for the embedded 8x8 digits: 16 patches and a class token, 6 blocks of width 64.
+    # A small ViT for the embedded 8x8 digits: 16 patches and a class token, 4 blocks of width 64.
     "vit_digits": {
         "model_name": "vit_tiny_patch16_224",
         "img_size": 8,
         "patch_size": 2,
         "in_chans": 1,
         "embed_dim": 64,
-        "depth": 6,
+        "depth": 4,
         "num_heads": 4,
         "num_classes": 10,
         "global_pool": "avg",

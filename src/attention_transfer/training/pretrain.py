@@ -20,7 +20,7 @@ from attention_transfer.vit import describe, initialise, load_vit, save_vit, set
 log = logging.getLogger("attention_transfer")
 
 MAE_RECIPE = Recipe(
-    epochs=120, batch_size=64, lr=1.5e-3, beta2=0.95, ema_decay=0.99, label_smoothing=0.0, validate_every=10
+    epochs=300, batch_size=64, lr=1.5e-3, beta2=0.95, ema_decay=0.99, label_smoothing=0.0, validate_every=20
 )
 """Settings of masked autoencoding on the embedded digits."""
 

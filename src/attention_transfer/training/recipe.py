@@ -29,7 +29,7 @@ class Recipe:
         workers: processes that load images; 0 loads in the training process.
     """
 
-    epochs: int = 100
+    epochs: int = 200
     batch_size: int = 50
     lr: float = 1e-3
     min_lr: float = 0.01
@@ -43,7 +43,7 @@ class Recipe:
     ema_decay: float | None = 0.99
     drop_path: float = 0.0
     share_drop_path: bool = False
-    validate_every: int = 5
+    validate_every: int = 20
     workers: int = 0
 
     def problems(self) -> list[str]:

@@ -64,7 +64,7 @@ PRESETS: dict[str, Preset] = {
     "gta": Preset(
         "the teacher's weights, fine-tuned with its class-token attention as a guide",
         init="teacher",
-        rules=(Guide(weight=0.1),),
+        rules=(Guide(weight=0.03),),
         recipe={"lr": 4e-3},
         source="GTA, Seo et al. 2024",
     ),

@@ -86,6 +86,14 @@ def main() -> NoReturn:
     except UserError as error:
         console.print(f"[bold red]error:[/bold red] {error}", highlight=False, soft_wrap=True)
         sys.exit(2)
+    except OSError as error:  # a disk that fills up, a folder that goes away
+        place = f" {error.filename}" if error.filename else ""
+        console.print(
+            f"[bold red]error:[/bold red] {error.strerror or error}{place}; mend that, then the same command goes on",
+            highlight=False,
+            soft_wrap=True,
+        )
+        sys.exit(2)
     except (Interrupted, KeyboardInterrupt):
         console.print("stopped; the same command goes on from the last checkpoint")
         sys.exit(130)

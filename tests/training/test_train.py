@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -134,6 +135,17 @@ def test_a_finished_run_is_not_run_again(teacher: str, tmp_path: Path, monkeypat
         import_module("attention_transfer.training.train"), "fit", lambda *_, **__: pytest.fail("trained again")
     )
     assert train_tiny(teacher, tmp_path / "run").summary == first.summary
+
+
+def test_a_run_killed_after_its_last_epoch_only_needs_its_summary(teacher: str, tmp_path: Path) -> None:
+    run = train_tiny(teacher, tmp_path / "run")
+    rows = history(run)
+    (run.path / "summary.json").unlink()
+    shutil.rmtree(run.path / "model")
+    again = train_tiny(teacher, tmp_path / "run")
+    assert history(again) == rows
+    assert {**again.summary, "train": None} == {**run.summary, "train": None}
+    assert load_run(again.path).spec.classes == 10
 
 
 def test_the_teacher_is_neither_changed_nor_saved(teacher: str, tmp_path: Path) -> None:

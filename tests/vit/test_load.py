@@ -110,30 +110,32 @@ def test_a_weights_file_is_resampled_to_another_image_size_too(digits_vit: Any, 
 
 
 def test_a_weights_file_gives_timms_architecture_its_weights(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO")
     source = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=3).eval()
     save_file(source.state_dict(), tmp_path / "weights.safetensors")
     spec, path = "timm/vit_tiny_patch16_224", str(tmp_path / "weights.safetensors")
     batch = torch.randn(1, 3, 32, 32)
     loaded = load_vit(spec, pretrained=path, num_classes=3, image_size=32)
     assert torch.equal(loaded(batch), source(batch))
-    assert "new: none, left over: none" in capsys.readouterr().out
+    assert "new: none, left over: none" in caplog.text
 
 
 @pytest.mark.parametrize("wrap", [lambda state: state, lambda state: {"model": state}], ids=["bare", "in a checkpoint"])
 def test_a_pytorch_file_loads_and_a_head_that_does_not_fit_stays_new(
-    wrap: Callable[[Any], Any], digits_vit: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    wrap: Callable[[Any], Any], digits_vit: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO")
     torch.save(wrap(digits_vit.state_dict()), tmp_path / "weights.pth")
     spec, path = "builtin/vit_digits", str(tmp_path / "weights.pth")
     batch = torch.randn(2, 1, 8, 8)
     assert torch.equal(load_vit(spec, pretrained=path)(batch), digits_vit(batch))
-    capsys.readouterr()
+    caplog.clear()
     loaded: Any = load_vit(spec, pretrained=path, num_classes=3)
     assert loaded(batch).shape == (2, 3)
     assert torch.equal(loaded.forward_features(batch), digits_vit.forward_features(batch))
-    assert "new: head.bias, head.weight, left over: head.bias, head.weight" in capsys.readouterr().out
+    assert "new: head.bias, head.weight, left over: head.bias, head.weight" in caplog.text
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pth"])

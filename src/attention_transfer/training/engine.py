@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from attention_transfer.errors import UserError
 from attention_transfer.training.callbacks import (
     AveragedWeights,
+    Interrupted,
     MetricsWriter,
     ShowProgress,
     StopOnRequest,
@@ -132,6 +133,8 @@ def fit(
         with stop.listening():
             trainer = _trainer(recipe, callbacks)
             trainer.fit(module, loader, _in_order(validation, recipe), ckpt_path=last, weights_only=True)
+            if stop.requested:  # during the last validation, after which there is no step to stop behind
+                raise Interrupted
         best = read_checkpoint(Path(checkpoint.best_model_path))
         module.load_state_dict(best["state_dict"])
         tested = [] if test is None else _trainer(recipe, []).test(module, _in_order(test, recipe), verbose=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import shutil
 import sys
 import tempfile
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 
 from attention_transfer.errors import UserError, nearest
 from attention_transfer.vit.capture import attention_modules
+
+log = logging.getLogger("attention_transfer")
 
 _BUILTIN: dict[str, dict[str, Any]] = {
     # A small ViT for the embedded 8x8 digits: 16 patches and a class token, 4 blocks of width 64.
@@ -144,7 +147,7 @@ def _from_folder(folder: Path, options: dict[str, int | None], pretrained: bool)
 
 
 def _load_file(model: nn.Module, path: Path, spec: str) -> None:
-    """Load the backbone from a weights file; a head that does not fit stays new. Prints what it did."""
+    """Load the backbone from a weights file; a head that does not fit stays new. Logs what it did."""
     state = read_state(path)
     # timm's own reading of published layouts, which also resamples position embeddings for another image size.
     if adapt := getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None):
@@ -166,9 +169,12 @@ def _load_file(model: nn.Module, path: Path, spec: str) -> None:
     used = {name: state[name] for name in wanted if name in state and state[name].shape == wanted[name].shape}
     model.load_state_dict(used, strict=False)
     fresh, unused = sorted(set(wanted) - set(used)), sorted(set(state) - set(used))
-    print(
-        f"{path}: {len(used)} weights loaded, new: {', '.join(fresh) or 'none'}, "
-        f"left over: {', '.join(unused) or 'none'}"
+    log.info(
+        "%s: %d weights loaded, new: %s, left over: %s",
+        path,
+        len(used),
+        ", ".join(fresh) or "none",
+        ", ".join(unused) or "none",
     )
 
 

@@ -109,9 +109,7 @@ def test_a_weights_file_is_resampled_to_another_image_size_too(digits_vit: Any, 
     torch.testing.assert_close(loaded.pos_embed, resample_abs_pos_embed(digits_vit.pos_embed, [8, 8]))
 
 
-def test_a_weights_file_gives_timms_architecture_its_weights(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_weights_file_gives_timms_architecture_its_weights(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     source = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=3).eval()
     save_file(source.state_dict(), tmp_path / "weights.safetensors")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ def test_the_grid_has_a_row_a_network_and_a_column_a_layer() -> None:
     rng = np.random.default_rng(0)
     image = rng.integers(0, 255, (8, 8)).astype(np.uint8)
     maps = {name: rng.random((3, 4, 4)).astype(np.float32) for name in ("teacher", "copy")}
-    figure = attention_grid(image, maps, {"copy": "says 3"})
+    figure: Any = attention_grid(image, maps, {"copy": "says 3"})
     assert len(figure.axes) == 2 * (1 + 3)
     shown = figure.axes[2].images[1]
     np.testing.assert_array_equal(shown.get_array(), maps["teacher"][1])
@@ -24,7 +25,7 @@ def test_the_grid_has_a_row_a_network_and_a_column_a_layer() -> None:
 
 
 def test_accuracies_are_drawn_at_their_mean_with_their_interval() -> None:
-    figure = accuracy_chart({"5 labels a class": {"copy": Point(0.7, 0.6, 0.8, (0.65, 0.75))}})
+    figure: Any = accuracy_chart({"5 labels a class": {"copy": Point(0.7, 0.6, 0.8, (0.65, 0.75))}})
     (axis,) = figure.axes
     seeds, mean = axis.lines[0], axis.containers[0].lines[0]
     assert list(seeds.get_ydata()) == [0.65, 0.75]
@@ -35,7 +36,8 @@ def test_accuracies_are_drawn_at_their_mean_with_their_interval() -> None:
 
 def test_curves_run_over_epochs() -> None:
     points = [(1.0, Point(0.2, 0.1, 0.3)), (2.0, Point(0.4, 0.3, 0.5))]
-    (axis,) = learning_curves({"5 labels a class": {"copy": points}}).axes
+    figure: Any = learning_curves({"5 labels a class": {"copy": points}})
+    (axis,) = figure.axes
     assert axis.lines[0].get_xydata().tolist() == [[1.0, 0.2], [2.0, 0.4]]
 
 

@@ -30,7 +30,7 @@ def main(pretrained: bool, steps: int = 3) -> float:
         loss.backward()
         optimizer.step()
         print(f"step {step}: loss {loss.item():.3f}, distill {output.losses['distill'].item():.3f}")
-    return float(loss)
+    return float(loss.detach())
 
 
 if __name__ == "__main__":

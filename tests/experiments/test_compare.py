@@ -92,12 +92,20 @@ def test_every_mistake_is_listed_and_nothing_written(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_comparison_with_another_teacher_is_refused(comparison: Comparison, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds another comparison"):
-        compare_tiny("elsewhere", comparison.path)
+def test_a_comparison_of_something_else_is_refused(comparison: Comparison, teacher: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="epochs is None there and 3 here"):
+        compare_tiny(teacher, comparison.path, epochs=3)
     (tmp_path / "note.txt").write_text("mine")
     with pytest.raises(UserError, match="holds no comparison"):
-        compare_tiny("elsewhere", tmp_path)
+        compare_tiny(teacher, tmp_path)
+
+
+def test_a_wrong_teacher_or_too_many_shots_are_found_before_anything_is_written(teacher: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="elsewhere not found"):
+        compare_tiny("elsewhere", tmp_path / "c")
+    with pytest.raises(UserError, match="shots is 1000"):
+        compare_tiny(teacher, tmp_path / "c", shots="5,1000")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_table_shows_means_intervals_and_shares() -> None:

@@ -13,10 +13,10 @@ from attention_transfer.vit import describe
 
 
 def test_a_teacher_is_made_and_can_be_loaded(tmp_path: Path) -> None:
-    recipe = Recipe(epochs=2, batch_size=256, lr=2e-3, validate_every=1)
+    recipe = Recipe(epochs=3, batch_size=64, lr=2e-3, label_smoothing=0.0, validate_every=1)
     run = pretrain(recipe=recipe, out=str(tmp_path / "teacher"))
     assert run.summary["train"]["images"] == len(digits().train.labels)
-    assert 0 < run.summary["validation"]["loss"] < 1  # 1 is the loss of a network that has learnt nothing
+    assert 0 < run.summary["validation"]["loss"] < run.summary["validation"]["zero"]
     teacher = load_vit(str(run.path))
     images = digits().test.with_transform(eval_transform(describe(teacher))).materialised().tensors[0][:2]
     with capture(teacher) as calls:

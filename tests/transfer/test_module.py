@@ -239,3 +239,19 @@ def test_rules_need_a_teacher_that_is_another_object(tiny_vit: Build) -> None:
         AttentionTransfer(None, model, share_drop_path=True)
     with pytest.raises(UserError, match="no supported attention"):
         AttentionTransfer(nn.Linear(2, 2), model, [Distill()])
+
+
+def test_a_loss_on_copied_attention_is_refused_and_on_other_layers_or_heads_is_not(tiny_vit: Any) -> None:
+    teacher, student = tiny_vit(), tiny_vit(seed=1)
+    with pytest.raises(UserError, match=r"Copy and Distill both bind layers \[1\]"):
+        AttentionTransfer(teacher, student, [Copy(layers=[0, 1]), Distill(layers=[1, 2])])
+    AttentionTransfer(teacher, student, [Copy(layers=[0, 1]), Distill(layers=[2])])
+    AttentionTransfer(teacher, student, [Copy(heads=[0]), Distill(heads=[1, 2])])
+    AttentionTransfer(teacher, student, [Copy(parts="v"), Distill()])
+
+
+def test_a_released_module_says_so(tiny_vit: Any, images: Tensor) -> None:
+    transfer = AttentionTransfer(tiny_vit(), tiny_vit(seed=1), [Copy()])
+    transfer.release()
+    with pytest.raises(RuntimeError, match="was released"):
+        transfer(images)

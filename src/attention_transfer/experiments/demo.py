@@ -45,7 +45,7 @@ def demo(*, quick: bool = False, full: bool = False, out: str = "runs/demo") -> 
     )
     with _one_thread():
         # Epochs fit the time that was promised; full keeps the defaults.
-        teacher = str(pretrain(epochs=2 if quick else None if full else 100, out=str(folder / "teacher")).path)
+        teacher = str(pretrain(epochs=2 if quick else None if full else 80, out=str(folder / "teacher")).path)
         if quick:
             comparisons = [compare(seeds="0", shots="5", epochs=2, teacher=teacher, out=str(folder / "5shot"))]
         elif full:
@@ -55,7 +55,7 @@ def demo(*, quick: bool = False, full: bool = False, out: str = "runs/demo") -> 
                 compare(seeds=five, fractions="0.15", epochs=60, teacher=teacher, out=str(folder / "15pct")),
             ]
         else:
-            comparisons = [compare(seeds="0,1,2", shots="5", epochs=120, teacher=teacher, out=str(folder / "5shot"))]
+            comparisons = [compare(seeds="0,1,2", shots="5", epochs=100, teacher=teacher, out=str(folder / "5shot"))]
     for comparison in comparisons:
         _show(comparison, meaningless=quick)
     return comparisons

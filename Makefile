@@ -45,7 +45,7 @@ unit: $(VENV)/.dev
 	$(BIN)/python -m pytest $(ARGS)
 
 docs: $(VENV)/.dev
-	$(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

@@ -103,6 +103,8 @@ def test_a_comparison_of_something_else_is_refused(comparison: Comparison, teach
 def test_a_wrong_teacher_or_too_many_shots_are_found_before_anything_is_written(teacher: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="elsewhere not found"):
         compare_tiny("elsewhere", tmp_path / "c")
+    with pytest.raises(UserError, match="no teacher is named"):
+        compare(shots="1", pretrained=False, out=str(tmp_path / "c"))
     with pytest.raises(UserError, match="shots is 1000"):
         compare_tiny(teacher, tmp_path / "c", shots="5,1000")
     assert list(tmp_path.iterdir()) == []

@@ -176,11 +176,12 @@ def test_scratch_needs_no_teacher(tmp_path: Path) -> None:
 
 def test_every_mistake_is_listed_and_nothing_written(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
-        train("copy", fraction=2.0, recipe=Recipe(epochs=0), out=str(tmp_path / "run"))
+        train("copy", pretrained=False, fraction=2.0, recipe=Recipe(epochs=0), out=str(tmp_path / "run"))
     message = str(caught.value)
     assert "fraction is 2.0" in message
     assert "recipe.epochs is 0" in message
     assert "needs a teacher" in message
+    assert "no teacher is named" in message
     assert list(tmp_path.iterdir()) == []
 
 

@@ -90,6 +90,8 @@ def compare(
     splits = load_data(data)
     shared: dict[str, Any] = {"pretrained": pretrained, "data": data, "epochs": epochs, "image_size": image_size}
     _check(grid, splits, epochs, recipe)
+    if teacher is None and pretrained is not True:
+        raise UserError("pretrained says which weights the teacher has, but no teacher is named; add --teacher")
     if teacher is not None:
         load_vit(teacher, pretrained=pretrained, image_size=image_size)  # says what is wrong before anything is written
     config = {**shared, "teacher": teacher, "recipe": asdict(recipe) if recipe else None}

@@ -103,7 +103,7 @@ def train(
     settings = settings if epochs is None else replace(settings, epochs=epochs)
     start: Init = init or method.init
     bound: Sequence[Rule] = method.rules if rules is None else rules
-    raise_all(_problems(preset, teacher, start, bound, fraction, shots, settings))
+    raise_all(_problems(preset, teacher, pretrained, start, bound, fraction, shots, settings))
     labels = f"{shots}shot" if shots is not None else f"{fraction:g}"
     config = {
         "preset": preset,
@@ -175,6 +175,7 @@ def _train(config: dict[str, Any], recipe: Recipe, rules: Sequence[Rule], *, ove
 def _problems(
     preset: str,
     teacher: str | None,
+    pretrained: bool | str,
     init: Init,
     rules: Sequence[Rule],
     fraction: float,
@@ -187,6 +188,8 @@ def _problems(
             f"preset {preset!r} needs a teacher; name one with --teacher, or make one first: "
             "attention-transfer pretrain --out runs/teacher"
         )
+    if teacher is None and pretrained is not True:
+        problems.append("pretrained says which weights the teacher has, but no teacher is named; add --teacher")
     if recipe.share_drop_path and not (rules and recipe.drop_path > 0):
         problems.append("recipe.share_drop_path has no effect without rules and a drop_path above 0; leave it out")
     return problems

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from attention_transfer.errors import UserError
 from attention_transfer.training import RunFolder, read_rules
 from attention_transfer.transfer import AttentionTransfer, OperandRule
-from attention_transfer.vit import ViTSpec, describe, load_vit
+from attention_transfer.vit import ViTSpec, describe, labels_of, load_vit
 
 
 class Network(nn.Module):
@@ -74,7 +74,6 @@ def load_run(path: str | Path) -> LoadedRun:
                 f"the student in {path} copies its teacher's attention, but the teacher is gone: {error}"
             ) from error
     network = Network(AttentionTransfer(teacher, student, rules)).eval()
-    pretrained_cfg: Any = getattr(student, "pretrained_cfg", {})
     spec = describe(student)
-    classes = tuple(pretrained_cfg.get("label_names") or map(str, range(spec.classes)))
+    classes = tuple(labels_of(student) or map(str, range(spec.classes)))
     return LoadedRun(network, spec, classes, summary, folder.path)

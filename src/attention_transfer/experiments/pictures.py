@@ -79,7 +79,7 @@ def attended(network: nn.Module, vit: nn.Module, image: Tensor) -> tuple[Tensor,
     with capture(vit) as calls:
         output = network(image)
     received_LN = torch.stack([call.maps()[0].mean(dim=(0, 1)) for call in calls])
-    patches_LN = received_LN[:, spec.prefix_tokens :].float()
+    patches_LN = received_LN[:, spec.tokens.patches(received_LN.shape[1])].float()
     return output, patches_LN.reshape(len(calls), *spec.grid).numpy()
 
 

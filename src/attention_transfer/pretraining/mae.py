@@ -73,8 +73,9 @@ class MaskedAutoencoder(nn.Module):
             raise UserError(
                 f"mask_ratio {mask_ratio} leaves {self.visible} of {patches} patches visible; hide some, not all"
             )
-        if getattr(vit, "pos_embed", None) is None or {"registers", "pre-norm", "RoPE"} & spec.components:
-            raise UserError(f"{spec.name} can't be pre-trained by MAE here; a plain ViT is needed")
+        unusual = {"registers", "pre-norm", "RoPE"} & spec.components
+        if spec.library != "timm" or getattr(vit, "pos_embed", None) is None or unusual:
+            raise UserError(f"{spec.name} can't be pre-trained by MAE here; a plain ViT of timm is needed")
         self.encoder = encoder
         self.patch = (spec.image_size[0] // spec.grid[0], spec.image_size[1] // spec.grid[1])
         self.norm = nn.LayerNorm(spec.width)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from functools import partial
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibratio
 
 from attention_transfer.training.objective import Objective
 from attention_transfer.training.recipe import Recipe
+from attention_transfer.vit import anatomy
 
 Batch = tuple[Tensor, Tensor]
 
@@ -100,12 +102,14 @@ def warmup_cosine(step: int, *, steps: int, warmup: int, floor: float) -> float:
 def parameter_groups(objective: nn.Module, *, lr: float, decay: float, layers: float) -> list[dict[str, Any]]:
     """Trainable parameters in groups: matrices decay, biases, norms and tokens do not; blocks by layer-wise decay."""
     vit: Any = cast(Objective, objective).vit
-    tokens = tuple(vit.no_weight_decay())
-    groups: list[dict[str, Any]] = (
-        param_groups_weight_decay(vit, weight_decay=decay, no_weight_decay_list=tokens)
-        if layers == 1
-        else param_groups_layer_decay(vit, weight_decay=decay, no_weight_decay_list=tokens, layer_decay=layers)
-    )
+    tokens = tuple(vit.no_weight_decay()) if hasattr(vit, "no_weight_decay") else _tokens_of(vit)
+    groups: list[dict[str, Any]]
+    if layers == 1:
+        groups = param_groups_weight_decay(vit, weight_decay=decay, no_weight_decay_list=tokens)
+    elif hasattr(vit, "group_matcher"):
+        groups = param_groups_layer_decay(vit, weight_decay=decay, no_weight_decay_list=tokens, layer_decay=layers)
+    else:
+        groups = _layer_decay_groups(vit, decay, tokens, layers)
     in_vit = {id(p) for p in vit.parameters()}
     rest = [p for p in objective.parameters() if p.requires_grad and id(p) not in in_vit]
     if rest:
@@ -116,3 +120,25 @@ def parameter_groups(objective: nn.Module, *, lr: float, decay: float, layers: f
         for group in groups
         if group["params"]
     ]
+
+
+def _tokens_of(vit: nn.Module) -> tuple[str, ...]:
+    """Class token, registers and position embeddings of a model that does not name them itself."""
+    return tuple(
+        name for name, _ in vit.named_parameters() if re.search(r"token|position|pos_embed|class_embedding", name)
+    )
+
+
+def _layer_decay_groups(vit: nn.Module, decay: float, tokens: tuple[str, ...], layers: float) -> list[dict[str, Any]]:
+    """As timm's groups: embeddings are layer 0, block i is layer i + 1, norm and head are the last."""
+    blocks = anatomy(vit).blocks
+    layer_of = {id(p): i + 1 for i, block in enumerate(blocks) for p in block.parameters()}
+    before, groups = True, []
+    for name, parameter in vit.named_parameters():
+        before = before and id(parameter) not in layer_of
+        layer = layer_of.get(id(parameter), 0 if before else len(blocks) + 1)
+        if parameter.requires_grad:
+            decays = parameter.ndim > 1 and name not in tokens
+            scale = layers ** (len(blocks) + 1 - layer)
+            groups.append({"params": [parameter], "weight_decay": decay if decays else 0.0, "lr_scale": scale})
+    return groups

@@ -210,6 +210,7 @@ def _networks(config: dict[str, Any], classes: int) -> tuple[nn.Module | None, n
 def _bound(teacher: nn.Module | None, student: nn.Module, rules: Sequence[Rule], recipe: Recipe) -> AttentionTransfer:
     set_drop_path(student, recipe.drop_path)
     if teacher is not None and rules:
-        for warning in check_transfer(teacher, student).warnings:
-            log.warning(warning)
+        report = check_transfer(teacher, student)
+        for message in (*report.warnings, *report.notes):
+            log.warning(message)
     return AttentionTransfer(teacher, student, rules, share_drop_path=recipe.share_drop_path)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attention_transfer.errors import UserError
 from attention_transfer.transfer.rule import OperandRule
-from attention_transfer.vit import AttentionCall, ViTSpec
+from attention_transfer.vit import AttentionCall, Reading, ViTSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +27,16 @@ class Copy(OperandRule):
     """
 
     parts: Literal["qk", "q", "k", "v"] = "qk"
+
+    @property
+    def reading(self) -> Reading:
+        """Maps, or single operands."""
+        return "maps" if self.parts == "qk" and self.heads is None else "operands"
+
+    @property
+    def reads_values(self) -> bool:
+        """Only where the values themselves are the teacher's."""
+        return self.parts == "v"
 
     def problems(self, teacher: ViTSpec, student: ViTSpec) -> list[str]:
         """Single operands and single heads mix the two sides in one product, so their head dimensions must agree."""

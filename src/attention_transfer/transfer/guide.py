@@ -7,16 +7,16 @@ from typing import Literal
 
 from torch import Tensor
 
-from attention_transfer.attention import class_logit_l2
+from attention_transfer.attention import logit_l2
 from attention_transfer.transfer.rule import LossRule, take_heads
-from attention_transfer.vit import AttentionCall, ViTSpec
+from attention_transfer.vit import POOL, AttentionCall, Query, Reading, ViTSpec
 
 
 @dataclass(frozen=True, kw_only=True)
 class Guide(LossRule):
     """Keep the class token's attention logits close to those of the frozen source, while its weights are fine-tuned.
 
-    Per block the squared L2 distance of the class token's row, averaged over images and heads, summed over blocks.
+    Per block the squared L2 distance of one row, averaged over images and heads, summed over blocks.
     A row costs O(N·D), so that the rule is almost free.
 
     Attributes:
@@ -24,24 +24,47 @@ class Guide(LossRule):
         layers: blocks that are guided; default all.
         heads: heads that are guided; default all.
         reduction: over the keys of a row: "mean", which does not depend on the image size, or "sum", the plain norm.
+        query: whose row: "class" (the paper's, the default), "mean" for the mean of the patches' rows, or "pool" for
+            the attention-pool head, which is one call and has no layers. Models without a class token (SigLIP, I-JEPA)
+            need one of the other two.
     """
 
     weight: float = 0.1
     reduction: Literal["mean", "sum"] = "mean"
+    query: Query = "class"
+
+    @property
+    def reading(self) -> Reading:
+        """Logits."""
+        return "logits"
+
+    @property
+    def row(self) -> Query:
+        """The row that is guided."""
+        return self.query
+
+    def chosen_layers(self, depth: int) -> tuple[int, ...]:
+        """The guided blocks; the pooling head where that is guided."""
+        return (POOL,) if self.query == "pool" else super().chosen_layers(depth)
 
     def problems(self, teacher: ViTSpec, student: ViTSpec) -> list[str]:
-        """The rule needs a class token on both sides."""
+        """The rule needs its query on both sides."""
         found = super().problems(teacher, student)
-        found += [
-            f"Guide needs a class token, which {role} {spec.name} does not have; choose a model with one, or Distill"
-            for role, spec in (("teacher", teacher), ("student", student))
-            if not spec.class_token
-        ]
+        if self.query == "pool" and self.layers is not None:
+            found.append('Guide(query="pool") guides the pooling head, which has no layers; leave layers out')
+        for role, spec in (("teacher", teacher), ("student", student)):
+            if self.query == "class" and not spec.class_token:
+                others = 'query="mean" or query="pool"' if spec.pool else 'query="mean"'
+                found.append(f"Guide needs a class token, which {role} {spec.name} does not have; choose {others}")
+            if self.query == "pool" and not spec.pool:
+                found.append(
+                    f'Guide(query="pool") needs an attention-pool head, which {role} {spec.name} does not have'
+                )
         return found
 
     def layer_loss(self, student: AttentionCall, teacher: AttentionCall) -> Tensor:
-        """Mean squared distance of the class token's logits, a scalar."""
+        """Mean squared distance of the rows' logits, a scalar; both calls have one query."""
         heads = self.chosen_heads(student.q.shape[1])
         s, t = take_heads(student, heads), take_heads(teacher, heads)
-        distance_BH = class_logit_l2(s.q, s.k, t.q, t.k, scale_s=s.scale, scale_t=t.scale, mask_s=s.mask, mask_t=t.mask)
-        return distance_BH.mean() / (s.k.shape[-2] if self.reduction == "mean" else 1)
+        distance_BH1 = logit_l2(s.q, s.k, t.q, t.k, scale_s=s.scale, scale_t=t.scale, mask_s=s.mask, mask_t=t.mask)
+        return distance_BH1.mean() / (s.k.shape[-2] if self.reduction == "mean" else 1)

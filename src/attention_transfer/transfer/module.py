@@ -4,30 +4,32 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from attention_transfer.errors import UserError, raise_all
-from attention_transfer.transfer.copying import Copy
-from attention_transfer.transfer.rule import LossRule, OperandRule, Rule
+from attention_transfer.errors import UserError
+from attention_transfer.transfer.bond import Bond
+from attention_transfer.transfer.heads import HeadPairs, head_divergences
+from attention_transfer.transfer.rule import Rule
 from attention_transfer.vit import (
+    POOL,
     AttentionCall,
+    AttentionProbe,
+    InputFor,
+    Pairing,
     Replay,
     SharedDropPath,
     TapHandle,
-    ViTSpec,
     capture,
     carries_gradient,
-    check_transfer,
-    describe,
+    in_backward,
     listen,
+    logits_of,
 )
 
 
@@ -50,17 +52,39 @@ class TransferOutput:
         return sum((self.weights[name] * loss for name, loss in self.losses.items()), start=task_loss)
 
 
+@dataclass(frozen=True)
+class _Step:
+    """What one forward of student and teacher is run with, and what was seen of them."""
+
+    masks: Sequence[Tensor] | None
+    teacher_calls: dict[int, AttentionCall] = field(default_factory=dict)
+    student_calls: dict[int, AttentionCall] = field(default_factory=dict)
+    mapped: dict[tuple[int, int], AttentionCall] = field(default_factory=dict)  # by rule and layer
+
+    def teacher_call(self, bond: Bond, index: int, layer: int, head_pairs: HeadPairs | None) -> AttentionCall:
+        """The teacher's call for a rule and a layer of the student, mapped once."""
+        if (index, layer) not in self.mapped:
+            heads = None if head_pairs is None else head_pairs.of(layer)
+            self.mapped[index, layer] = bond.teacher_call(self.teacher_calls, index, layer, heads)
+        return self.mapped[index, layer]
+
+
 class AttentionTransfer(nn.Module):
     """Binds a student's attention to a frozen teacher's by a list of rules.
 
     The teacher is frozen, kept in eval mode, moved along by `.to()`, and absent from `parameters()` and `state_dict()`.
+    It runs only as far as the last queries and keys that a rule uses. Where it was made for other input normalisation
+    or another image size than the student, it gets the same images converted.
 
     Args:
         teacher: the network whose attention is transferred; its parameters stop requiring gradients. `None` where
             there are no rules.
         student: the network that is trained.
         rules: `Copy`, `Distill`, `Guide`, … ; none is plain training of the student.
+        pairing: how a teacher of other depth, heads, patch grid or prefix tokens is mapped; default `Pairing()`.
         share_drop_path: in training, drop the same residual branches in teacher and student (as the paper does).
+        teacher_dtype: autocast the teacher alone to this precision, e.g. `torch.bfloat16`; default that of the student.
+        compile_teacher: run the teacher alone through `torch.compile`.
 
     Raises:
         UserError: the pair does not fit, or a rule cannot bind it; every reason is listed.
@@ -79,27 +103,44 @@ class AttentionTransfer(nn.Module):
         student: nn.Module,
         rules: Sequence[Rule] = (),
         *,
+        pairing: Pairing | None = None,
         share_drop_path: bool = False,
+        teacher_dtype: torch.dtype | None = None,
+        compile_teacher: bool = False,
     ) -> None:
         super().__init__()
-        _check(teacher, student, rules, share_drop_path)
+        bond = _bond(teacher, student, rules, pairing, share_drop_path)
         self.student = student
         self.rules = tuple(rules)
         self.share_drop_path = share_drop_path
+        self._options: dict[str, Any] = {
+            "pairing": pairing,
+            "share_drop_path": share_drop_path,
+            "teacher_dtype": teacher_dtype,
+            "compile_teacher": compile_teacher,
+        }
+        self._bond = bond
         # In a tuple, so that it is not registered: neither trained nor saved with the student.
         self._unregistered: tuple[nn.Module, ...] = ()
-        if teacher is not None and rules:
-            self._unregistered = (teacher.eval().requires_grad_(False),)
-        depth = describe(student).depth if rules else 0
-        self._losses = _named([rule for rule in self.rules if isinstance(rule, LossRule)], depth)
         self._replay: Replay[_Step] = Replay(student)
-        copied = _by_layer([rule for rule in self.rules if isinstance(rule, OperandRule)], depth)
-        handles = [self._replay.handle, *_replace_operands(student, copied, self._replay)]
-        self._copied_layers = set(copied)
-        self._drop_path = None
-        if share_drop_path and teacher is not None:
-            self._drop_path = SharedDropPath(student, teacher, partial(_masks, self._replay))
-            handles += self._drop_path.handles
+        self._drop_path: SharedDropPath | None = None
+        self.head_pairs: HeadPairs | None = None
+        handles = [self._replay.handle]
+        if bond is not None and teacher is not None:
+            self._unregistered = (teacher.eval().requires_grad_(False),)
+            self._input = InputFor(bond.teacher, bond.student)
+            if share_drop_path:
+                self._drop_path = SharedDropPath(student, teacher, partial(_masks, self._replay))
+                handles += self._drop_path.handles
+            self._probe = AttentionProbe(
+                teacher,
+                bond.teacher_layers.values(),
+                values=bond.reads_values,
+                dtype=teacher_dtype,
+                compiled=compile_teacher,
+            )
+            self.head_pairs = HeadPairs(bond.student.depth, bond.student.heads) if _matches(bond) else None
+            handles += [*self._probe.handles, *_bind(student, bond, self._replay, self.head_pairs)]
         self._release = weakref.finalize(self, _remove, handles)
 
     @property
@@ -108,39 +149,49 @@ class AttentionTransfer(nn.Module):
         return self._unregistered[0] if self._unregistered else None
 
     def forward(self, images: Tensor) -> TransferOutput:
-        """Run teacher and student on a batch of images, (B, channels, height, width)."""
+        """Run teacher and student on a batch of images, (B, channels, height, width), normalised for the student."""
         if not self._release.alive:
             raise RuntimeError("this AttentionTransfer was released; make a new one")
-        weights = {name: rule.weight for name, (rule, _) in self._losses.items()}
-        if self.teacher is None:
-            return TransferOutput(self.student(images), {}, weights)
+        if self._bond is None:
+            return TransferOutput(logits_of(self.student(images)), {}, {})
         masks = self._drop_path.draw(len(images), images.device) if self._drop_path and self.training else None
-        with self._replay.step(_Step({}, masks)):
-            step = _Step(self._run_teacher(self.teacher, images), masks)
-        with self._replay.step(step), _calls(self.student, self._loss_layers()) as student_calls:
-            logits: Tensor = self.student(images)
-        by_layer = {call.layer: call for call in student_calls}
-        self._check_gradients(by_layer)
-        losses = {
-            name: torch.stack([rule.layer_loss(by_layer[layer], step.teacher_calls[layer]) for layer in layers]).sum()
-            for name, (rule, layers) in self._losses.items()
-        }
+        step = _Step(masks)
+        with self._replay.step(step):
+            step.teacher_calls.update(self._probe(self._input(images)))
+        self._pair_heads(self._bond, images, step)
+        with self._replay.step(step):
+            logits = logits_of(self.student(images))
+        self._check_gradients(step.student_calls)
+        losses = {name: self._loss(self._bond, index, step) for name, index in self._bond.losses.items()}
         for loss in losses.values():  # a backward pass may come through a loss and not through the logits
             self._replay.remember(loss, step)
+        weights = {name: self._bond.loss(index).weight for name, index in self._bond.losses.items()}
         return TransferOutput(logits, losses, weights)
 
     def release(self) -> None:
         """Take everything off the student and the teacher that this module attached; it can't be used afterwards."""
         self._release()
 
-    def _run_teacher(self, teacher: nn.Module, images: Tensor) -> dict[int, AttentionCall]:
-        needed = sorted(self._loss_layers() | self._copied_layers)
-        with torch.no_grad(), capture(teacher, layers=needed) as calls:
-            teacher(images)
-        return {call.layer: call for call in calls}
+    def _loss(self, bond: Bond, index: int, step: _Step) -> Tensor:
+        """A rule's loss, summed over its layers."""
+        rule, losses = bond.loss(index), []
+        for layer in bond.bound[index]:
+            call = step.student_calls[layer]
+            narrowed = call if rule.row is None else call.query_row(rule.row)
+            losses.append(rule.layer_loss(narrowed, step.teacher_call(bond, index, layer, self.head_pairs)))
+        return torch.stack(losses).sum()
 
-    def _loss_layers(self) -> set[int]:
-        return {layer for _, layers in self._losses.values() for layer in layers}
+    @torch.no_grad()
+    def _pair_heads(self, bond: Bond, images: Tensor, step: _Step) -> None:
+        """Match the heads on the first batch, by the student's attention as it is then."""
+        if self.head_pairs is None or self.head_pairs.known():
+            return
+        blocks = [layer for layer in bond.layers if layer != POOL]
+        with capture(self.student, layers=blocks) as calls:
+            self.student(images)
+        for call in calls:
+            divergences = head_divergences(call.maps().float(), bond.whole_maps(step.teacher_calls, call.layer).float())
+            self.head_pairs.set(call.layer, divergences)
 
     def _check_gradients(self, calls: dict[int, AttentionCall]) -> None:
         if torch.compiler.is_compiling():
@@ -168,39 +219,52 @@ class AttentionTransfer(nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> AttentionTransfer:
         """A copy with a student of its own; the frozen teacher is shared."""
         student = copy.deepcopy(self.student, memo)
-        twin = AttentionTransfer(self.teacher, student, self.rules, share_drop_path=self.share_drop_path)
+        twin = AttentionTransfer(self.teacher, student, self.rules, **self._options)
         memo[id(self)] = twin
         twin.training = self.training
+        if twin.head_pairs is not None and self.head_pairs is not None:
+            twin.head_pairs.load_state_dict(self.head_pairs.state_dict())
         return twin
 
 
-@dataclass(frozen=True)
-class _Step:
-    """What one forward of student and teacher is run with."""
+def _bond(
+    teacher: nn.Module | None,
+    student: nn.Module,
+    rules: Sequence[Rule],
+    pairing: Pairing | None,
+    share_drop_path: bool,
+) -> Bond | None:
+    """The rules laid out by layer, or `None` where there are none."""
+    if not rules:
+        if share_drop_path or pairing is not None:
+            raise UserError("share_drop_path and pairing need rules: without them the teacher does not run")
+        return None
+    if teacher is None:
+        raise UserError(f"{', '.join(type(rule).__name__ for rule in rules)} needs a teacher; pass one")
+    if teacher is student:
+        raise UserError("teacher and student are the same object; make the student with student_like(teacher, …)")
+    return Bond(teacher, student, rules, pairing or Pairing())
 
-    teacher_calls: dict[int, AttentionCall]
-    masks: Sequence[Tensor] | None
 
+def _bind(student: nn.Module, bond: Bond, replay: Replay[_Step], head_pairs: HeadPairs | None) -> list[TapHandle]:
+    """Let the student's blocks take operands from the teacher and be heard, in the steps of `replay` and nowhere else."""
 
-def _by_layer(rules: Sequence[OperandRule], depth: int) -> dict[int, list[OperandRule]]:
-    layers = {layer for rule in rules for layer in rule.chosen_layers(depth)}
-    return {layer: [rule for rule in rules if layer in rule.chosen_layers(depth)] for layer in sorted(layers)}
-
-
-def _replace_operands(
-    student: nn.Module, copied: dict[int, list[OperandRule]], replay: Replay[_Step]
-) -> list[TapHandle]:
-    """Let the blocks of the student take operands from the teacher, in the steps of `replay` and nowhere else."""
-
-    def replaced(call: AttentionCall) -> AttentionCall:
+    def hear(call: AttentionCall) -> AttentionCall:
         step = replay.state()
         if step is None:
             return call
-        for rule in copied[call.layer]:
-            call = rule.operands(call, step.teacher_calls[call.layer])
+        for index, rule in bond.copies(call.layer):
+            call = rule.operands(call, step.teacher_call(bond, index, call.layer, head_pairs))
+        # Gradient checkpointing runs blocks again in the backward pass; their calls were heard in the forward pass.
+        if call.layer in bond.loss_layers and (torch.compiler.is_compiling() or not in_backward()):
+            step.student_calls[call.layer] = call
         return call
 
-    return listen(student, dict.fromkeys(copied, replaced)) if copied else []
+    return listen(student, dict.fromkeys(bond.layers, hear))
+
+
+def _matches(bond: Bond) -> bool:
+    return bond.pairing.heads == "match" and bond.layers != (POOL,)
 
 
 def _masks(replay: Replay[_Step]) -> Sequence[Tensor] | None:
@@ -211,55 +275,3 @@ def _masks(replay: Replay[_Step]) -> Sequence[Tensor] | None:
 def _remove(handles: list[TapHandle]) -> None:
     for handle in handles:
         handle.remove()
-
-
-@contextmanager
-def _calls(student: nn.Module, layers: set[int]) -> Iterator[list[AttentionCall]]:
-    if not layers:
-        yield []
-        return
-    with capture(student, layers=sorted(layers)) as calls:
-        yield calls
-
-
-def _named(rules: Sequence[LossRule], depth: int) -> dict[str, tuple[LossRule, tuple[int, ...]]]:
-    """Rules by name, with the layers they bind; rules of one kind are numbered from the second on."""
-    named: dict[str, tuple[LossRule, tuple[int, ...]]] = {}
-    for rule in rules:
-        same = sum(type(other) is type(rule) for other, _ in named.values())
-        named[rule.name if same == 0 else f"{rule.name}_{same + 1}"] = (rule, rule.chosen_layers(depth))
-    return named
-
-
-def _check(teacher: nn.Module | None, student: nn.Module, rules: Sequence[Rule], share_drop_path: bool) -> None:
-    if not rules:
-        if share_drop_path:
-            raise UserError("share_drop_path needs rules: without them the teacher does not run")
-        return
-    if teacher is None:
-        raise UserError(f"{', '.join(type(rule).__name__ for rule in rules)} needs a teacher; pass one")
-    if teacher is student:
-        raise UserError("teacher and student are the same object; make the student with student_like(teacher, …)")
-    problems = list(check_transfer(teacher, student).problems)
-    t, s = describe(teacher), describe(student)
-    problems += [problem for rule in rules for problem in rule.problems(t, s)]
-    raise_all(problems)
-    raise_all(_contradictions(rules, s))
-
-
-def _contradictions(rules: Sequence[Rule], student: ViTSpec) -> list[str]:
-    """Losses on attention that is copied: there is nothing left to learn, and nothing that a gradient could reach."""
-
-    def bound(rule: Rule) -> set[tuple[int, int]]:
-        return set(product(rule.chosen_layers(student.depth), rule.chosen_heads(student.heads)))
-
-    copied = {place for rule in rules if isinstance(rule, Copy) and rule.parts == "qk" for place in bound(rule)}
-    problems = []
-    for rule in rules:
-        clash = sorted({layer for layer, _ in copied & bound(rule)}) if isinstance(rule, LossRule) else []
-        if clash:
-            problems.append(
-                f"Copy and {type(rule).__name__} both bind layers {clash}, where copied attention can't learn; "
-                "give them different layers or heads"
-            )
-    return problems

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from attention_transfer.errors import UserError
-from attention_transfer.vit import AttentionCall, Indices, ViTSpec, select
+from attention_transfer.vit import AttentionCall, Indices, Query, Reading, ViTSpec, select
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +23,21 @@ class Rule:
 
     layers: Indices = None
     heads: Indices = None
+
+    @property
+    def reading(self) -> Reading:
+        """What the rule reads of a call; where teacher and student are unlike, it decides how maps are mixed."""
+        return "maps"
+
+    @property
+    def row(self) -> Query | None:
+        """The one query row that the rule reads, or `None` for all; calls are narrowed to it."""
+        return None
+
+    @property
+    def reads_values(self) -> bool:
+        """Whether the rule needs the teacher's values; without them its last block stops at queries and keys."""
+        return False
 
     @property
     def name(self) -> str:
@@ -84,4 +99,4 @@ def take_heads(call: AttentionCall, heads: tuple[int, ...]) -> AttentionCall:
     mask = call.mask
     if mask is not None and mask.dim() > 2 and mask.shape[-3] > 1:
         mask = mask[..., index, :, :]
-    return AttentionCall(call.q[:, index], call.k[:, index], call.v[:, index], mask, call.scale, call.layer)
+    return replace(call, q=call.q[:, index], k=call.k[:, index], v=call.v[:, index], mask=mask)

@@ -14,13 +14,20 @@ from timm.layers import DropPath, calculate_drop_path_rates
 from torch import Tensor, nn
 
 from attention_transfer.errors import UserError
+from attention_transfer.vit.libraries import anatomy
 from attention_transfer.vit.tap import Forward, TapHandle, Wrapper, tap
 
 _BRANCHES = ("drop_path1", "drop_path2")  # timm's names: the attention branch and the MLP branch of a block
 
 
 def set_drop_path(model: nn.Module, rate: float) -> None:
-    """Set stochastic depth that grows linearly from 0 at the first block to `rate` at the last, in place."""
+    """Set stochastic depth that grows linearly from 0 at the first block to `rate` at the last, in place.
+
+    Raises:
+        UserError: the rate is above 0 and the model (of transformers, torchvision) has no such branches.
+    """
+    if rate == 0 and not _has_branches(model):
+        return
     blocks = list(_blocks(model))
     for block, block_rate in zip(blocks, calculate_drop_path_rates(rate, len(blocks)), strict=True):
         for branch in _BRANCHES:
@@ -66,9 +73,13 @@ def _rate(module: nn.Module) -> float:
     return float(module.drop_prob or 0.0) if isinstance(module, DropPath) else 0.0
 
 
-def _blocks(model: nn.Module) -> list[nn.Module]:
-    blocks = getattr(model, "blocks", None)
-    found = list(blocks) if isinstance(blocks, nn.Sequential | nn.ModuleList) else []
-    if not found or not all(hasattr(block, branch) for block in found for branch in _BRANCHES):
-        raise UserError(f"{type(model).__name__} has no drop path that can be set; a plain timm ViT is needed")
-    return found
+def _blocks(model: nn.Module) -> tuple[nn.Module, ...]:
+    if not _has_branches(model):
+        raise UserError(
+            f"{type(model).__name__} has no drop path that can be set; set drop_path to 0, or take the network of timm"
+        )
+    return anatomy(model).blocks
+
+
+def _has_branches(model: nn.Module) -> bool:
+    return all(hasattr(block, branch) for block in anatomy(model).blocks for branch in _BRANCHES)

@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from attention_transfer.vit.outputs import tensors_in
 from attention_transfer.vit.tap import Forward, in_backward, tap
 
 State = TypeVar("State")
@@ -51,8 +52,8 @@ class Replay(Generic[State]):
         self._recalled = None
         state = self._running
         output = forward(*args, **kwargs)
-        if isinstance(output, Tensor):
-            self.remember(output, state)
+        for tensor in tensors_in(output):
+            self.remember(tensor, state)
         return output
 
     def _recall(self, state: State | None) -> None:

@@ -8,6 +8,7 @@ into copies: a deep copy of a tapped module gets an empty tap of its own.
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -19,27 +20,31 @@ Wrapper = Callable[..., Any]
 """Called as `wrapper(forward, *args, **kwargs)`; calls `forward` or does something else in its place."""
 
 
+_LOCK = threading.RLock()  # re-entrant: a garbage collection may remove taps while one is attached
+
+
 class _Tap:
     """The stand-in at one module. The latest wrapper is the outermost."""
 
     def __init__(self, module: nn.Module, previous: Forward | None) -> None:
         self.module = module
         self.previous = previous  # an instance forward that another library had put there
-        self.wrappers: list[Wrapper] = []
+        self.wrappers: tuple[Wrapper, ...] = ()
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
-        return self._from(len(self.wrappers), *args, **kwargs)
+        # The wrappers of this run, whatever another thread attaches or removes meanwhile.
+        return self._from(self.wrappers, *args, **kwargs)
 
-    def _from(self, depth: int, *args: Any, **kwargs: Any) -> Any:
-        if depth == 0:
+    def _from(self, wrappers: tuple[Wrapper, ...], *args: Any, **kwargs: Any) -> Any:
+        if not wrappers:
             if self.previous is not None:
                 return self.previous(*args, **kwargs)
             return type(self.module).forward(self.module, *args, **kwargs)
 
         def inner(*inner_args: Any, **inner_kwargs: Any) -> Any:
-            return self._from(depth - 1, *inner_args, **inner_kwargs)
+            return self._from(wrappers[:-1], *inner_args, **inner_kwargs)
 
-        return self.wrappers[depth - 1](inner, *args, **kwargs)
+        return wrappers[-1](inner, *args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Tap:
         return _Tap(copy.deepcopy(self.module, memo), copy.deepcopy(self.previous, memo))
@@ -57,23 +62,25 @@ class TapHandle:
         tapped, self._tapped = self._tapped, None
         if tapped is None:
             return
-        tapped.wrappers[:] = [w for w in tapped.wrappers if w is not self._wrapper]
-        if tapped.wrappers:
-            return
-        if tapped.previous is not None:
-            tapped.module.forward = tapped.previous
-        else:
-            tapped.module.__dict__.pop("forward")
+        with _LOCK:
+            tapped.wrappers = tuple(w for w in tapped.wrappers if w is not self._wrapper)
+            if tapped.wrappers:
+                return
+            if tapped.previous is not None:
+                tapped.module.forward = tapped.previous
+            else:
+                tapped.module.__dict__.pop("forward")
 
 
 def tap(module: nn.Module, wrapper: Wrapper) -> TapHandle:
     """Put `wrapper` around the forward of `module`, outside any wrapper that is there already."""
-    current = module.__dict__.get("forward")
-    tapped = getattr(current, "__self__", None)
-    if not isinstance(tapped, _Tap):
-        tapped = _Tap(module, current)
-        module.forward = tapped.run
-    tapped.wrappers.append(wrapper)
+    with _LOCK:
+        current = module.__dict__.get("forward")
+        tapped = getattr(current, "__self__", None)
+        if not isinstance(tapped, _Tap):
+            tapped = _Tap(module, current)
+            module.forward = tapped.run
+        tapped.wrappers = (*tapped.wrappers, wrapper)
     return TapHandle(tapped, wrapper)
 
 

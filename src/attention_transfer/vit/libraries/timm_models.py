@@ -1,0 +1,226 @@
+"""The vision transformers of timm."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import sys
+from pathlib import Path
+from typing import Any, cast
+
+import timm
+from timm.data import resolve_data_config
+from timm.layers import AttentionPoolLatent, GluMlp, LayerScale, SwiGLU
+from timm.models.beit import Beit
+from timm.models.eva import Eva
+from timm.models.naflexvit import NaFlexVit
+from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer_relpos import VisionTransformerRelPos
+from torch import Tensor, nn
+
+from attention_transfer.errors import UserError
+from attention_transfer.vit.files import read_state, unfit, weights_in
+from attention_transfer.vit.initialise import initialise
+from attention_transfer.vit.libraries.base import SUPPORTED, Anatomy, ViTSpec, missing_part, per_channel
+from attention_transfer.vit.tokens import Tokens
+
+_PLAIN = (VisionTransformer, VisionTransformerRelPos, Beit, Eva, NaFlexVit)
+
+
+class Timm:
+    """See [`Library`][attention_transfer.vit.libraries.Library]."""
+
+    name = "timm"
+
+    def owns(self, model: nn.Module) -> bool:
+        """Any model of timm, or one derived from its plain ViTs; `anatomy` says which are supported."""
+        return isinstance(model, _PLAIN) or type(model).__module__.startswith("timm.")
+
+    def anatomy(self, model: nn.Module) -> Anatomy:
+        """Blocks are `.blocks`, their attention `.attn`."""
+        vit: Any = model
+        modules = [getattr(block, "attn", None) for block in vit.blocks] if isinstance(model, _PLAIN) else []
+        found = tuple(m for m in modules if isinstance(m, nn.Module) and hasattr(m, "fused_attn"))
+        if not found or len(found) != len(modules):
+            raise UserError(f"{type(model).__name__} has no supported attention: {SUPPORTED}")
+        if not all(cast(Any, module).fused_attn for module in found):
+            raise UserError(
+                f"{type(model).__name__} was built without fused attention, so that its attention can't be seen; "
+                "call timm.layers.set_fused_attn(True) before it is made"
+            )
+        pool = getattr(vit, "attn_pool", None)
+        return Anatomy(
+            model=model,
+            blocks=tuple(vit.blocks),
+            attention=found,
+            pool=pool if isinstance(pool, AttentionPoolLatent) else None,
+            tokens=_tokens(vit),
+        )
+
+    def spec(self, model: nn.Module) -> ViTSpec:
+        """Read from the model's attributes and its `pretrained_cfg`."""
+        vit: Any = model
+        attention: Any = vit.blocks[0].attn
+        config = resolve_data_config({}, model=vit)
+        channels, height, width = config["input_size"]
+        channels = int(getattr(vit, "in_chans", channels))
+        heads = int(attention.num_heads)
+        image_size, grid = _grid(vit, (int(height), int(width)))
+        return ViTSpec(
+            name=str(vit.pretrained_cfg.get("architecture", type(model).__name__)),
+            library=self.name,
+            depth=len(vit.blocks),
+            heads=heads,
+            head_dim=int(getattr(attention, "head_dim", 0) or round(attention.scale**-2)),
+            width=int(vit.embed_dim),
+            tokens=_tokens(vit),
+            grid=grid,
+            image_size=image_size,
+            channels=channels,
+            mean=per_channel(config["mean"], channels),
+            std=per_channel(config["std"], channels),
+            classes=int(vit.num_classes),
+            pool=isinstance(getattr(vit, "attn_pool", None), AttentionPoolLatent),
+            components=_components(vit, attention),
+        )
+
+    def build(
+        self,
+        name: str,
+        *,
+        pretrained: bool,
+        num_classes: int | None,
+        image_size: tuple[int, int] | None,
+        patch_size: int | None,
+    ) -> nn.Module:
+        """`timm.create_model`, with its failures said in a sentence."""
+        architecture = name.split(".", maxsplit=1)[0]
+        if not timm.is_model(architecture):
+            close = difflib.get_close_matches(architecture, timm.list_models(), n=3)
+            hint = f"did you mean {', '.join(f'timm/{c}' for c in close)}?" if close else "see timm.list_models()"
+            raise UserError(f"timm has no model {name!r}; {hint}")
+        options = {"num_classes": num_classes, "img_size": image_size, "patch_size": patch_size}
+        try:
+            return cast(nn.Module, timm.create_model(name, pretrained=pretrained, **options))
+        except TypeError as error:
+            raise UserError(f"timm/{name} does not take that size ({error}); leave it out") from error
+        except (OSError, RuntimeError) as error:
+            if not pretrained:
+                raise
+            raise UserError(
+                f"the weights of timm/{name} could not be fetched ({type(error).__name__}); connect to the network, or "
+                "give a local file with --pretrained FILE, or random weights with --pretrained false"
+            ) from error
+
+    def open(
+        self,
+        folder: Path,
+        *,
+        pretrained: bool,
+        num_classes: int | None,
+        image_size: tuple[int, int] | None,
+        patch_size: int | None,
+    ) -> nn.Module:
+        """Timm's `local-dir:` form."""
+        options = {"num_classes": num_classes, "img_size": image_size, "patch_size": patch_size}
+        given = {key: value for key, value in options.items() if value is not None}
+        if pretrained:
+            read_state(weights_in(folder))  # says in a sentence what timm would say in a traceback
+        try:
+            return cast(nn.Module, timm.create_model(f"local-dir:{folder.resolve()}", pretrained=pretrained, **given))
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            raise unfit(folder, error) from error
+
+    def with_head(self, model: nn.Module, num_classes: int) -> nn.Module:
+        """`reset_classifier` on a copy."""
+        student: Any = copy.deepcopy(model).cpu()
+        student.reset_classifier(num_classes)
+        return cast(nn.Module, student)
+
+    def fresh(self, model: nn.Module, num_classes: int) -> nn.Module:
+        """Initialised as in Li et al. 2024."""
+        student = self.with_head(model, num_classes)
+        initialise(student)
+        return student
+
+    def head(self, model: nn.Module) -> nn.Linear | None:
+        """`get_classifier`, unless the head was left out."""
+        head = cast(Any, model).get_classifier()
+        return head if isinstance(head, nn.Linear) else None
+
+    def head_names(self, model: nn.Module) -> tuple[str, ...]:
+        """The classifier, and the norm and pooling that only a classifier has."""
+        pooled = ("fc_norm.", "attn_pool.") if getattr(model, "global_pool", "token") != "token" else ()
+        return ("head.", "head_dist.", *pooled)
+
+    def adapted(self, state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+        """Timm's own reading of published layouts, which resamples position embeddings and patch kernels too."""
+        adapt = getattr(sys.modules[_home(model)], "checkpoint_filter_fn", None)
+        return cast(dict[str, Tensor], adapt(state, model)) if adapt else state
+
+    def labels(self, model: nn.Module) -> list[str] | None:
+        """`label_names` of the model's configuration."""
+        names = cast(Any, model).pretrained_cfg.get("label_names")
+        return list(names) if names else None
+
+    def save(self, model: nn.Module, folder: Path, labels: list[str] | None) -> None:
+        """The layout of the Hugging Face hub, which `timm.create_model("local-dir:…", pretrained=True)` loads."""
+        timm.models.save_for_hf(
+            cast(Any, model),
+            str(folder),
+            model_config={"pretrained_cfg": {"label_names": labels, "num_classes": len(labels)} if labels else {}},
+            safe_serialization=True,
+        )
+
+
+def _home(model: nn.Module) -> str:
+    """The module of timm that a model's class, or the one it is derived from, is defined in."""
+    return next(c.__module__ for c in type(model).__mro__ if c.__module__.startswith("timm."))
+
+
+def _tokens(vit: Any) -> Tokens:
+    prefix: tuple[str, ...] = ()
+    if (
+        getattr(vit, "cls_token", None) is not None
+        or getattr(getattr(vit, "embeds", None), "cls_token", None) is not None
+    ):
+        prefix += ("class",)
+    if getattr(vit, "dist_token", None) is not None:
+        prefix += ("distillation",)
+    return Tokens(prefix + ("register",) * (int(vit.num_prefix_tokens) - len(prefix)))
+
+
+def _grid(vit: Any, configured: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Input size and patch grid."""
+    if isinstance(vit, NaFlexVit):
+        embeds: Any = vit.embeds
+        size = getattr(embeds, "default_img_size", None) or configured
+        rows, columns = embeds.dynamic_feat_size(size)
+    else:
+        size = vit.patch_embed.img_size or configured
+        rows, columns = vit.patch_embed.grid_size or (
+            s // p for s, p in zip(size, vit.patch_embed.patch_size, strict=True)
+        )
+    return (int(size[0]), int(size[1])), (int(rows), int(columns))
+
+
+def _components(vit: Any, attention: Any) -> frozenset[str]:
+    block = vit.blocks[0]
+    signs = {
+        "LayerScale": isinstance(getattr(block, "ls1", None), LayerScale) or not missing_part(block, "gamma_1"),
+        "registers": "register" in _tokens(vit).prefix,
+        "distillation token": "distillation" in _tokens(vit).prefix,
+        "pre-norm": not missing_part(vit, "norm_pre"),
+        "q/k norm": not missing_part(attention, "q_norm"),
+        "relative position bias": not all(
+            (
+                missing_part(attention, "relative_position_bias_table"),
+                missing_part(attention, "rel_pos"),
+                missing_part(vit, "rel_pos_bias"),
+            )
+        ),
+        "RoPE": not missing_part(vit, "rope"),
+        "gated MLP": isinstance(getattr(block, "mlp", None), GluMlp | SwiGLU),
+        "gated attention": not missing_part(attention, "gate"),
+    }
+    return frozenset(name for name, present in signs.items() if present)

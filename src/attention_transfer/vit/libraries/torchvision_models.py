@@ -1,0 +1,175 @@
+"""The vision transformers of torchvision."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torchvision
+from safetensors.torch import save_file
+from timm.layers import resample_abs_pos_embed
+from torch import Tensor, nn
+from torchvision.models import VisionTransformer
+
+from attention_transfer.errors import UserError, nearest
+from attention_transfer.vit.files import read_state, unfit, weights_in
+from attention_transfer.vit.initialise import initialise
+from attention_transfer.vit.libraries.base import SUPPORTED, Anatomy, ViTSpec
+from attention_transfer.vit.tokens import Tokens
+
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # all of its published weights
+_POSITION = "encoder.pos_embedding"
+
+
+class Torchvision:
+    """See [`Library`][attention_transfer.vit.libraries.Library]."""
+
+    name = "torchvision"
+
+    def owns(self, model: nn.Module) -> bool:
+        """Any model of torchvision; `anatomy` says which are supported."""
+        return isinstance(model, VisionTransformer) or type(model).__module__.startswith("torchvision.")
+
+    def anatomy(self, model: nn.Module) -> Anatomy:
+        """Blocks are `.encoder.layers`, their attention is `torch.nn.MultiheadAttention`."""
+        if not isinstance(model, VisionTransformer):
+            raise UserError(f"{type(model).__name__} has no supported attention: {SUPPORTED}")
+        blocks: tuple[nn.Module, ...] = tuple(cast(Any, model.encoder.layers))
+        attention: tuple[nn.Module, ...] = tuple(cast(Any, block).self_attention for block in blocks)
+        return Anatomy(model=model, blocks=blocks, attention=attention, pool=None, tokens=Tokens())
+
+    def spec(self, model: nn.Module) -> ViTSpec:
+        """Read from the model's attributes."""
+        vit: Any = model
+        attention: Any = vit.encoder.layers[0].self_attention
+        side = vit.image_size // vit.patch_size
+        head = self.head(model)
+        return ViTSpec(
+            name=f"vit_p{vit.patch_size}_{vit.hidden_dim}x{len(vit.encoder.layers)}",
+            library=self.name,
+            depth=len(vit.encoder.layers),
+            heads=int(attention.num_heads),
+            head_dim=int(attention.head_dim),
+            width=int(vit.hidden_dim),
+            tokens=Tokens(),
+            grid=(side, side),
+            image_size=(vit.image_size, vit.image_size),
+            channels=3,
+            mean=_MEAN,
+            std=_STD,
+            classes=0 if head is None else head.out_features,
+            pool=False,
+            components=frozenset(),
+        )
+
+    def build(
+        self,
+        name: str,
+        *,
+        pretrained: bool,
+        num_classes: int | None,
+        image_size: tuple[int, int] | None,
+        patch_size: int | None,
+    ) -> nn.Module:
+        """`torchvision.models.get_model`, with its best weights where they are wanted."""
+        names = torchvision.models.list_models(include="vit_*")
+        if name not in names:
+            raise UserError(f"torchvision has no vision transformer {name!r}; {nearest(name, names)}")
+        try:
+            vit = torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None)
+        except (OSError, RuntimeError) as error:
+            raise UserError(
+                f"the weights of torchvision/{name} could not be fetched ({type(error).__name__}); connect to the "
+                "network, or give a local file with --pretrained FILE, or random weights with --pretrained false"
+            ) from error
+        return self._changed(vit, num_classes, image_size, patch_size)
+
+    def open(
+        self,
+        folder: Path,
+        *,
+        pretrained: bool,
+        num_classes: int | None,
+        image_size: tuple[int, int] | None,
+        patch_size: int | None,
+    ) -> nn.Module:
+        """A folder that `save` wrote."""
+        config = json.loads((folder / "config.json").read_text())
+        try:
+            vit: Any = VisionTransformer(**config["arguments"])
+            vit = vit if config["arguments"]["num_classes"] else self.with_head(vit, 0)
+            vit.label_names = config["label_names"]
+            if pretrained:
+                vit.load_state_dict(read_state(weights_in(folder)))
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            raise unfit(folder, error) from error
+        return self._changed(vit, num_classes, image_size, patch_size)
+
+    def _changed(
+        self, vit: nn.Module, num_classes: int | None, image_size: tuple[int, int] | None, patch_size: int | None
+    ) -> nn.Module:
+        if patch_size is not None or (image_size is not None and image_size[0] != image_size[1]):
+            raise UserError("a torchvision model takes neither another patch size nor images that are not square")
+        if image_size is not None and image_size[0] != cast(Any, vit).image_size:
+            _resize(vit, image_size[0])
+        return vit if num_classes is None else self.with_head(vit, num_classes)
+
+    def with_head(self, model: nn.Module, num_classes: int) -> nn.Module:
+        """A new `.heads` on a copy."""
+        student: Any = copy.deepcopy(model).cpu()
+        student.heads = nn.Sequential()
+        student.heads.add_module(
+            "head", nn.Linear(student.hidden_dim, num_classes) if num_classes > 0 else nn.Identity()
+        )
+        student.num_classes = num_classes
+        student.label_names = None
+        return cast(nn.Module, student)
+
+    def fresh(self, model: nn.Module, num_classes: int) -> nn.Module:
+        """Initialised as in Li et al. 2024."""
+        student = self.with_head(model, num_classes)
+        initialise(student)
+        return student
+
+    def head(self, model: nn.Module) -> nn.Linear | None:
+        """The last layer of `.heads`."""
+        head = getattr(cast(Any, model).heads, "head", None)
+        return head if isinstance(head, nn.Linear) else None
+
+    def head_names(self, model: nn.Module) -> tuple[str, ...]:  # noqa: ARG002
+        """The classifier."""
+        return ("heads.",)
+
+    def labels(self, model: nn.Module) -> list[str] | None:
+        """The names that were saved with it."""
+        return cast("list[str] | None", getattr(model, "label_names", None))
+
+    def adapted(self, state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+        """Position embeddings resampled to the model's grid."""
+        vit: Any = model
+        if _POSITION in state and state[_POSITION].shape[1] != vit.seq_length:
+            side = vit.image_size // vit.patch_size
+            state = {**state, _POSITION: resample_abs_pos_embed(state[_POSITION], [side, side])}
+        return state
+
+    def save(self, model: nn.Module, folder: Path, labels: list[str] | None) -> None:
+        """Weights, and what the constructor needs: torchvision has no format of its own, so only `load_vit` reads it."""
+        vit: Any = model
+        arguments = {name: getattr(vit, name) for name in ("image_size", "patch_size", "hidden_dim", "mlp_dim")}
+        arguments |= {"num_layers": len(vit.encoder.layers), "num_heads": vit.encoder.layers[0].num_heads}
+        arguments["num_classes"] = vit.num_classes
+        config = {"library": self.name, "arguments": arguments, "label_names": labels}
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(json.dumps(config, indent=2))
+        save_file({key: value.contiguous() for key, value in vit.state_dict().items()}, folder / "model.safetensors")
+
+
+def _resize(vit: Any, image_size: int) -> None:
+    side = image_size // vit.patch_size
+    with torch.no_grad():
+        position = resample_abs_pos_embed(vit.encoder.pos_embedding, [side, side])
+    vit.encoder.pos_embedding = nn.Parameter(position)
+    vit.image_size, vit.seq_length = image_size, side * side + 1

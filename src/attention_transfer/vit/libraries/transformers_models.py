@@ -1,0 +1,272 @@
+"""The vision transformers of Hugging Face transformers, an optional dependency that is imported only when it is used."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors.torch import save_file
+from timm.layers import resample_abs_pos_embed, trunc_normal_
+from torch import Tensor, nn
+
+from attention_transfer.errors import UserError
+from attention_transfer.vit.files import read_state, unfit, weights_in
+from attention_transfer.vit.libraries import transformers_families as families
+from attention_transfer.vit.libraries.base import Anatomy, ViTSpec, per_channel
+
+# The backbone inside a classifier; names without it are the same in both.
+_PREFIX = re.compile(r"^(vit|deit|beit|dinov2|dinov2_with_registers|ijepa|data2vec_vision|vision_model|backbone)\.")
+_POSITIONS = re.compile(r"(^|\.)embeddings\.position_embeddings?(\.weight)?$")
+
+
+class BackboneClassifier(nn.Module):
+    """A classifier on a backbone that transformers has no classifier for (DINOv3, YOLOS).
+
+    A linear layer on the class token, or on the mean of the patches where there is none.
+    """
+
+    def __init__(self, backbone: nn.Module, num_classes: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.config: Any = backbone.config
+        self.config.linear_head = num_classes  # is saved with the configuration, and says how to load it
+        self.head = nn.Linear(families.vision(self.config).hidden_size, num_classes)
+        trunc_normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Class logits, (B, classes), of images (B, channels, height, width)."""
+        tokens_BNC: Tensor = self.backbone(pixel_values).last_hidden_state
+        tokens = families.tokens(self.config)
+        patches = tokens.patches(tokens_BNC.shape[1])
+        gathered_BC = tokens_BNC[:, 0] if tokens.class_token else tokens_BNC[:, patches].mean(dim=1)
+        return cast(Tensor, self.head(gathered_BC))
+
+
+class Transformers:
+    """See [`Library`][attention_transfer.vit.libraries.Library]."""
+
+    name = "hf"
+
+    def owns(self, model: nn.Module) -> bool:
+        """Any model of transformers, or one derived from its models."""
+        return isinstance(model, BackboneClassifier) or any(
+            c.__module__.startswith("transformers.") for c in type(model).__mro__
+        )
+
+    def anatomy(self, model: nn.Module) -> Anatomy:
+        """The list of `num_hidden_layers` blocks; their attention is `.attention` or `.self_attn`."""
+        vision = families.supported(model)
+        blocks = families.blocks(model)
+        pool = next((m for m in model.modules() if type(m).__name__.endswith("AttentionPoolingHead")), None)
+        if vision._attn_implementation != "sdpa":
+            raise UserError(
+                f"{type(model).__name__} uses {vision._attn_implementation!r} attention, which can't be seen; call "
+                'model.set_attn_implementation("sdpa")'
+            )
+        return Anatomy(
+            model=model,
+            blocks=blocks,
+            attention=tuple(cast(Any, getattr(b, "attention", None) or cast(Any, b).self_attn) for b in blocks),
+            pool=None if pool is None else cast(Any, pool).attention,
+            tokens=families.tokens(vision),
+        )
+
+    def spec(self, model: nn.Module) -> ViTSpec:
+        """Read from the model's configuration."""
+        config: Any = cast(Any, model).config
+        vision, anatomy, head = families.vision(config), self.anatomy(model), self.head(model)
+        image_size = families.pair(getattr(config, "input_size", None) or vision.image_size)
+        patch = families.pair(vision.patch_size)
+        mean, std = families.normalisation(config)
+        return ViTSpec(
+            name=str(getattr(config, "_name_or_path", "") or vision.model_type),
+            library=self.name,
+            depth=len(anatomy.blocks),
+            heads=int(vision.num_attention_heads),
+            head_dim=int(vision.hidden_size) // int(vision.num_attention_heads),
+            width=int(vision.hidden_size),
+            tokens=anatomy.tokens,
+            grid=(image_size[0] // patch[0], image_size[1] // patch[1]),
+            image_size=image_size,
+            channels=int(vision.num_channels),
+            mean=per_channel(mean, int(vision.num_channels)),
+            std=per_channel(std, int(vision.num_channels)),
+            classes=0 if head is None else head.out_features,
+            pool=anatomy.pool is not None,
+            components=families.components(model, vision),
+        )
+
+    def build(
+        self,
+        name: str,
+        *,
+        pretrained: bool,
+        num_classes: int | None,
+        image_size: tuple[int, int] | None,
+        patch_size: int | None,
+    ) -> nn.Module:
+        """A model of the Hugging Face hub, or a folder in its layout."""
+        if patch_size is not None:
+            raise UserError(f"hf/{name} does not take another patch size; leave it out")
+        config = families.read_configuration(name)
+        classes = _own_classes(config) if num_classes is None else num_classes
+        model = _pretrained(name, config, classes, self) if pretrained else _random(config, classes)
+        return model if image_size is None else self._resized(model, image_size)
+
+    def open(
+        self,
+        folder: Path,
+        *,
+        pretrained: bool,
+        num_classes: int | None,
+        image_size: tuple[int, int] | None,
+        patch_size: int | None,
+    ) -> nn.Module:
+        """A folder that `save_pretrained` or `save_vit` wrote."""
+        if pretrained:
+            read_state(weights_in(folder))  # says in a sentence what transformers would say in a traceback
+        options = {"num_classes": num_classes, "image_size": image_size, "patch_size": patch_size}
+        try:
+            return self.build(str(folder), pretrained=pretrained, **options)  # type: ignore[arg-type]
+        except UserError:
+            raise
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            raise unfit(folder, error) from error
+
+    def with_head(self, model: nn.Module, num_classes: int) -> nn.Module:
+        """A network of the same configuration with another head; the backbone's weights are the model's."""
+        student = self.fresh(model, num_classes)
+        self._take_backbone(student, model.state_dict())
+        return student
+
+    def fresh(self, model: nn.Module, num_classes: int) -> nn.Module:
+        """Initialised by transformers: linear layers and tokens truncated normal with standard deviation 0.02."""
+        return _random(copy.deepcopy(cast(Any, model).config), num_classes)
+
+    def head(self, model: nn.Module) -> nn.Linear | None:
+        """`.classifier`, or the head of `BackboneClassifier`."""
+        head = getattr(model, "classifier", None) or (model.head if isinstance(model, BackboneClassifier) else None)
+        return head if isinstance(head, nn.Linear) else None
+
+    def head_names(self, model: nn.Module) -> tuple[str, ...]:
+        """The classifier and the pooler, where BEiT keeps the norm of its classifier."""
+        own = ("head.weight", "head.bias") if isinstance(model, BackboneClassifier) else ()
+        return ("classifier.", *own, *(f"{prefix}pooler." for prefix in ("", "vit.", "deit.", "beit.", "backbone.")))
+
+    def labels(self, model: nn.Module) -> list[str] | None:
+        """`id2label` of the configuration, unless it is only transformers' own numbering."""
+        names = cast(Any, model).config.id2label or {}
+        found = [str(names[index]) for index in sorted(names)]
+        return None if all(re.fullmatch(r"LABEL_\d+", name) for name in found) else found
+
+    def adapted(self, state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+        """Names with or without the backbone's prefix, and position embeddings resampled to the model's grid."""
+        target, spec = model.state_dict(), self.spec(model)
+        names = {_PREFIX.sub("", name): name for name in target}
+        renamed = {names.get(_PREFIX.sub("", name), name): value for name, value in state.items()}
+        return {
+            name: _resampled(value, spec)
+            if _POSITIONS.search(name) and name in target and value.shape != target[name].shape
+            else value
+            for name, value in renamed.items()
+        }
+
+    def save(self, model: nn.Module, folder: Path, labels: list[str] | None) -> None:
+        """`save_pretrained`, and a preprocessor file with size and normalisation."""
+        config: Any = cast(Any, model).config
+        if labels:
+            config.id2label = dict(enumerate(labels))
+            config.label2id = {label: index for index, label in enumerate(labels)}
+        spec = self.spec(model)
+        if isinstance(model, BackboneClassifier):
+            folder.mkdir(parents=True)
+            config.save_pretrained(folder)
+            state = {key: value.contiguous() for key, value in model.state_dict().items()}
+            save_file(state, folder / "model.safetensors")
+        else:
+            cast(Any, model).save_pretrained(folder)
+        processor = {
+            "image_processor_type": "ViTImageProcessor",
+            "size": {"height": spec.image_size[0], "width": spec.image_size[1]},
+            "image_mean": list(spec.mean),
+            "image_std": list(spec.std),
+        }
+        (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=2))
+
+    def _resized(self, model: nn.Module, image_size: tuple[int, int]) -> nn.Module:
+        """The same network for another image size."""
+        if self.spec(model).image_size == image_size:
+            return model
+        config: Any = copy.deepcopy(cast(Any, model).config)
+        if families.any_size(config):
+            cast(Any, model).config.input_size = list(image_size)
+            return model
+        families.vision(config).image_size = list(image_size)
+        config.input_size = list(image_size)
+        other = _random(config, self.spec(model).classes)
+        state = self.adapted(model.state_dict(), other)
+        other.load_state_dict(
+            {key: value for key, value in state.items() if "relative_position_index" not in key}, strict=False
+        )
+        return other
+
+    def _take_backbone(self, student: nn.Module, state: dict[str, Tensor]) -> None:
+        source = self.adapted(state, student)
+        heads, target = self.head_names(student), student.state_dict()
+        backbone = {
+            name: value
+            for name, value in source.items()
+            if name in target and target[name].shape == value.shape and not name.startswith(heads)
+        }
+        student.load_state_dict(backbone, strict=False)
+
+
+def _own_classes(config: Any) -> int:
+    """The classes of the head that a configuration was saved with; 0 for a backbone."""
+    if linear := getattr(config, "linear_head", 0):
+        return int(linear)
+    architecture = (getattr(config, "architectures", None) or [""])[0]
+    return int(config.num_labels) if architecture.endswith("ForImageClassification") else 0
+
+
+def _random(config: Any, classes: int) -> nn.Module:
+    kind, config = families.network(config, classes)
+    model: nn.Module = kind(config)
+    return BackboneClassifier(model, classes) if classes and not _is_classifier(kind) else model
+
+
+def _pretrained(name: str, config: Any, classes: int, library: Transformers) -> nn.Module:
+    if getattr(config, "linear_head", 0) and Path(name).is_dir():
+        model = _random(config, int(config.linear_head))
+        model.load_state_dict(read_state(weights_in(Path(name))))
+        return model if classes == config.linear_head else library.with_head(model, classes)
+    kind, config = families.network(config, classes)
+    with families.fetching(name):
+        model, info = kind.from_pretrained(
+            name, config=config, ignore_mismatched_sizes=True, output_loading_info=True, dtype=torch.float32
+        )
+    absent = {*info["missing_keys"], *(key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"])}
+    lost = sorted(key for key in absent if not key.startswith(library.head_names(model)))
+    if lost:
+        raise UserError(
+            f"the weights of {name} lack {len(lost)} of the backbone ({lost[0]}, …); they are of another model"
+        )
+    return BackboneClassifier(model, classes) if classes and not _is_classifier(kind) else model
+
+
+def _is_classifier(kind: type) -> bool:
+    return kind.__name__.endswith("ForImageClassification")
+
+
+def _resampled(position: Tensor, spec: ViTSpec) -> Tensor:
+    """Position embeddings, (1, N, C) or (N, C), of a square grid, for the grid of `spec`."""
+    if spec.tokens.suffix:
+        raise UserError(f"the positions of {spec.name}'s detection tokens can't be resampled; leave the image size out")
+    batched = position if position.dim() == 3 else position[None]
+    resampled = resample_abs_pos_embed(batched, list(spec.grid), num_prefix_tokens=spec.prefix_tokens)
+    return resampled if position.dim() == 3 else resampled[0]

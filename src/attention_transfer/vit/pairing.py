@@ -1,0 +1,239 @@
+"""Which part of a teacher's attention belongs to which part of its student's, where the two are not alike.
+
+Each step leaves a call as it is where nothing differs, and picks queries and keys where that is enough (layers, heads,
+dropped tokens: dropping a key renormalises its row). Only where maps must be mixed (averaged heads, another patch grid)
+are they formed: such a call has zero queries and keys, and the mixed maps, as logarithms, for its mask.
+
+Shapes: B batch, H heads, N query tokens, M key tokens, D head dimension; `_t` teacher, `_s` student.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from attention_transfer.errors import UserError
+from attention_transfer.vit.call import POOL, AttentionCall
+from attention_transfer.vit.libraries import ViTSpec
+
+Reading = Literal["maps", "logits", "operands"]
+"""What a rule reads from a call, which decides how it is mixed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairing:
+    """How an unequal teacher's layers, heads and tokens are mapped to the student's. Exact where nothing differs.
+
+    Attributes:
+        layers: "relative" takes the teacher's block at the same relative depth; "last" pairs the last blocks; a list
+            names the teacher's block of each block of the student (negative from the end).
+        heads: "same" needs equal numbers; "mean" averages groups of neighbouring heads (or repeats them, where the
+            student has more); "match" picks for each student's head the teacher's head whose maps differ least, by the
+            mean Jensen–Shannon divergence over the first batch, each once where there are enough.
+        registers: what happens to the attention that the teacher pays to tokens that the student lacks: "drop"
+            renormalises the rows without them, "to class" gives it to the class token.
+    """
+
+    layers: Literal["relative", "last"] | list[int] = "relative"
+    heads: Literal["same", "mean", "match"] = "same"
+    registers: Literal["drop", "to class"] = "drop"
+
+    def teacher_layer(self, layer: int, teacher: ViTSpec, student: ViTSpec) -> int:
+        """The teacher's block for a block of the student.
+
+        Raises:
+            UserError: there is none.
+        """
+        if layer == POOL:
+            return POOL
+        if self.layers == "relative":
+            return max(0, (layer + 1) * teacher.depth // student.depth - 1)
+        if self.layers == "last":
+            found = layer + teacher.depth - student.depth
+            if found < 0:
+                raise UserError(
+                    f"block {layer} of the student has no block of the teacher, which is {student.depth - teacher.depth} "
+                    "blocks shorter; give the rule layers=, the last ones, or pair by relative depth"
+                )
+            return found
+        if len(self.layers) != student.depth or not all(-teacher.depth <= i < teacher.depth for i in self.layers):
+            raise UserError(
+                f"pairing.layers {list(self.layers)} must name one of the teacher's {teacher.depth} blocks for each of "
+                f"the student's {student.depth}"
+            )
+        return self.layers[layer] % teacher.depth
+
+    def problems(self, teacher: ViTSpec, student: ViTSpec) -> list[str]:
+        """Why the pair can't be mapped, a sentence each."""
+        found = []
+        more, fewer = max(teacher.heads, student.heads), min(teacher.heads, student.heads)
+        if more != fewer and self.heads == "same":
+            found.append(
+                f"teacher {teacher.name} has heads {teacher.heads} but the student has {student.heads}; pair them by "
+                'heads="mean" or heads="match", or make the student with student_like(teacher, num_classes=…)'
+            )
+        if self.heads == "mean" and more % fewer:
+            found.append(
+                f"{teacher.heads} heads (teacher) and {student.heads} (student) can't be grouped evenly; pair them by "
+                'heads="match"'
+            )
+        extra = [kind for kind in student.tokens.prefix if kind not in teacher.tokens.prefix]
+        counts = {kind: student.tokens.prefix.count(kind) - teacher.tokens.prefix.count(kind) for kind in ("register",)}
+        if extra or counts["register"] > 0 or student.tokens.suffix > teacher.tokens.suffix:
+            found.append(
+                f"the student has prefix tokens {_named(student)} and teacher {teacher.name} {_named(teacher)}, so that "
+                "some of the student's have no attention to take; make the student with student_like(teacher, …)"
+            )
+        if self.registers == "to class" and not (teacher.class_token and student.class_token):
+            found.append('pairing.registers="to class" needs a class token on both sides')
+        return found
+
+    def notes(self, teacher: ViTSpec, student: ViTSpec) -> list[str]:
+        """What is mapped, and how, a sentence each."""
+        found = []
+        if teacher.depth != student.depth:
+            found.append(f"{student.depth} blocks take the attention of {teacher.depth}, paired by {self.layers!r}")
+        if teacher.heads != student.heads:
+            found.append(f"{student.heads} heads take the attention of {teacher.heads}, paired by {self.heads!r}")
+        if teacher.grid != student.grid:
+            found.append(
+                f"maps of {teacher.grid[0]}×{teacher.grid[1]} patches are resampled to {student.grid[0]}×{student.grid[1]}, "
+                "which forms them and costs memory"
+            )
+        if teacher.tokens != student.tokens:
+            how = "rows are renormalised" if self.registers == "drop" else "the class token gets their attention"
+            found.append(f"prefix tokens {_named(teacher)} become {_named(student)}: {how}")
+        return found
+
+    def mixes(self, teacher: ViTSpec, student: ViTSpec) -> bool:
+        """Whether maps must be formed, so that single operands can't be paired."""
+        return (
+            teacher.grid != student.grid
+            or (self.heads == "mean" and teacher.heads > student.heads)
+            or (self.registers == "to class" and teacher.tokens != student.tokens)
+        )
+
+
+class Correspondence:
+    """Gives the teacher's calls the student's heads and tokens."""
+
+    def __init__(self, pairing: Pairing, teacher: ViTSpec, student: ViTSpec) -> None:
+        self.pairing = pairing
+        self.teacher, self.student = teacher, student
+        self._kept = _kept_tokens(teacher, student)
+        self._identical = len(self._kept) == teacher.sequence and teacher.grid == student.grid
+
+    def seen(self, call: AttentionCall, *, reading: Reading, heads: Tensor | None = None) -> AttentionCall:
+        """The teacher's call as the student can take it.
+
+        Args:
+            call: with all queries, or with a single one (`AttentionCall.query_row`).
+            reading: "maps" mixes probabilities, "logits" mixes logits.
+            heads: the teacher's head of each of the student's, (H_s,), where they are paired by "match".
+
+        Returns:
+            The same call where nothing differs.
+        """
+        if heads is not None:
+            call = _take_heads(call, heads)
+        elif self.pairing.heads == "mean" and self.student.heads > self.teacher.heads:
+            repeated = torch.arange(self.teacher.heads, device=call.q.device)
+            call = _take_heads(call, repeated.repeat_interleave(self.student.heads // self.teacher.heads))
+        average = self.pairing.heads == "mean" and self.teacher.heads > self.student.heads
+        gather = self.pairing.registers == "to class" and len(self._kept) != self.teacher.sequence
+        if not (average or gather) and self._identical:
+            return call
+        if not (average or gather) and self.teacher.grid == self.student.grid:
+            return self._without_tokens(call)
+        return self._mixed(call, reading, average=average, gather=gather)
+
+    def _without_tokens(self, call: AttentionCall) -> AttentionCall:
+        kept = self._kept.to(call.q.device)
+        mask = call.mask
+        single = call.q.shape[-2] == 1
+        if mask is not None:
+            mask = mask if mask.shape[-1] == 1 else mask.index_select(-1, kept)
+            mask = mask if single or mask.dim() < 2 or mask.shape[-2] == 1 else mask.index_select(-2, kept)
+        return replace(
+            call,
+            q=call.q if single else call.q.index_select(-2, kept),
+            k=call.k.index_select(-2, kept),
+            v=call.v.index_select(-2, kept),
+            mask=mask,
+            tokens=self.student.tokens,
+        )
+
+    def _mixed(self, call: AttentionCall, reading: Reading, *, average: bool, gather: bool) -> AttentionCall:
+        with torch.autocast(call.q.device.type, enabled=False):
+            whole = replace(call, q=call.q.float(), k=call.k.float())
+            mixed_BHNM = whole.maps() if reading == "maps" else whole.logits()
+            if average:
+                mixed_BHNM = mixed_BHNM.unflatten(1, (self.student.heads, -1)).mean(dim=2)
+            mixed_BHNM = self._resampled(mixed_BHNM, reading, gather=gather)
+            mask = mixed_BHNM.log() if reading == "maps" else mixed_BHNM
+        q_BHND = call.q.new_zeros(*mask.shape[:3], call.q.shape[-1])
+        k_BHMD = call.q.new_zeros(*mask.shape[:2], mask.shape[3], call.q.shape[-1])
+        return AttentionCall(q_BHND, k_BHMD, k_BHMD, mask.to(call.q.dtype), 1.0, call.layer, self.student.tokens)
+
+    def _resampled(self, rows_BHNM: Tensor, reading: Reading, *, gather: bool) -> Tensor:
+        """Rows over the teacher's tokens as rows over the student's, for its queries where there are all."""
+        kept = self._kept.to(rows_BHNM.device)
+        lost = rows_BHNM.sum(dim=-1) - rows_BHNM.index_select(-1, kept).sum(dim=-1)
+        rows_BHNM = rows_BHNM.index_select(-1, kept)
+        if rows_BHNM.shape[-2] == self.teacher.sequence:
+            rows_BHNM, lost = rows_BHNM.index_select(-2, kept), lost.index_select(-1, kept)
+        if gather and reading == "maps":
+            rows_BHNM = torch.cat([rows_BHNM[..., :1] + lost[..., None], rows_BHNM[..., 1:]], dim=-1)
+        if self.teacher.grid != self.student.grid:
+            rows_BHNM = self._to_grid(rows_BHNM, keep_sum=reading == "maps")
+            if rows_BHNM.shape[-2] == len(kept):
+                rows_BHNM = self._to_grid(rows_BHNM.transpose(-2, -1), keep_sum=False).transpose(-2, -1)
+        return rows_BHNM / rows_BHNM.sum(dim=-1, keepdim=True) if reading == "maps" else rows_BHNM
+
+    def _to_grid(self, x_BHNM: Tensor, *, keep_sum: bool) -> Tensor:
+        """The last dimension from the teacher's patch grid to the student's; a row's mass on the patches stays."""
+        prefix, suffix = len(self.student.tokens.prefix), self.student.tokens.suffix
+        first, patches, last = x_BHNM.split([prefix, x_BHNM.shape[-1] - prefix - suffix, suffix], dim=-1)
+        grids = patches.flatten(0, 1).unflatten(-1, self.teacher.grid)
+        resampled = F.interpolate(grids, size=self.student.grid, mode="bilinear", antialias=True)
+        resampled = resampled.flatten(-2).unflatten(0, x_BHNM.shape[:2])
+        if keep_sum:
+            total = resampled.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(resampled.dtype).tiny)
+            resampled = resampled * (patches.sum(dim=-1, keepdim=True) / total)
+        return torch.cat([first, resampled, last], dim=-1)
+
+
+def _take_heads(call: AttentionCall, heads: Tensor) -> AttentionCall:
+    mask = call.mask
+    if mask is not None and mask.dim() > 2 and mask.shape[-3] > 1:
+        mask = mask.index_select(-3, heads)
+    return replace(call, q=call.q[:, heads], k=call.k[:, heads], v=call.v[:, heads], mask=mask)
+
+
+def _kept_tokens(teacher: ViTSpec, student: ViTSpec) -> Tensor:
+    """The teacher's tokens that the student has too: class token, its kinds of prefix tokens, all patches."""
+    wanted = list(student.tokens.prefix)
+    kept = []
+    for index, kind in enumerate(teacher.tokens.prefix):
+        if kind in wanted:
+            wanted.remove(kind)
+            kept.append(index)
+    patches = teacher.tokens.patches(teacher.sequence)
+    suffix = range(patches.stop, patches.stop + student.tokens.suffix)
+    return torch.tensor([*kept, *range(patches.start, patches.stop), *suffix])
+
+
+def _named(spec: ViTSpec) -> str:
+    kinds: Sequence[str] = (*spec.tokens.prefix, *("detection",) * spec.tokens.suffix)
+    return (
+        "none"
+        if not kinds
+        else ", ".join(
+            f"{kinds.count(kind)} × {kind}" if kinds.count(kind) > 1 else kind for kind in dict.fromkeys(kinds)
+        )
+    )

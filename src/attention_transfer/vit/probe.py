@@ -1,0 +1,91 @@
+"""A frozen model run only as far as its attention is needed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from attention_transfer.vit.call import POOL, AttentionCall
+from attention_transfer.vit.seam import listen
+from attention_transfer.vit.tap import TapHandle
+
+
+class _EnoughSeen(Exception):
+    """The last attention that was asked for has been seen; not an error."""
+
+
+class AttentionProbe:
+    """Runs a frozen model and gives the attention calls of some layers, at the cost of these and no more.
+
+    The forward stops at the attention call of the last layer: its values, what comes after its product of queries and
+    keys, later blocks and the head never run. Under `torch.compile` the forward is traced to its end, and the compiler
+    drops what nothing depends on.
+
+    Args:
+        model: a plain vision transformer; put it in eval mode first.
+        layers: blocks whose calls are wanted; -1 is the attention-pool head.
+        values: also the values of the last layer are wanted.
+        dtype: autocast to this precision; `None` runs in the precision that is current.
+        compiled: run the model through `torch.compile`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Iterable[int],
+        *,
+        values: bool = False,
+        dtype: torch.dtype | None = None,
+        compiled: bool = False,
+    ) -> None:
+        self.model = model
+        self.layers = tuple(sorted(set(layers)))
+        self.dtype = dtype
+        self._last = POOL if POOL in self.layers else max(self.layers)
+        self._values = values
+        self._calls: dict[int, AttentionCall] | None = None
+        self._thread = 0
+        listeners = dict.fromkeys(self.layers, self._hear)
+        self.handles: list[TapHandle] = listen(model, listeners, skips_values=self._skips_values)
+        self._run = torch.compile(self._forward) if compiled else self._forward
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> dict[int, AttentionCall]:
+        """The calls by layer, of images (B, channels, height, width); without gradients."""
+        precision = nullcontext() if self.dtype is None else torch.autocast(images.device.type, self.dtype)
+        with precision:
+            return self._run(images)
+
+    def _forward(self, images: Tensor) -> dict[int, AttentionCall]:
+        calls: dict[int, AttentionCall] = {}
+        self._calls = calls
+        if torch.compiler.is_compiling():
+            self.model(images)
+            self._calls = None
+            return calls
+        self._thread = threading.get_ident()
+        try:
+            self.model(images)
+        except _EnoughSeen:
+            pass
+        finally:
+            self._calls = None
+        return calls
+
+    def _listening(self) -> bool:
+        """Whether this probe is what runs the model: others may run it too, also in other threads."""
+        return self._calls is not None and (torch.compiler.is_compiling() or self._thread == threading.get_ident())
+
+    def _skips_values(self, layer: int) -> bool:
+        return layer == self._last and not self._values and self._listening() and not torch.compiler.is_compiling()
+
+    def _hear(self, call: AttentionCall) -> AttentionCall:
+        if self._calls is not None and self._listening():
+            self._calls[call.layer] = call
+            if call.layer == self._last and not torch.compiler.is_compiling():
+                raise _EnoughSeen
+        return call

@@ -1,0 +1,161 @@
+"""The one seam: see and replace q, k, v, mask and scale of every attention block of a ViT.
+
+Plain ViTs end in one call, `torch.nn.functional.scaled_dot_product_attention`. A `TorchFunctionMode` that is entered by
+the attention module itself (see `tap.py`) stands at that call: it sees the operands as they really are, after q/k norm,
+RoPE and masks, and the fused kernel stays in use. `torch.nn.MultiheadAttention` hides its call; see `multihead.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from attention_transfer.errors import UserError
+from attention_transfer.vit.call import POOL, AttentionCall
+from attention_transfer.vit.libraries import anatomy
+from attention_transfer.vit.multihead import run_multihead
+from attention_transfer.vit.tap import Forward, TapHandle, tap
+from attention_transfer.vit.tokens import Tokens
+
+Listener = Callable[[AttentionCall], AttentionCall]
+"""Gets each call before it runs; returns it as it is, or another whose operands are used instead."""
+
+
+_VALUES = ("v_proj", "value")  # names of a value projection of its own, in timm and in transformers
+
+
+def attention_modules(model: nn.Module) -> Sequence[nn.Module]:
+    """The attention module of each block, in order.
+
+    Raises:
+        UserError: the model is no plain vision transformer.
+    """
+    return anatomy(model).attention
+
+
+def listen(
+    model: nn.Module, listeners: Mapping[int, Listener], *, skips_values: Callable[[int], bool] = lambda _: False
+) -> list[TapHandle]:
+    """Attach a listener to the attention of each named layer; it stays until the handles are removed.
+
+    Args:
+        model: a plain vision transformer.
+        listeners: by the index of the block; `POOL` (-1) is the attention-pool head.
+        skips_values: asked at each run of a layer whether its values can stay zeros, because nobody will use them.
+
+    Raises:
+        UserError: the model is no plain vision transformer, or has no pooling head where one is named.
+    """
+    parts = anatomy(model)
+    if POOL in listeners and parts.pool is None:
+        raise UserError(f"{type(parts.model).__name__} has no attention-pool head")
+    handles = []
+    for layer, listener in listeners.items():
+        module = parts.attention[layer] if layer != POOL else parts.pool
+        assert module is not None
+        seat = _Seat(layer, parts.tokens, module, listener, skips_values)
+        handles.append(tap(module, partial(_intercepted, seat)))
+    return handles
+
+
+def carries_gradient(model: nn.Module, call: AttentionCall) -> bool:
+    """Whether a loss on this call can train the block: false where re-entrant checkpointing hid it from autograd."""
+    if call.layer == POOL:
+        return True
+    trainable = any(p.requires_grad for p in attention_modules(model)[call.layer].parameters())
+    return call.q.requires_grad or call.k.requires_grad or not (trainable and torch.is_grad_enabled())
+
+
+@dataclass(frozen=True)
+class _Seat:
+    """Where a listener sits."""
+
+    layer: int
+    tokens: Tokens
+    module: nn.Module
+    listener: Listener
+    skips_values: Callable[[int], bool]
+
+
+def _intercepted(seat: _Seat, forward: Forward, *args: Any, **kwargs: Any) -> Any:
+    """Run an attention module's forward with the listener at its attention call."""
+    heard: list[AttentionCall] = []
+
+    def hear(call: AttentionCall) -> AttentionCall:
+        heard.append(call)
+        return seat.listener(replace(call, layer=seat.layer, tokens=seat.tokens))
+
+    if isinstance(seat.module, nn.MultiheadAttention):
+        return run_multihead(seat.module, hear, forward, *args, **kwargs)
+    with _AttentionMode(hear, seat.module if seat.skips_values(seat.layer) else None):
+        output = forward(*args, **kwargs)
+    if len(heard) != 1:
+        raise UserError(
+            f"block {seat.layer} made {len(heard)} calls of scaled_dot_product_attention where one was expected, so its "
+            "attention was not seen; build the model with fused attention (timm.layers.set_fused_attn(True))"
+        )
+    return output
+
+
+class _AttentionMode(TorchFunctionMode):
+    def __init__(self, listener: Listener, without_values: nn.Module | None) -> None:
+        super().__init__()
+        self.listener = listener
+        self.without_values = without_values
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            return _attend(self.listener, *args, **kwargs)
+        if self.without_values is not None and func is F.linear:
+            return _linear(self.without_values, *args, **kwargs)
+        return func(*args, **kwargs)
+
+
+def _attend(
+    listener: Listener,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    if is_causal:
+        raise UserError("causal attention is not supported: the blocks of a vision transformer attend over all tokens")
+    groups = query.shape[1] // key.shape[1] if enable_gqa else 1
+    shared = [key, value] if groups == 1 else [operand.repeat_interleave(groups, dim=1) for operand in (key, value)]
+    seen = AttentionCall(query, *shared, attn_mask, query.shape[-1] ** -0.5 if scale is None else scale, layer=0)
+    used = listener(seen)
+    if _same_operands(used, seen):  # the very same arguments, so that looking changes no bit
+        grouped = {"enable_gqa": True} if enable_gqa else {}
+        return F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, scale=scale, **grouped)
+    return F.scaled_dot_product_attention(used.q, used.k, used.v, used.mask, dropout_p, scale=used.scale)
+
+
+def _same_operands(a: AttentionCall, b: AttentionCall) -> bool:
+    return a.q is b.q and a.k is b.k and a.v is b.v and a.mask is b.mask and a.scale == b.scale
+
+
+def _linear(attention: nn.Module, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A linear layer of an attention module, with zeros in the place of the values."""
+    fused = getattr(attention, "qkv", None)
+    if fused is not None and weight is fused.weight:
+        rows = 2 * weight.shape[0] // 3
+        kept = F.linear(input, weight[:rows], None if bias is None else bias[:rows])
+        return F.pad(kept, (0, weight.shape[0] - rows))
+    values = next((m for n, m in attention.named_modules() if n.rpartition(".")[2] in _VALUES), None)
+    if values is not None and weight is values.weight:
+        return input.new_zeros(1).expand(*input.shape[:-1], weight.shape[0])
+    return F.linear(input, weight, bias)

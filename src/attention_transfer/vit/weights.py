@@ -1,0 +1,110 @@
+"""Load a weights file into a model, and say what matched."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from attention_transfer.errors import UserError
+from attention_transfer.vit.files import read_state
+from attention_transfer.vit.libraries import library_of, unwrapped
+
+log = logging.getLogger("attention_transfer")
+
+# Weights of a backbone, which must not be left over: a model without them would be another network.
+_BACKBONE = re.compile(
+    r"^(blocks|layers|encoder|model\.layer|patch_embed|embeddings|conv_proj|embeds|norm_pre|rel_pos_bias)\."
+    r"|^(cls_token|class_token|pos_embed|reg_token|register_tokens|dist_token)$"
+)
+# What is computed from the architecture, or belongs to pre-training only.
+_DERIVED = re.compile(
+    r"relative_position_index$|rope\.|mask_token$|masked_embed$|attn\.k_bias$|(^|\.)decoder|position_ids$|periods$"
+)
+
+
+def load_weights(model: nn.Module, path: Path, name: str, *, network: str | None = None) -> None:
+    """Load the backbone, and the head where it fits, from a weights file; log what matched, is new and was left over.
+
+    Raises:
+        UserError: the file can't be read, or weights of the backbone are missing, of another shape, or left over.
+    """
+    bare = unwrapped(model)
+    library, wanted = library_of(bare), bare.state_dict()
+    state = _fused(_expanded(read_state(path, network=network), wanted), wanted)
+    try:
+        state = library.adapted(state, bare)
+    except (RuntimeError, ValueError, KeyError, AttributeError, AssertionError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path} holds another architecture than {name} ({reason[:160]})") from error
+    heads = library.head_names(bare)
+    used = {key: state[key] for key in wanted if key in state and state[key].shape == wanted[key].shape}
+    optional = {key for key in wanted if key.startswith(heads) or _DERIVED.search(key)}
+    _refuse(path, name, wanted, state, used, optional)
+    bare.load_state_dict(used, strict=False)
+    new = _listed(set(wanted) - set(used))
+    log.info("%s: %d weights loaded; new: %s; left over: %s", path, len(used), new, _listed(set(state) - set(used)))
+
+
+def _refuse(
+    path: Path,
+    name: str,
+    wanted: dict[str, Tensor],
+    state: dict[str, Tensor],
+    used: dict[str, Tensor],
+    optional: set[str],
+) -> None:
+    """Refuse a file whose backbone is not the model's."""
+    missing = sorted(key for key in wanted if key not in state and key not in optional)
+    other = sorted(key for key in wanted if key in state and key not in used and key not in optional)
+    if missing or other:
+        example = (
+            f"{other[0]} is {tuple(state[other[0]].shape)} where {tuple(wanted[other[0]].shape)} is needed"
+            if other
+            else f"{missing[0]} is not in it"
+        )
+        raise UserError(
+            f"{path} holds another architecture than {name}: {len(missing)} weights are missing and {len(other)} have "
+            f"another shape ({example}); name the architecture that it was saved from"
+        )
+    dropped = sorted(key for key in state if key not in wanted and _BACKBONE.search(key) and not _DERIVED.search(key))
+    if dropped:
+        raise UserError(
+            f"{path} has {len(dropped)} weights of the backbone that {name} has no place for ({dropped[0]}, …), so that it "
+            "would be another network; name the architecture that it was saved from"
+        )
+
+
+def _fused(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Separate q, k and v as the one weight `qkv`, where the model has it."""
+    state = dict(state)
+    for key in wanted:
+        match = re.match(r"(.+\.)qkv\.(weight|bias)$", key)
+        if match is None or key in state:
+            continue
+        for pattern in ("{}", "{}_proj", "to_{}", "w{}"):
+            parts = [f"{match[1]}{pattern.format(letter)}.{match[2]}" for letter in "qkv"]
+            if all(part in state for part in parts):
+                state[key] = torch.cat([state.pop(part) for part in parts])
+    return state
+
+
+def _expanded(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+    """BEiT's one relative position bias of all blocks as each block's own, where the model has these."""
+    shared = "rel_pos_bias.relative_position_bias_table"
+    if shared not in state or shared in wanted:
+        return state
+    tables = [key for key in wanted if key.endswith("attn.relative_position_bias_table")]
+    kept = {key: value for key, value in state.items() if not key.startswith("rel_pos_bias.")}
+    return {**kept, **{key: state[shared].clone() for key in tables}}
+
+
+def _listed(names: Iterable[str], most: int = 6) -> str:
+    """Names for a log line, blocks summed up."""
+    ordered = sorted(names)
+    more = f" and {len(ordered) - most} more" if len(ordered) > most else ""
+    return (", ".join(ordered[:most]) + more) or "none"

@@ -15,8 +15,7 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from attention_transfer.errors import UserError
-from attention_transfer.vit import describe, load_vit, save_vit
-from attention_transfer.vit.load import read_state
+from attention_transfer.vit import describe, load_vit, read_state, save_vit
 
 Build = Callable[..., Any]
 

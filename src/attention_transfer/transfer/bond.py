@@ -80,8 +80,8 @@ class Bond:
             return problems
         if rule.reading == "operands" and self.pairing.mixes(self.teacher, self.student):
             problems.append(
-                f"{rule!r} takes single operands or heads, which another patch grid or averaged heads do not leave; bind "
-                "whole maps of all heads, or a student of the teacher's grid and heads"
+                f"{rule!r} takes single operands or heads, which another patch grid or averaged heads do not leave; "
+                "bind whole maps of all heads, or a student of the teacher's grid and heads"
             )
         try:
             for layer in rule.chosen_layers(self.student.depth):

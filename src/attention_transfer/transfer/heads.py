@@ -78,4 +78,5 @@ def matched_heads(divergences_ST: Tensor) -> Tensor:
 
 def _entropy(maps_BHNM: Tensor) -> Tensor:
     """Entropy of the rows in nats, mean over images and rows, (H,)."""
-    return torch.special.entr(maps_BHNM).sum(dim=-1).mean(dim=(0, 2))
+    rows_BHN: Tensor = torch.special.entr(maps_BHNM).sum(dim=-1)
+    return rows_BHN.mean(dim=(0, 2))

@@ -247,7 +247,7 @@ def _bond(
 
 
 def _bind(student: nn.Module, bond: Bond, replay: Replay[_Step], head_pairs: HeadPairs | None) -> list[TapHandle]:
-    """Let the student's blocks take operands from the teacher and be heard, in the steps of `replay` and nowhere else."""
+    """Let the student's blocks take the teacher's operands and be heard, in the steps of `replay` and nowhere else."""
 
     def hear(call: AttentionCall) -> AttentionCall:
         step = replay.state()

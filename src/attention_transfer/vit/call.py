@@ -5,7 +5,7 @@ Shapes: B batch, H heads, N tokens, D head dimension.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from attention_transfer.vit.tokens import Query, Tokens
 
 POOL = -1
 """The layer of an attention-pool head's call (SigLIP, PE); blocks are counted from 0."""
+
+
+_CLASS_TOKEN = Tokens()
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +41,7 @@ class AttentionCall:
     mask: Tensor | None
     scale: float
     layer: int
-    tokens: Tokens = field(default_factory=Tokens)
+    tokens: Tokens = _CLASS_TOKEN
 
     def logits(self) -> Tensor:
         """Attention logits, (B, H, N, N)."""
@@ -49,15 +52,15 @@ class AttentionCall:
         return attention_maps(self.q, self.k, scale=self.scale, mask=self.mask)
 
     def class_logits(self, *, query: Query = "class") -> Tensor:
-        """The row of the logits that stands for the image, (B, H, N); see [`query_row`][attention_transfer.AttentionCall]."""
+        """The row of the logits that stands for the image, (B, H, N); `query_row` says which there are."""
         return self.query_row(query).logits().squeeze(-2)
 
     def query_row(self, query: Query = "class") -> AttentionCall:
         """The call with one query in the place of all: q is (B, H, 1, D), at O(N·D) instead of O(N²·D).
 
         Args:
-            query: "class" is the class token's row; "mean" the mean of the patches' rows of logits (exactly: the product
-                is linear in the query); "pool" the row of the attention-pool head, which must be that call.
+            query: "class" is the class token's row; "mean" the mean of the patches' rows of logits (exact, as
+                the product is linear in the query); "pool" the row of the attention-pool head, which must be that call.
 
         Raises:
             UserError: this call has no such row.

@@ -8,7 +8,13 @@ from torch import nn
 from attention_transfer.errors import UserError
 
 # Parameters that no module initialises by itself, by the last part of their names.
-_NORMAL = ("cls_token", "class_token", "reg_token", "dist_token", "latent", "in_proj_weight") + (
+_NORMAL = (
+    "cls_token",
+    "class_token",
+    "reg_token",
+    "dist_token",
+    "latent",
+    "in_proj_weight",
     "pos_embed",
     "pos_embedding",
     "pos_embed_y",

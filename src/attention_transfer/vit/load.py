@@ -14,7 +14,7 @@ from torch import nn
 
 from attention_transfer.errors import UserError, nearest
 from attention_transfer.vit.describe import describe
-from attention_transfer.vit.files import read_state as read_state
+from attention_transfer.vit.files import read_state
 from attention_transfer.vit.libraries import LIBRARIES, library_of, unwrapped
 from attention_transfer.vit.recognise import architecture_of
 from attention_transfer.vit.weights import load_weights
@@ -95,8 +95,8 @@ def load_vit(
 def save_vit(model: nn.Module, folder: Path, *, labels: list[str] | None = None) -> None:
     """Write `config.json` and `model.safetensors` in the format of the model's library.
 
-    `timm.create_model("local-dir:…", pretrained=True)` loads a model of timm, `from_pretrained` one of transformers, and
-    `load_vit` any. The folder appears whole or not at all; one that is there is replaced.
+    `timm.create_model("local-dir:…", pretrained=True)` loads a model of timm, `from_pretrained` one of transformers,
+    and `load_vit` any. The folder appears whole or not at all; one that is there is replaced.
     """
     bare = unwrapped(model)
     folder.parent.mkdir(parents=True, exist_ok=True)

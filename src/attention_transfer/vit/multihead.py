@@ -7,7 +7,7 @@ inference), where no mode can look. So q, k and v are projected here, as that fu
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +15,13 @@ from torch.nn import functional as F
 
 from attention_transfer.errors import UserError
 from attention_transfer.vit.call import AttentionCall
+from attention_transfer.vit.tokens import Tokens
 
 
 def run_multihead(
     module: nn.MultiheadAttention,
+    layer: int,
+    tokens: Tokens,
     listener: Callable[[AttentionCall], AttentionCall],
     forward: Callable[..., Any],
     query: Tensor,
@@ -39,7 +42,7 @@ def run_multihead(
     if not module._qkv_same_embed_dim or module.bias_k is not None or module.add_zero_attn:
         raise UserError("MultiheadAttention with extra keys or other widths of keys and values is not supported")
     q_BHND, k_BHMD, v_BHMD = _projected(module, query, key, value)
-    seen = AttentionCall(q_BHND, k_BHMD, v_BHMD, None, module.head_dim**-0.5, layer=0)
+    seen = AttentionCall(q_BHND, k_BHMD, v_BHMD, None, module.head_dim**-0.5, layer, tokens)
     used = listener(seen)
     replaced = not (used.q is seen.q and used.k is seen.k and used.v is seen.v and used.mask is None)
     if not replaced and (need_weights or not (module.training or torch.is_grad_enabled())):
@@ -63,4 +66,4 @@ def _projected(module: nn.MultiheadAttention, *inputs: Tensor) -> list[Tensor]:
 
 
 def _merged(module: nn.MultiheadAttention, attended_BHND: Tensor) -> Tensor:
-    return module.out_proj(attended_BHND.transpose(1, 2).flatten(2))
+    return cast(Tensor, module.out_proj(attended_BHND.transpose(1, 2).flatten(2)))

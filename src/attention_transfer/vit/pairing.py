@@ -57,8 +57,9 @@ class Pairing:
             found = layer + teacher.depth - student.depth
             if found < 0:
                 raise UserError(
-                    f"block {layer} of the student has no block of the teacher, which is {student.depth - teacher.depth} "
-                    "blocks shorter; give the rule layers=, the last ones, or pair by relative depth"
+                    f"block {layer} of the student has no block of the teacher, which is "
+                    f"{student.depth - teacher.depth} blocks shorter; give the rule layers=, "
+                    "the last ones, or pair by relative depth"
                 )
             return found
         if len(self.layers) != student.depth or not all(-teacher.depth <= i < teacher.depth for i in self.layers):
@@ -86,8 +87,8 @@ class Pairing:
         counts = {kind: student.tokens.prefix.count(kind) - teacher.tokens.prefix.count(kind) for kind in ("register",)}
         if extra or counts["register"] > 0 or student.tokens.suffix > teacher.tokens.suffix:
             found.append(
-                f"the student has prefix tokens {_named(student)} and teacher {teacher.name} {_named(teacher)}, so that "
-                "some of the student's have no attention to take; make the student with student_like(teacher, …)"
+                f"the student has prefix tokens {_named(student)} and teacher {teacher.name} {_named(teacher)}, so "
+                "that some of the student's have no attention to take; make the student with student_like(teacher, …)"
             )
         if self.registers == "to class" and not (teacher.class_token and student.class_token):
             found.append('pairing.registers="to class" needs a class token on both sides')
@@ -102,8 +103,8 @@ class Pairing:
             found.append(f"{student.heads} heads take the attention of {teacher.heads}, paired by {self.heads!r}")
         if teacher.grid != student.grid:
             found.append(
-                f"maps of {teacher.grid[0]}×{teacher.grid[1]} patches are resampled to {student.grid[0]}×{student.grid[1]}, "
-                "which forms them and costs memory"
+                f"maps of {teacher.grid[0]}×{teacher.grid[1]} patches are resampled to {student.grid[0]}×"
+                f"{student.grid[1]}, which forms them and costs memory"
             )
         if teacher.tokens != student.tokens:
             how = "rows are renormalised" if self.registers == "drop" else "the class token gets their attention"

@@ -8,7 +8,7 @@ RoPE and masks, and the fused kernel stays in use. `torch.nn.MultiheadAttention`
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -90,38 +90,40 @@ def _intercepted(seat: _Seat, forward: Forward, *args: Any, **kwargs: Any) -> An
 
     def hear(call: AttentionCall) -> AttentionCall:
         heard.append(call)
-        return seat.listener(replace(call, layer=seat.layer, tokens=seat.tokens))
+        return seat.listener(call)
 
     if isinstance(seat.module, nn.MultiheadAttention):
-        return run_multihead(seat.module, hear, forward, *args, **kwargs)
-    with _AttentionMode(hear, seat.module if seat.skips_values(seat.layer) else None):
+        return run_multihead(seat.module, seat.layer, seat.tokens, hear, forward, *args, **kwargs)
+    with _AttentionMode(seat, hear):
         output = forward(*args, **kwargs)
     if len(heard) != 1:
         raise UserError(
-            f"block {seat.layer} made {len(heard)} calls of scaled_dot_product_attention where one was expected, so its "
-            "attention was not seen; build the model with fused attention (timm.layers.set_fused_attn(True))"
+            f"block {seat.layer} made {len(heard)} calls of scaled_dot_product_attention where one was expected, so "
+            "its attention was not seen; build the model with fused attention (timm.layers.set_fused_attn(True))"
         )
     return output
 
 
 class _AttentionMode(TorchFunctionMode):
-    def __init__(self, listener: Listener, without_values: nn.Module | None) -> None:
+    def __init__(self, seat: _Seat, listener: Listener) -> None:
         super().__init__()
+        self.seat = seat
         self.listener = listener
-        self.without_values = without_values
+        self.without_values = seat.skips_values(seat.layer)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
-            return _attend(self.listener, *args, **kwargs)
-        if self.without_values is not None and func is F.linear:
-            return _linear(self.without_values, *args, **kwargs)
+            return _attend(self.seat, self.listener, *args, **kwargs)
+        if self.without_values and func is F.linear:
+            return _linear(self.seat.module, *args, **kwargs)
         return func(*args, **kwargs)
 
 
 def _attend(
+    seat: _Seat,
     listener: Listener,
     query: Tensor,
     key: Tensor,
@@ -134,13 +136,17 @@ def _attend(
 ) -> Tensor:
     if is_causal:
         raise UserError("causal attention is not supported: the blocks of a vision transformer attend over all tokens")
-    groups = query.shape[1] // key.shape[1] if enable_gqa else 1
-    shared = [key, value] if groups == 1 else [operand.repeat_interleave(groups, dim=1) for operand in (key, value)]
-    seen = AttentionCall(query, *shared, attn_mask, query.shape[-1] ** -0.5 if scale is None else scale, layer=0)
+    k_BHND, v_BHND = key, value
+    if enable_gqa:  # a group of heads shares its keys and values; listeners see each head's
+        groups = query.shape[1] // key.shape[1]
+        k_BHND, v_BHND = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    factor = query.shape[-1] ** -0.5 if scale is None else scale
+    seen = AttentionCall(query, k_BHND, v_BHND, attn_mask, factor, seat.layer, seat.tokens)
     used = listener(seen)
     if _same_operands(used, seen):  # the very same arguments, so that looking changes no bit
-        grouped = {"enable_gqa": True} if enable_gqa else {}
-        return F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, scale=scale, **grouped)
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, scale=scale, enable_gqa=enable_gqa
+        )
     return F.scaled_dot_product_attention(used.q, used.k, used.v, used.mask, dropout_p, scale=used.scale)
 
 

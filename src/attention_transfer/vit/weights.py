@@ -74,8 +74,8 @@ def _refuse(
     dropped = sorted(key for key in state if key not in wanted and _BACKBONE.search(key) and not _DERIVED.search(key))
     if dropped:
         raise UserError(
-            f"{path} has {len(dropped)} weights of the backbone that {name} has no place for ({dropped[0]}, …), so that it "
-            "would be another network; name the architecture that it was saved from"
+            f"{path} has {len(dropped)} weights of the backbone that {name} has no place for ({dropped[0]}, …), so "
+            "that it would be another network; name the architecture that it was saved from"
         )
 
 

@@ -99,7 +99,10 @@ class Timm:
             close = difflib.get_close_matches(architecture, timm.list_models(), n=3)
             hint = f"did you mean {', '.join(f'timm/{c}' for c in close)}?" if close else "see timm.list_models()"
             raise UserError(f"timm has no model {name!r}; {hint}")
-        options = {"num_classes": num_classes, "img_size": image_size, "patch_size": patch_size}
+        options: dict[str, Any] = {"num_classes": num_classes, "img_size": image_size, "patch_size": patch_size}
+        if image_size is not None and architecture.startswith("naflexvit"):  # takes any image; this only says which
+            del options["img_size"]
+            options["pretrained_cfg_overlay"] = {"input_size": (3, *image_size)}
         try:
             return cast(nn.Module, timm.create_model(name, pretrained=pretrained, **options))
         except TypeError as error:

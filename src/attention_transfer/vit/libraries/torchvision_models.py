@@ -156,7 +156,7 @@ class Torchvision:
         return state
 
     def save(self, model: nn.Module, folder: Path, labels: list[str] | None) -> None:
-        """Weights, and what the constructor needs: torchvision has no format of its own, so only `load_vit` reads it."""
+        """Weights, and what the constructor needs; torchvision has no format, so only `load_vit` reads this one."""
         vit: Any = model
         arguments = {name: getattr(vit, name) for name in ("image_size", "patch_size", "hidden_dim", "mlp_dim")}
         arguments |= {"num_layers": len(vit.encoder.layers), "num_heads": vit.encoder.layers[0].num_heads}

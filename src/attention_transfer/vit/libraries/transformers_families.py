@@ -116,7 +116,7 @@ def components(model: nn.Module, config: Any) -> frozenset[str]:
 
 
 def network(config: Any, classes: int) -> tuple[Any, Any]:
-    """The class that makes a classifier of a configuration, or the backbone's where there is none; and its arguments."""
+    """The class that makes a classifier of a configuration, or a backbone where there is none; its configuration."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, MODEL_MAPPING
 
     transformers = importlib.import_module("transformers")
@@ -165,8 +165,8 @@ def fetching(name: str) -> Iterator[None]:
     except OSError as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"hf/{name} could not be fetched ({reason[:160]}); check the name, connect to the network, or name a folder "
-            "that save_pretrained wrote (hf/FOLDER)"
+            f"hf/{name} could not be fetched ({reason[:160]}); check the name, connect to the network, or name "
+            "a folder that save_pretrained wrote (hf/FOLDER)"
         ) from error
 
 

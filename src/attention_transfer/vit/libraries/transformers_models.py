@@ -1,4 +1,4 @@
-"""The vision transformers of Hugging Face transformers, an optional dependency that is imported only when it is used."""
+"""The vision transformers of Hugging Face transformers, an optional dependency that is imported only when used."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class BackboneClassifier(nn.Module):
     def __init__(self, backbone: nn.Module, num_classes: int) -> None:
         super().__init__()
         self.backbone = backbone
-        self.config: Any = backbone.config
+        self.config: Any = cast(Any, backbone).config
         self.config.linear_head = num_classes  # is saved with the configuration, and says how to load it
         self.head = nn.Linear(families.vision(self.config).hidden_size, num_classes)
         trunc_normal_(self.head.weight, std=0.02)
@@ -210,9 +210,9 @@ class Transformers:
         config.input_size = list(image_size)
         other = _random(config, self.spec(model).classes)
         state = self.adapted(model.state_dict(), other)
-        other.load_state_dict(
-            {key: value for key, value in state.items() if "relative_position_index" not in key}, strict=False
-        )
+        self._take_backbone(other, state)
+        if (old := self.head(model)) and (new := self.head(other)):
+            new.load_state_dict(old.state_dict())
         return other
 
     def _take_backbone(self, student: nn.Module, state: dict[str, Tensor]) -> None:
@@ -268,5 +268,5 @@ def _resampled(position: Tensor, spec: ViTSpec) -> Tensor:
     if spec.tokens.suffix:
         raise UserError(f"the positions of {spec.name}'s detection tokens can't be resampled; leave the image size out")
     batched = position if position.dim() == 3 else position[None]
-    resampled = resample_abs_pos_embed(batched, list(spec.grid), num_prefix_tokens=spec.prefix_tokens)
+    resampled: Tensor = resample_abs_pos_embed(batched, list(spec.grid), num_prefix_tokens=spec.prefix_tokens)
     return resampled if position.dim() == 3 else resampled[0]

@@ -141,6 +141,7 @@ class AttentionTransfer(nn.Module):
             )
             self.head_pairs = HeadPairs(bond.student.depth, bond.student.heads) if _matches(bond) else None
             handles += [*self._probe.handles, *_bind(student, bond, self._replay, self.head_pairs)]
+        self._released = False
         self._release = weakref.finalize(self, _remove, handles)
 
     @property
@@ -150,7 +151,7 @@ class AttentionTransfer(nn.Module):
 
     def forward(self, images: Tensor) -> TransferOutput:
         """Run teacher and student on a batch of images, (B, channels, height, width), normalised for the student."""
-        if not self._release.alive:
+        if self._released:
             raise RuntimeError("this AttentionTransfer was released; make a new one")
         if self._bond is None:
             return TransferOutput(logits_of(self.student(images)), {}, {})
@@ -170,6 +171,7 @@ class AttentionTransfer(nn.Module):
 
     def release(self) -> None:
         """Take everything off the student and the teacher that this module attached; it can't be used afterwards."""
+        self._released = True
         self._release()
 
     def _loss(self, bond: Bond, index: int, step: _Step) -> Tensor:

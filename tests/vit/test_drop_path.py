@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.models import VisionTransformer
 
 from attention_transfer.errors import UserError
 from attention_transfer.vit import SharedDropPath, set_drop_path
@@ -60,8 +61,12 @@ def test_rate_zero_takes_drop_path_off(tiny_vit: Build, images: Tensor) -> None:
 
 
 def test_a_model_without_such_branches_is_refused() -> None:
-    with pytest.raises(UserError, match="Linear has no drop path"):
+    with pytest.raises(UserError, match="Linear has no supported attention"):
         set_drop_path(nn.Linear(2, 2), 0.1)
+    other = VisionTransformer(image_size=8, patch_size=4, num_layers=1, num_heads=1, hidden_dim=8, mlp_dim=8)
+    with pytest.raises(UserError, match="VisionTransformer has no drop path that can be set; set drop_path to 0"):
+        set_drop_path(other, 0.1)
+    set_drop_path(other, 0.0)
 
 
 def test_teacher_and_student_drop_the_same_branches_in_a_step(pair: tuple[Any, Any], images: Tensor) -> None:

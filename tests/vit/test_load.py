@@ -116,7 +116,7 @@ def test_a_weights_file_gives_timms_architecture_its_weights(tmp_path: Path, cap
     batch = torch.randn(1, 3, 32, 32)
     loaded = load_vit(spec, pretrained=path, num_classes=3, image_size=32)
     assert torch.equal(loaded(batch), source(batch))
-    assert "new: none, left over: none" in caplog.text
+    assert "new: none; left over: none" in caplog.text
 
 
 @pytest.mark.parametrize("wrap", [lambda state: state, lambda state: {"model": state}], ids=["bare", "in a checkpoint"])
@@ -132,7 +132,7 @@ def test_a_pytorch_file_loads_and_a_head_that_does_not_fit_stays_new(
     loaded: Any = load_vit(spec, pretrained=path, num_classes=3)
     assert loaded(batch).shape == (2, 3)
     assert torch.equal(loaded.forward_features(batch), digits_vit.forward_features(batch))
-    assert "new: head.bias, head.weight, left over: head.bias, head.weight" in caplog.text
+    assert "new: head.bias, head.weight; left over: head.bias, head.weight" in caplog.text
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pth"])
@@ -208,7 +208,7 @@ def test_weights_of_another_architecture_are_refused(
         ("timm/vit_tiny_patch16_22", "did you mean timm/vit_tiny_patch16_224"),
         ("builtin/vit_digit", "did you mean 'vit_digits'"),
         ("timm/zzzz", "list_models"),
-        ("nowhere/at/all", "not found.*timm/<name>, builtin/vit_digits, or the folder"),
+        ("nowhere/at/all", "not found.*timm/<name>, hf/<name or folder>.*builtin/vit_digits, the folder"),
     ],
 )
 def test_an_unknown_name_is_refused_with_what_there_is(spec: str, hint: str) -> None:
@@ -231,6 +231,9 @@ def test_a_folder_that_is_no_model_is_refused(tiny_vit: Build, tmp_path: Path) -
         load_vit(str(tmp_path))
     save_vit(tiny_vit(), tmp_path / "model")
     (tmp_path / "model" / "config.json").write_text("{broken")
+    with pytest.raises(UserError, match="no JSON"):
+        load_vit(str(tmp_path))
+    (tmp_path / "model" / "config.json").write_text('{"architecture": "vit_tiny_patch16_224", "model_args": 3}')
     with pytest.raises(UserError, match="cannot be loaded"):
         load_vit(str(tmp_path))
 
@@ -246,7 +249,7 @@ def test_a_folder_with_damaged_weights_is_refused(tiny_vit: Build, tmp_path: Pat
         load_vit(str(tmp_path))
 
 
-def test_a_file_in_the_place_of_a_folder_is_told_how_to_be_used(tmp_path: Path) -> None:
-    (tmp_path / "weights.pth").touch()
-    with pytest.raises(UserError, match="pass the file as --pretrained"):
-        load_vit(str(tmp_path / "weights.pth"))
+def test_a_file_whose_architecture_cannot_be_read_is_told_how_to_be_used(tmp_path: Path) -> None:
+    save_file({"tower.weight": torch.zeros(3)}, tmp_path / "weights.safetensors")
+    with pytest.raises(UserError, match="name the architecture and give the file as its weights"):
+        load_vit(str(tmp_path / "weights.safetensors"))

@@ -2,10 +2,10 @@
 
     python benchmarks/peers/attention_transfer_release.py PATH [--out FILE]
 
-PATH is a local clone of github.com/alexlioralexli/attention-transfer (CC BY-NC 4.0). It is imported from there and never
-needed by anything else. For each of its modes, with and without shared drop path, both sides get one state dict, one
-batch and one set of drop-path masks, in training mode; logits, distillation loss and all gradients of the student are
-compared in float32. Relative difference is |ours - theirs| / |theirs| in the Euclidean norm; the gradient's is the
+PATH is a local clone of github.com/alexlioralexli/attention-transfer (CC BY-NC 4.0). It is imported from there and
+never needed by anything else. For each of its modes, with and without shared drop path, both sides get one state dict,
+one batch and one set of drop-path masks, in training mode; logits, distillation loss and all gradients of the student
+are compared in float32. Relative difference is |ours - theirs| / |theirs| in the Euclidean norm; the gradient's is the
 largest over the student's parameters.
 """
 
@@ -78,7 +78,7 @@ def compare(mode: str, drop_path: float) -> dict[str, Any]:
     targets = torch.randint(CLASSES, (BATCH,), generator=generator)
     if ours._drop_path is not None:
         masks = ours._drop_path.draw(BATCH, images.device)
-        ours._drop_path.draw = lambda *_: masks
+        ours._drop_path.draw = lambda *_: masks  # type: ignore[method-assign]
         theirs.get_drop_path_mask = lambda *_: [list(masks[2 * i : 2 * i + 2]) for i in range(DEPTH)]
 
     output = ours(images)
@@ -134,9 +134,7 @@ def library(theirs: nn.Module, rule: Rule, drop_path: float) -> AttentionTransfe
             )
             load_weights(networks[name], file, name, network=name)
     set_drop_path(networks["student"], drop_path)
-    return AttentionTransfer(
-        networks["teacher"], networks["student"], [rule], share_drop_path=drop_path > 0
-    ).train()
+    return AttentionTransfer(networks["teacher"], networks["student"], [rule], share_drop_path=drop_path > 0).train()
 
 
 def difference(ours: Tensor | None, theirs: Tensor | None) -> float:
@@ -144,8 +142,7 @@ def difference(ours: Tensor | None, theirs: Tensor | None) -> float:
     if ours is None or theirs is None:
         rest = [x.norm().item() for x in (ours, theirs) if x is not None]
         return float(max(rest, default=0.0))
-    norm = theirs.norm().item()
-    gap = (ours - theirs).norm().item()
+    norm, gap = float(theirs.norm()), float((ours - theirs).norm())
     return gap / norm if norm > 0 else gap
 
 

@@ -48,7 +48,7 @@ from attention_transfer.vit import (
 )
 
 if TYPE_CHECKING:
-    from attention_transfer.evaluation import load_run, predict
+    from attention_transfer.evaluation import doctor, load_run, predict
     from attention_transfer.experiments import compare, demo
     from attention_transfer.training import Recipe, Run, pretrain, train
 
@@ -57,6 +57,7 @@ _LAZY = {
     "Run": "training",
     "compare": "experiments",
     "demo": "experiments",
+    "doctor": "evaluation",
     "load_run": "evaluation",
     "predict": "evaluation",
     "pretrain": "training",
@@ -95,6 +96,7 @@ __all__ = [
     "compare",
     "demo",
     "describe",
+    "doctor",
     "load_run",
     "load_vit",
     "logit_l2",

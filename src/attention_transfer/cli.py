@@ -13,7 +13,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 from rich.logging import RichHandler
 
 from attention_transfer.errors import UserError, nearest
-from attention_transfer.evaluation import predict
+from attention_transfer.evaluation import doctor, predict
 from attention_transfer.experiments import compare, demo
 from attention_transfer.training import Interrupted, Recipe, console, pretrain, train
 from attention_transfer.transfer import PRESETS
@@ -24,6 +24,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "train": train,
     "compare": compare,
     "predict": predict,
+    "doctor": doctor,
 }
 
 
@@ -53,6 +54,9 @@ def build_parser(arguments: Sequence[str] = ()) -> ArgumentParser:
         elif verb is predict:
             sub.add_function_arguments(verb, skip={"images"}, as_positional=True)
             sub.add_argument("images", type=str, nargs="+", help="image files")
+        elif verb is doctor:
+            sub.add_function_arguments(verb, skip={"student"}, as_positional=True)
+            sub.add_argument("student", type=str | None, nargs="?", help="another model, or standard")
         else:
             sub.add_function_arguments(verb)
         _as_people_type(sub)

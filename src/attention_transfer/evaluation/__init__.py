@@ -1,5 +1,6 @@
-"""Trained runs put to use: load them, predict with them."""
+"""Trained runs put to use: load them, predict with them. And what a model is before it is used."""
 
+from attention_transfer.evaluation.doctor import doctor as doctor
 from attention_transfer.evaluation.network import LoadedRun as LoadedRun
 from attention_transfer.evaluation.network import Network as Network
 from attention_transfer.evaluation.network import load_run as load_run

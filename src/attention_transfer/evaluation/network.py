@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from attention_transfer.errors import UserError
 from attention_transfer.training import RunFolder, read_rules
 from attention_transfer.transfer import AttentionTransfer, OperandRule
-from attention_transfer.vit import ViTSpec, describe, labels_of, load_vit
+from attention_transfer.vit import Pairing, ViTSpec, describe, labels_of, load_vit
 
 
 class Network(nn.Module):
@@ -73,7 +74,11 @@ def load_run(path: str | Path) -> LoadedRun:
             raise UserError(
                 f"the student in {path} copies its teacher's attention, but the teacher is gone: {error}"
             ) from error
-    network = Network(AttentionTransfer(teacher, student, rules)).eval()
+    pairing = Pairing(**config["pairing"]) if rules and config.get("pairing") else None
+    transfer = AttentionTransfer(teacher, student, rules, pairing=pairing)
+    if transfer.head_pairs is not None:
+        transfer.head_pairs.load_state_dict({"pairs": torch.tensor(summary["head_pairs"])})
+    network = Network(transfer).eval()
     spec = describe(student)
     classes = tuple(labels_of(student) or map(str, range(spec.classes)))
     return LoadedRun(network, spec, classes, summary, folder.path)

@@ -22,6 +22,7 @@ from attention_transfer.training.seeds import seeded
 from attention_transfer.transfer import AttentionTransfer, Init, OperandRule, Rule
 from attention_transfer.transfer import preset as find_preset
 from attention_transfer.vit import (
+    Pairing,
     check_transfer,
     describe,
     load_vit,
@@ -59,6 +60,8 @@ def train(
     *,
     teacher: str | None = None,
     pretrained: bool | str = True,
+    student: str | None = None,
+    pairing: Pairing | None = None,
     data: str = "digits",
     fraction: float = 1.0,
     shots: int | None = None,
@@ -77,9 +80,11 @@ def train(
 
     Args:
         preset: the method: scratch, finetune, copy, distill or gta.
-        teacher: whose attention is transferred: timm/<name>, or the folder of a run. Methods without a teacher take
-            only its architecture.
+        teacher: whose attention is transferred: timm/<name>, hf/<name or folder>, torchvision/<name>, the folder of
+            a run, or a weights file. Methods without a teacher take only its architecture.
         pretrained: true for the teacher's own weights, false for random ones, or a weights file.
+        student: architecture of a student with random weights, in the same forms; default the teacher's own.
+        pairing: how the attention of a teacher of other depth, heads, patch grid or tokens is mapped to the student's.
         data: data set; "digits" is embedded.
         fraction: share of the training labels to use, above 0 and at most 1, the same in each class.
         shots: labelled images of each class; takes the place of fraction.
@@ -103,12 +108,14 @@ def train(
     settings = settings if epochs is None else replace(settings, epochs=epochs)
     start: Init = init or method.init
     bound: Sequence[Rule] = method.rules if rules is None else rules
-    raise_all(_problems(preset, teacher, pretrained, start, bound, fraction, shots, settings))
+    raise_all(_problems(preset, teacher, pretrained, student, pairing, start, bound, fraction, shots, settings))
     labels = f"{shots}shot" if shots is not None else f"{fraction:g}"
     config = {
         "preset": preset,
         "teacher": teacher,
         "pretrained": pretrained,
+        "student": student,
+        "pairing": asdict(pairing) if pairing else None,
         "data": data,
         "fraction": fraction,
         "shots": shots,
@@ -130,7 +137,7 @@ def _train(config: dict[str, Any], recipe: Recipe, rules: Sequence[Rule], *, ove
     )
     with seeded(config["seed"]):
         teacher, student = _networks(config, len(splits.classes))
-        transfer = _bound(teacher, student, rules, recipe)
+        transfer = _bound(teacher, student, rules, config, recipe)
     folder = RunFolder.open(config["out"], config, overwrite=overwrite)
     name = f"{config['preset']} seed {config['seed']}"
     if folder.finished:
@@ -156,6 +163,7 @@ def _train(config: dict[str, Any], recipe: Recipe, rules: Sequence[Rule], *, ove
             "preset": config["preset"],
             "seed": config["seed"],
             "needs_teacher": config["teacher"] if any(isinstance(rule, OperandRule) for rule in rules) else None,
+            "head_pairs": None if transfer.head_pairs is None else transfer.head_pairs.pairs.tolist(),
             "train": {"images": len(subset), "steps": fitted.steps, "seconds": fitted.seconds},
             "best_epoch": fitted.best_epoch,
             "validation": {"images": len(splits.validation.labels), **fitted.validation},
@@ -176,6 +184,8 @@ def _problems(
     preset: str,
     teacher: str | None,
     pretrained: bool | str,
+    student: str | None,
+    pairing: Pairing | None,
     init: Init,
     rules: Sequence[Rule],
     fraction: float,
@@ -190,6 +200,10 @@ def _problems(
         )
     if teacher is None and pretrained is not True:
         problems.append("pretrained says which weights the teacher has, but no teacher is named; add --teacher")
+    if student is not None and init == "teacher":
+        problems.append("a student of its own starts from random weights; leave --student out, or set --init random")
+    if pairing is not None and not rules:
+        problems.append(f"pairing has no effect without rules, which preset {preset!r} does not have; leave it out")
     if recipe.share_drop_path and not (rules and recipe.drop_path > 0):
         problems.append("recipe.share_drop_path has no effect without rules and a drop_path above 0; leave it out")
     return problems
@@ -198,19 +212,30 @@ def _problems(
 def _networks(config: dict[str, Any], classes: int) -> tuple[nn.Module | None, nn.Module]:
     """Teacher and student; where no teacher is named, only an architecture is needed."""
     if config["teacher"] is None:
-        log.info("no teacher named: the architecture is %s", DEFAULT_ARCHITECTURE)
-        like = load_vit(DEFAULT_ARCHITECTURE, pretrained=False, num_classes=classes, image_size=config["image_size"])
-        return None, student_like(like, num_classes=classes)
+        if config["student"] is None:
+            log.info("no teacher named: the architecture is %s", DEFAULT_ARCHITECTURE)
+        return None, _fresh(config["student"] or DEFAULT_ARCHITECTURE, config, classes)
     teacher = load_vit(config["teacher"], pretrained=config["pretrained"], image_size=config["image_size"])
+    if config["student"] is not None:
+        return teacher, _fresh(config["student"], config, classes)
     if config["init"] == "teacher":
         return teacher, student_from(teacher, num_classes=classes)
     return teacher, student_like(teacher, num_classes=classes)
 
 
-def _bound(teacher: nn.Module | None, student: nn.Module, rules: Sequence[Rule], recipe: Recipe) -> AttentionTransfer:
+def _fresh(architecture: str, config: dict[str, Any], classes: int) -> nn.Module:
+    like = load_vit(architecture, pretrained=False, num_classes=classes, image_size=config["image_size"])
+    return student_like(like, num_classes=classes)
+
+
+def _bound(
+    teacher: nn.Module | None, student: nn.Module, rules: Sequence[Rule], config: dict[str, Any], recipe: Recipe
+) -> AttentionTransfer:
     set_drop_path(student, recipe.drop_path)
+    pairing = Pairing(**config["pairing"]) if config["pairing"] else None
+    transfer = AttentionTransfer(teacher, student, rules, pairing=pairing, share_drop_path=recipe.share_drop_path)
     if teacher is not None and rules:
-        report = check_transfer(teacher, student)
+        report = check_transfer(teacher, student, pairing=pairing)
         for message in (*report.warnings, *report.notes):
             log.warning(message)
-    return AttentionTransfer(teacher, student, rules, share_drop_path=recipe.share_drop_path)
+    return transfer

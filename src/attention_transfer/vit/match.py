@@ -12,6 +12,8 @@ from attention_transfer.vit.describe import describe
 from attention_transfer.vit.libraries import ViTSpec
 from attention_transfer.vit.pairing import Pairing
 
+# Qin et al. 2026 (arXiv 2605.07191) traced failing teachers to these.
+_KNOWN_TO_MATTER = {"LayerScale", "registers", "pre-norm", "relative position bias"}
 _MEND = "make the student with student_like(teacher, num_classes=…)"
 
 
@@ -85,10 +87,14 @@ def check_transfer(teacher: nn.Module, student: nn.Module, *, pairing: Pairing |
     problems = pairing.problems(t, s)
     if t.channels != s.channels:
         problems.append(f"teacher {t.name} has input channels {t.channels} but the student has {s.channels}; {_MEND}")
+    lacking = t.components - s.components
     warnings = [
-        f"the student lacks the teacher's {component}, which is known to break attention transfer "
-        f"(Qin et al. 2026); {_MEND}"
-        for component in sorted(t.components - s.components)
+        f"the student lacks the teacher's {', '.join(sorted(some))}, which {verdict}; {_MEND}"
+        for some, verdict in (
+            (lacking & _KNOWN_TO_MATTER, "is known to break attention transfer (Qin et al. 2026)"),
+            (lacking - _KNOWN_TO_MATTER, "may harm the transfer: it was not studied"),
+        )
+        if some
     ]
     notes = pairing.notes(t, s)
     if t.image_size != s.image_size:

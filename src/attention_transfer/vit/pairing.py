@@ -9,7 +9,6 @@ Shapes: B batch, H heads, N query tokens, M key tokens, D head dimension; `_t` t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -87,7 +86,7 @@ class Pairing:
         counts = {kind: student.tokens.prefix.count(kind) - teacher.tokens.prefix.count(kind) for kind in ("register",)}
         if extra or counts["register"] > 0 or student.tokens.suffix > teacher.tokens.suffix:
             found.append(
-                f"the student has prefix tokens {_named(student)} and teacher {teacher.name} {_named(teacher)}, so "
+                f"the student has prefix tokens {student.tokens} and teacher {teacher.name} {teacher.tokens}, so "
                 "that some of the student's have no attention to take; make the student with student_like(teacher, …)"
             )
         if self.registers == "to class" and not (teacher.class_token and student.class_token):
@@ -99,7 +98,7 @@ class Pairing:
         found = []
         if teacher.depth != student.depth:
             found.append(f"{student.depth} blocks take the attention of {teacher.depth}, paired by {self.layers!r}")
-        if teacher.heads != student.heads:
+        if teacher.heads != student.heads and self.heads != "same":
             found.append(f"{student.heads} heads take the attention of {teacher.heads}, paired by {self.heads!r}")
         if teacher.grid != student.grid:
             found.append(
@@ -108,7 +107,7 @@ class Pairing:
             )
         if teacher.tokens != student.tokens:
             how = "rows are renormalised" if self.registers == "drop" else "the class token gets their attention"
-            found.append(f"prefix tokens {_named(teacher)} become {_named(student)}: {how}")
+            found.append(f"prefix tokens {teacher.tokens} become {student.tokens}: {how}")
         return found
 
     def mixes(self, teacher: ViTSpec, student: ViTSpec) -> bool:
@@ -227,14 +226,3 @@ def _kept_tokens(teacher: ViTSpec, student: ViTSpec) -> Tensor:
     patches = teacher.tokens.patches(teacher.sequence)
     suffix = range(patches.stop, patches.stop + student.tokens.suffix)
     return torch.tensor([*kept, *range(patches.start, patches.stop), *suffix])
-
-
-def _named(spec: ViTSpec) -> str:
-    kinds: Sequence[str] = (*spec.tokens.prefix, *("detection",) * spec.tokens.suffix)
-    return (
-        "none"
-        if not kinds
-        else ", ".join(
-            f"{kinds.count(kind)} × {kind}" if kinds.count(kind) > 1 else kind for kind in dict.fromkeys(kinds)
-        )
-    )

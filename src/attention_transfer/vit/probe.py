@@ -60,6 +60,11 @@ class AttentionProbe:
         with precision:
             return self._run(images)
 
+    def release(self) -> None:
+        """Take everything off the model that this probe attached."""
+        for handle in self.handles:
+            handle.remove()
+
     def _forward(self, images: Tensor) -> dict[int, AttentionCall]:
         calls: dict[int, AttentionCall] = {}
         self._calls = calls

@@ -26,6 +26,12 @@ class Tokens:
         """Whether token 0 is a class token."""
         return "class" in self.prefix
 
+    def __str__(self) -> str:
+        """Kinds and numbers, e.g. "class, 4 × register"."""
+        kinds = (*self.prefix, *("detection",) * self.suffix)
+        names = [f"{kinds.count(k)} × {k}" if kinds.count(k) > 1 else k for k in dict.fromkeys(kinds)]
+        return ", ".join(names) or "none"
+
     def patches(self, total: int) -> slice:
         """Where the patches are in a sequence of `total` tokens."""
         return slice(len(self.prefix), total - self.suffix)

@@ -3,8 +3,9 @@
     python benchmarks/seam_cost.py [--pairs N] [--device cpu|cuda] [--out FILE]
 
 Capture: the forward of ViT-S/16 at 224 pixels with the queries and keys of all layers captured, against the plain
-forward. Teacher: ViT-B/16 run for its queries and keys only (of all layers, and of the first half), against its full
-forward. The two sides of a pair run one after the other in random order; the figure is the median of the pairs' ratios,
+forward; the seam alone, without keeping what it sees; and capture while autograd keeps the same tensors anyway.
+Teacher: ViT-B/16 run for its queries and keys only (of all layers, and of the first half), against its full forward.
+The two sides of a pair run one after the other in random order; the figure is the median of the pairs' ratios,
 with a 95 % interval from 10,000 bootstrap resamples.
 """
 
@@ -27,6 +28,7 @@ import torch
 from torch import nn
 
 from attention_transfer import AttentionProbe, capture
+from attention_transfer.vit import listen
 
 Run = Callable[[], object]
 
@@ -61,14 +63,31 @@ def measurements(device: str, batch: int, pairs: int) -> list[dict[str, Any]]:
     images = torch.randn(batch, 3, 224, 224, device=device)
     small = timm.create_model("vit_small_patch16_224").eval().to(device)
     base = timm.create_model("vit_base_patch16_224").eval().to(device)
-    plain, capturing = partial(small, images), partial(captured, small, images)
-    rows = [paired("capture of q and k, ViT-S/16", "a plain forward", capturing, plain, pairs)]
+    plain = partial(small, images)
+    rows = [
+        paired(
+            "the seam alone, nothing kept, ViT-S/16", "a plain forward", partial(heard, small, images), plain, pairs
+        ),
+        paired("capture of q and k, ViT-S/16", "a plain forward", partial(captured, small, images), plain, pairs),
+    ]
+    with torch.enable_grad():
+        in_training = partial(captured, small, images)
+        rows.append(paired("capture of q and k, autograd on, ViT-S/16", "a plain forward", in_training, plain, pairs))
     for what, layers in (("all layers", range(12)), ("the first six layers", range(6))):
         probe = AttentionProbe(base, layers)
         stopped, full = partial(probe, images), partial(base, images)
         rows.append(paired(f"teacher for q and k of {what}, ViT-B/16", "a full forward", stopped, full, pairs))
         probe.release()
     return rows
+
+
+def heard(model: nn.Module, images: torch.Tensor) -> object:
+    """A forward with a listener at every block that keeps nothing."""
+    handles = listen(model, dict.fromkeys(range(12), lambda call: call))
+    output = model(images)
+    for handle in handles:
+        handle.remove()
+    return output
 
 
 def captured(model: nn.Module, images: torch.Tensor) -> object:

@@ -10,7 +10,7 @@ import copy
 import os
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -31,26 +31,33 @@ UPDATE = "FAMILIES_UPDATE=1 python -m pytest tests/vit/test_families.py"
 INTRODUCTION = """\
 # Families
 
-This table is made by `tests/vit/test_families.py`, which builds each model below with few, narrow blocks and random
-weights and checks that
+This table is made by `tests/vit/test_families.py`. It builds each model below with two narrow blocks and random weights
+and checks that
 
-- the attention maps of [`capture`][attention_transfer.vit.capture.capture], those of the attention pool too, are those
-  that the model's own code computes without a fused kernel, with differences <= 1e-5 in single precision;
-- the output of the model is bitwise the same with and without `capture`;
-- the number and kinds of tokens, the patch grid and the components are those that
+- the attention maps of [`capture`][attention_transfer.vit.capture.capture], also those of the attention pool, are those
+  that the model's own code computes without a fused kernel: differences <= 1e-5 in single precision;
+- the number and kinds of the tokens, the patch grid and the components are as
   [`describe`][attention_transfer.vit.describe.describe] says;
-- the student that [`student_like`][attention_transfer.student_like] makes has the same tokens and components, and gives
-  class logits;
-- the queries and keys that a frozen teacher gives in training are bitwise those of `capture`.
+- the output of the model is bitwise the same with and without `capture`;
+- the student of [`student_like`][attention_transfer.student_like] has the same tokens and components, and gives class
+  logits;
+- a frozen teacher, which runs in training only as far as its attention is needed, gives bitwise the queries and keys of
+  `capture`.
 
-*Prefix tokens* come before the patches. *Components* are parts beyond the plain ViT. An *attention pool* gathers the
-tokens in one more attention call, with a learnt query. *Student* is the class of the network that `student_like` makes.
+The library is written as in the names that [`load_vit`][attention_transfer.load_vit] takes; `hf` is Hugging Face
+transformers. A *weights file* is laid out as its project does it; `load_vit` reads the architecture from the weights.
+*Prefix tokens* come before the patches, *components* are parts beyond the plain ViT, and an *attention pool* gathers
+the tokens with one more attention call.
 """
-REFUSED = """\
-Models with windowed, hierarchical, channel, class or differential attention, with parallel blocks, or without attention
-are refused in a sentence that names what is supported. Tested: {models}.
-"""
+NOTES = """\
+`ViTMAEModel` itself hides and shuffles its patches at random in every forward. `capture` shows its attention, but it is
+refused as a teacher or student; `load_vit("hf/…")` makes a `ViTModel` of such weights.
 
+## Refused
+
+Models of other designs are refused in a sentence that names what is supported: windowed, hierarchical, class and
+channel attention, parallel blocks, convolutions. Checked are
+"""
 SIZE = {"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 8, "num_classes": 0}
 HF_SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 ANY_SIZE: dict[str, Any] = {"image_size": 32, "input_size": (24, 32)}  # positions of a square, fitted to the image
@@ -122,6 +129,17 @@ def in_hf(
     return Family(title, "hf", f"`{name}Model`", build, prefix, frozenset(components), pool, suffix, grid)
 
 
+def from_vit_mae() -> Family:
+    """Weights of the masked autoencoder, which `load_vit` reads as a ViT."""
+
+    def build() -> nn.Module:
+        with tempfile.TemporaryDirectory() as folder:
+            cast(Any, in_hf("", "ViTMAE").build()).save_pretrained(folder)
+            return load_vit(f"hf/{folder}")
+
+    return replace(in_hf("MAE", "ViT"), model="`ViTMAEModel`, read as `ViTModel`", build=build)
+
+
 def in_torchvision() -> Family:
     sizes = {"num_layers": 2, "num_heads": 2, "hidden_dim": 32, "mlp_dim": 64}
     build = partial(torchvision.models.VisionTransformer, image_size=32, patch_size=8, **sizes)
@@ -180,7 +198,7 @@ FAMILIES = (
     in_timm("I-JEPA", "vit_huge_patch14_gap_224.in1k_ijepa", prefix=()),
     in_timm("BEiT", "beit_base_patch16_224.in22k_ft_in22k_in1k", "LayerScale", "relative position bias"),
     in_timm("BEiT v2", "beitv2_base_patch16_224.in1k_ft_in22k_in1k", "LayerScale", "relative position bias"),
-    in_timm("BEiT-3", "beit3_base_patch16_224.in22k_ft_in1k"),
+    in_timm("BEiT-3", "beit3_base_patch16_224.in22k_ft_in1k", "norm of the attention's output"),
     in_timm("CLIP", "vit_base_patch16_clip_224.openai", "pre-norm"),
     in_timm("EVA-02", "eva02_tiny_patch14_224.mim_in22k", "RoPE", "gated MLP"),
     in_timm("SigLIP", "vit_base_patch16_siglip_224.webli", prefix=(), pool=True),
@@ -242,44 +260,42 @@ FAMILIES = (
     in_hf("BEiT", "Beit", "LayerScale", "relative position bias", use_relative_position_bias=True),
     in_hf("CLIP", "CLIPVision", "pre-norm", square=True),
     in_hf("SigLIP", "SiglipVision", prefix=(), pool=True, square=True),
-    in_hf("MAE", "ViTMAE", mask_ratio=0.0),
+    from_vit_mae(),
     in_hf("I-JEPA", "IJepa", prefix=()),
     in_hf("YOLOS", "Yolos", "detection tokens", suffix=5, num_detection_tokens=5),
     in_hf("MSN", "ViTMSN"),
     in_hf("data2vec", "Data2VecVision", "LayerScale", "relative position bias", use_relative_position_bias=True),
     in_torchvision(),
 )
-EVERY_FAMILY = pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f"{f.library}, {f.title}")
+EVERY_FAMILY = pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f"{f.library}-{f.title}")
 
 
-def from_timm(name: str) -> nn.Module:
-    return cast(nn.Module, timm.create_model(name))
+OTHERS = {
+    "timm": (
+        "swin_tiny_patch4_window7_224",
+        "hiera_tiny_224",
+        "cait_xxs24_224",
+        "xcit_nano_12_p8_224",
+        "maxvit_tiny_rw_224",
+        "convnext_atto",
+        "samvit_base_patch16",
+        "vit_base_patch16_xp_224",
+    ),
+    "hf": ("SwinModel", "ConvNextModel", "SegformerModel"),
+    "torchvision": ("swin_t", "resnet18"),
+}
 
 
-def from_torchvision(name: str) -> nn.Module:
-    return cast(nn.Module, torchvision.models.get_model(name))
-
-
-def from_hf(name: str) -> nn.Module:
-    transformers = hugging_face()
-    return cast(nn.Module, getattr(transformers, f"{name}Model")(getattr(transformers, f"{name}Config")()))
-
-
-OTHERS: tuple[tuple[Callable[[str], nn.Module], str], ...] = (
-    (from_timm, "swin_tiny_patch4_window7_224"),
-    (from_timm, "hiera_tiny_224"),
-    (from_timm, "cait_xxs24_224"),
-    (from_timm, "xcit_nano_12_p8_224"),
-    (from_timm, "maxvit_tiny_rw_224"),
-    (from_timm, "convnext_atto"),
-    (from_timm, "samvit_base_patch16"),
-    (from_timm, "vit_base_patch16_xp_224"),
-    (from_hf, "Swin"),
-    (from_hf, "ConvNext"),
-    (from_hf, "Segformer"),
-    (from_torchvision, "swin_t"),
-    (from_torchvision, "resnet18"),
-)
+def other(library: str, name: str) -> nn.Module:
+    """A model of another design, without weights."""
+    with torch.device("meta"):
+        if library == "timm":
+            return cast(nn.Module, timm.create_model(name))
+        if library == "torchvision":
+            return cast(nn.Module, torchvision.models.get_model(name))
+        transformers = hugging_face()
+        config = getattr(transformers, name.replace("Model", "Config"))()
+        return cast(nn.Module, getattr(transformers, name)(config))
 
 
 def hugging_face() -> Any:
@@ -336,17 +352,19 @@ def maps_of_timm(model: nn.Module, images: Tensor) -> list[Tensor]:
     for module in plain.modules():
         if hasattr(module, "fused_attn"):
             cast(Any, module).fused_attn = False
-    with Softmaxes() as softmaxes:
+    softmaxes = Softmaxes()
+    with softmaxes:
         run(plain, images)
     return softmaxes.results
 
 
 def maps_of_hf(model: nn.Module, images: Tensor) -> list[Tensor]:
     config = copy.deepcopy(cast(Any, model).config)
-    eager = cast(Any, type(model))._from_config(config, attn_implementation="eager").eval()
-    eager.load_state_dict(model.state_dict())
-    pooled = maps_of_multihead(eager)
-    return [*run(partial(eager, output_attentions=True), images).attentions, *pooled]
+    plain = cast(Any, type(model))._from_config(config, attn_implementation="eager").eval()
+    plain.load_state_dict(model.state_dict())
+    pooled = maps_of_multihead(plain)
+    maps: Sequence[Tensor] = run(partial(plain, output_attentions=True), images).attentions
+    return [*maps, *pooled]
 
 
 def maps_of_torchvision(model: nn.Module, images: Tensor) -> list[Tensor]:
@@ -428,7 +446,7 @@ def test_the_student_has_the_same_components_and_gives_class_logits(family: Fami
     student = student_like(teacher, num_classes=3)
     spec = describe(student)
     assert (spec.components, spec.tokens, spec.grid) == (family.components, describe(teacher).tokens, family.grid)
-    assert (spec.depth, spec.heads, spec.classes) == (2, 2, 3)
+    assert (spec.depth, spec.heads, spec.classes, spec.pool) == (2, 2, 3, family.pool)
     with capture(student) as calls:
         logits = logits_of(run(student, images))
     assert logits.shape == (2, 3)
@@ -448,10 +466,17 @@ def test_a_probe_gives_the_very_queries_and_keys(family: Family) -> None:
         assert torch.equal(probed[call.layer].k, call.k)
 
 
-@pytest.mark.parametrize(("build", "name"), OTHERS)
-def test_other_designs_are_refused_with_what_is_supported(build: Callable[[str], nn.Module], name: str) -> None:
-    with torch.device("meta"):
-        model = build(name)
+@pytest.mark.parametrize(("library", "name"), [(library, name) for library in OTHERS for name in OTHERS[library]])
+def test_other_designs_are_refused_with_what_is_supported(library: str, name: str) -> None:
+    assert_refused(other(library, name))
+
+
+@pytest.mark.parametrize("name", ["vit_dwee_patch16_reg1_gap_256", "vit_dlittle_patch16_reg1_gap_256"])
+def test_differential_attention_is_refused_with_what_is_supported(name: str) -> None:
+    assert_refused(other("timm", name))
+
+
+def assert_refused(model: nn.Module) -> None:
     sentence = (
         f"{type(model).__name__} has no supported attention: a plain vision transformer of timm, Hugging Face "
         "transformers or torchvision is needed, whose blocks attend over all tokens"
@@ -462,6 +487,24 @@ def test_other_designs_are_refused_with_what_is_supported(build: Callable[[str],
         student_like(model, num_classes=3)
     with pytest.raises(UserError, match=sentence), capture(model):
         pass
+
+
+def test_a_relative_position_bias_that_all_blocks_share_is_a_component() -> None:
+    shared = in_timm("", "vit_srelpos_small_patch16_224.sw_in1k", prefix=())
+    assert describe(made(shared)).components == {"LayerScale", "relative position bias"}
+
+
+@pytest.mark.parametrize("mask_ratio", [0.0, 0.75])
+def test_a_vit_mae_that_shuffles_patches_is_captured_but_not_described(mask_ratio: float) -> None:
+    family = in_hf("", "ViTMAE", mask_ratio=mask_ratio)
+    model, images = made(family), images_for(family)
+    with capture(model) as calls, torch.no_grad():
+        run(model, images)
+    for call, maps in zip(calls, own_maps(family, model, images), strict=True):
+        torch.testing.assert_close(call.maps(), maps, atol=1e-5, rtol=0)
+    for use in (describe, partial(student_like, num_classes=3)):
+        with pytest.raises(UserError, match=r"ViTMAEModel .*load_vit\('hf/FOLDER'\)"):
+            use(model)
 
 
 @pytest.mark.parametrize("name", ["CLIP", "Siglip"])
@@ -479,7 +522,9 @@ def test_a_model_with_a_text_tower_is_told_of_its_vision_tower(name: str) -> Non
 @pytest.mark.parametrize("name", ["ViT", "Dinov2", "Beit", "CLIPVision", "SiglipVision"])
 def test_eager_attention_is_told_how_to_be_seen(name: str) -> None:
     model = eager(name)
-    with pytest.raises(UserError, match=r'uses \'eager\' attention.*model\.set_attn_implementation\("sdpa"\)'):
+    with pytest.raises(
+        UserError, match=r'uses \'eager\' attention.*model\.set_attn_implementation\("sdpa"\), or load it with'
+    ):
         describe(model)
     cast(Any, model).set_attn_implementation("sdpa")
     with capture(model) as calls, torch.no_grad():
@@ -497,19 +542,19 @@ def eager(name: str) -> nn.Module:
 def test_the_page_of_families_is_what_these_cases_give() -> None:
     page = families_page(FAMILIES)
     if os.environ.get("FAMILIES_UPDATE") == "1":
-        PAGE.write_text(page)
-    assert PAGE.read_text() == page, f"docs/families.md is out of date; write it anew with: {UPDATE}"
+        PAGE.write_text(page, encoding="utf-8")
+    assert PAGE.read_text(encoding="utf-8") == page, f"docs/families.md is out of date; write it anew with: {UPDATE}"
 
 
 def families_page(families: Sequence[Family]) -> str:
     """The text of docs/families.md."""
     rows = [
-        "| family | library | model | prefix tokens | components | attention pool | student: class name |",
+        "| library | family | model | prefix tokens | components | attention pool | student: class name |",
         "|---|---|---|---|---|---|---|",
         *map(row, families),
     ]
-    refused = REFUSED.format(models=", ".join(f"`{name}`" for _, name in OTHERS))
-    return "\n".join([INTRODUCTION, *rows, "", refused])
+    refused = [f"- {library}: {', '.join(f'`{name}`' for name in names)}" for library, names in OTHERS.items()]
+    return "\n".join([INTRODUCTION, *rows, "", NOTES, *refused, ""])
 
 
 def row(family: Family) -> str:
@@ -517,8 +562,8 @@ def row(family: Family) -> str:
     spec = describe(model)
     suffix = f"; after the patches: {spec.tokens.suffix} detection" if spec.tokens.suffix else ""
     cells = (
-        family.title,
         family.library,
+        family.title,
         family.model,
         (counted(spec.tokens.prefix) or "none") + suffix,
         ", ".join(sorted(spec.components, key=str.lower)) or "none",
@@ -530,6 +575,4 @@ def row(family: Family) -> str:
 
 def counted(kinds: Sequence[str]) -> str:
     """Kinds of tokens in their order, e.g. "class, 4 register"."""
-    return ", ".join(
-        kind if kinds.count(kind) == 1 else f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds)
-    )
+    return ", ".join(kind if kinds.count(kind) == 1 else f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import timm
 from timm.data import resolve_data_config
-from timm.layers import AttentionPoolLatent, GluMlp, LayerScale, SwiGLU
+from timm.layers import AttentionPoolLatent, DiffAttention, GluMlp, LayerScale, SwiGLU
 from timm.models.beit import Beit
 from timm.models.eva import Eva
 from timm.models.naflexvit import NaFlexVit
@@ -40,7 +40,11 @@ class Timm:
         """Blocks are `.blocks`, their attention `.attn`."""
         vit: Any = model
         modules = [getattr(block, "attn", None) for block in vit.blocks] if isinstance(model, _PLAIN) else []
-        found = tuple(m for m in modules if isinstance(m, nn.Module) and hasattr(m, "fused_attn"))
+        found = tuple(
+            m
+            for m in modules
+            if isinstance(m, nn.Module) and hasattr(m, "fused_attn") and not isinstance(m, DiffAttention)
+        )
         if not found or len(found) != len(modules):
             raise UserError(f"{type(model).__name__} has no supported attention: {SUPPORTED}")
         if not all(cast(Any, module).fused_attn for module in found):
@@ -220,10 +224,13 @@ def _components(vit: Any, attention: Any) -> frozenset[str]:
                 missing_part(attention, "relative_position_bias_table"),
                 missing_part(attention, "rel_pos"),
                 missing_part(vit, "rel_pos_bias"),
+                missing_part(vit, "shared_rel_pos"),
             )
         ),
         "RoPE": not missing_part(vit, "rope"),
         "gated MLP": isinstance(getattr(block, "mlp", None), GluMlp | SwiGLU),
+        "post-norm": "Post" in type(block).__name__,
+        "norm of the attention's output": not missing_part(attention, "norm"),
         "gated attention": not missing_part(attention, "gate"),
     }
     return frozenset(name for name, present in signs.items() if present)

@@ -66,7 +66,7 @@ class Transformers:
         if vision._attn_implementation != "sdpa":
             raise UserError(
                 f"{type(model).__name__} uses {vision._attn_implementation!r} attention, which can't be seen; call "
-                'model.set_attn_implementation("sdpa")'
+                'model.set_attn_implementation("sdpa"), or load it with attn_implementation="sdpa"'
             )
         return Anatomy(
             model=model,
@@ -79,6 +79,11 @@ class Transformers:
     def spec(self, model: nn.Module) -> ViTSpec:
         """Read from the model's configuration."""
         config: Any = cast(Any, model).config
+        if config.model_type == "vit_mae":
+            raise UserError(
+                f"{type(model).__name__} hides and shuffles its patches at random, so that no token has a place; save "
+                "it by save_pretrained and read it as a ViT: load_vit('hf/FOLDER')"
+            )
         vision, anatomy, head = families.vision(config), self.anatomy(model), self.head(model)
         image_size = families.pair(getattr(config, "input_size", None) or vision.image_size)
         patch = families.pair(vision.patch_size)

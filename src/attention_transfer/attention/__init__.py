@@ -3,20 +3,18 @@
 This room knows tensors only; it can be lifted out and used in any code.
 """
 
+from attention_transfer.attention.dispatch import Choice as Choice
+from attention_transfer.attention.dispatch import Impl as Impl
+from attention_transfer.attention.dispatch import choose_impl as choose_impl
+from attention_transfer.attention.losses import attention_cosine as attention_cosine
 from attention_transfer.attention.losses import attention_cross_entropy as attention_cross_entropy
+from attention_transfer.attention.losses import attention_js as attention_js
 from attention_transfer.attention.losses import attention_kl as attention_kl
+from attention_transfer.attention.losses import attention_mse as attention_mse
 from attention_transfer.attention.losses import class_logit_l2 as class_logit_l2
+from attention_transfer.attention.losses import distilled_attention as distilled_attention
+from attention_transfer.attention.losses import frozen_attention as frozen_attention
 from attention_transfer.attention.losses import logit_l2 as logit_l2
 from attention_transfer.attention.maps import attention_logits as attention_logits
 from attention_transfer.attention.maps import attention_maps as attention_maps
 from attention_transfer.attention.maps import class_logits as class_logits
-
-__all__ = [
-    "attention_cross_entropy",
-    "attention_kl",
-    "attention_logits",
-    "attention_maps",
-    "class_logit_l2",
-    "class_logits",
-    "logit_l2",
-]

@@ -1,7 +1,8 @@
 """Distances between a student's attention and a teacher's.
 
-Every function returns one value per query row, so that the caller chooses rows, heads and reduction.
-These are the plain versions, which form the maps: easy to read, any dtype, any device.
+Every function returns one value per query row, so that the caller chooses rows, heads and reduction. `impl=` chooses
+how it is computed and changes nothing else; "auto" takes the best way for the tensors at hand, and
+[`choose_impl`][attention_transfer.attention.choose_impl] tells which, and why.
 
 Shapes: B batch, H heads, N query tokens, M key tokens, D head dimension; `_s` student, `_t` teacher.
 The head dimensions and scales of the two sides may differ; B, H, N and M may not.
@@ -9,9 +10,16 @@ The head dimensions and scales of the two sides may differ; B, H, N and M may no
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import Any
 
-from attention_transfer.attention.maps import attention_logits, class_logits
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import handle_torch_function, has_torch_function
+
+from attention_transfer.attention import flash, rows
+from attention_transfer.attention.dispatch import Impl, choose_impl
+from attention_transfer.attention.maps import class_logits
+from attention_transfer.attention.tiles import Side, in_tiles
 
 
 def attention_cross_entropy(
@@ -24,11 +32,13 @@ def attention_cross_entropy(
     scale_t: float | None = None,
     mask_s: Tensor | None = None,
     mask_t: Tensor | None = None,
+    impl: Impl = "auto",
 ) -> Tensor:
     """Cross-entropy of the student's attention against the teacher's, row by row.
 
     `CE[i] = -Σ_j P_t[i, j] · log P_s[i, j]` (Attention Distillation; Li et al. 2024, arXiv 2411.09702, section 3.2).
-    A key that the teacher gives no weight contributes nothing, whatever the student thinks of it.
+    A key that the teacher gives no weight contributes nothing, whatever the student thinks of it. A row of which one
+    side masks all keys is 0.
 
     Args:
         q_s: student queries, (B, H, N, D_s).
@@ -39,17 +49,17 @@ def attention_cross_entropy(
         scale_t: scale of the teacher's logits; `None` is D_t^-0.5.
         mask_s: additive or boolean mask of the student's logits.
         mask_t: additive or boolean mask of the teacher's logits.
+        impl: how it is computed, see [`choose_impl`][attention_transfer.attention.choose_impl]; every way gives the
+            same values, and the same gradients of all operands and additive masks.
 
     Returns:
         Nats per query row, (B, H, N).
 
     Raises:
         ValueError: batch, heads or tokens of the two sides differ.
+        UserError: `impl` can't compute it for these tensors.
     """
-    _check_shapes(q_s, k_s, q_t, k_t)
-    log_p_s = attention_logits(q_s, k_s, scale=scale_s, mask=mask_s).log_softmax(dim=-1)
-    p_t = attention_logits(q_t, k_t, scale=scale_t, mask=mask_t).softmax(dim=-1)
-    return _expected(p_t, log_p_s).neg()
+    return _rows("attention_cross_entropy", Side(q_s, k_s, scale_s, mask_s), Side(q_t, k_t, scale_t, mask_t), impl)
 
 
 def attention_kl(
@@ -62,6 +72,7 @@ def attention_kl(
     scale_t: float | None = None,
     mask_s: Tensor | None = None,
     mask_t: Tensor | None = None,
+    impl: Impl = "auto",
 ) -> Tensor:
     """Kullback–Leibler divergence KL(P_t ‖ P_s) of the attention maps, row by row.
 
@@ -72,11 +83,76 @@ def attention_kl(
     Returns:
         Nats per query row, (B, H, N), never negative but for rounding.
     """
-    _check_shapes(q_s, k_s, q_t, k_t)
-    log_p_s = attention_logits(q_s, k_s, scale=scale_s, mask=mask_s).log_softmax(dim=-1)
-    log_p_t = attention_logits(q_t, k_t, scale=scale_t, mask=mask_t).log_softmax(dim=-1)
-    p_t = log_p_t.exp()
-    return _expected(p_t, log_p_t) - _expected(p_t, log_p_s)
+    return _rows("attention_kl", Side(q_s, k_s, scale_s, mask_s), Side(q_t, k_t, scale_t, mask_t), impl)
+
+
+def attention_js(
+    q_s: Tensor,
+    k_s: Tensor,
+    q_t: Tensor,
+    k_t: Tensor,
+    *,
+    scale_s: float | None = None,
+    scale_t: float | None = None,
+    mask_s: Tensor | None = None,
+    mask_t: Tensor | None = None,
+    impl: Impl = "auto",
+) -> Tensor:
+    """Jensen–Shannon divergence of the attention maps, row by row: symmetric, and at most ln 2.
+
+    Arguments and errors are those of
+    [`attention_cross_entropy`][attention_transfer.attention.attention_cross_entropy].
+
+    Returns:
+        Nats per query row, (B, H, N).
+    """
+    return _rows("attention_js", Side(q_s, k_s, scale_s, mask_s), Side(q_t, k_t, scale_t, mask_t), impl)
+
+
+def attention_mse(
+    q_s: Tensor,
+    k_s: Tensor,
+    q_t: Tensor,
+    k_t: Tensor,
+    *,
+    scale_s: float | None = None,
+    scale_t: float | None = None,
+    mask_s: Tensor | None = None,
+    mask_t: Tensor | None = None,
+    impl: Impl = "auto",
+) -> Tensor:
+    """Squared distance of the attention maps, row by row: `Σ_j (P_s[i, j] - P_t[i, j])²`.
+
+    Arguments and errors are those of
+    [`attention_cross_entropy`][attention_transfer.attention.attention_cross_entropy].
+
+    Returns:
+        Squared probabilities per query row, (B, H, N), at most 2.
+    """
+    return _rows("attention_mse", Side(q_s, k_s, scale_s, mask_s), Side(q_t, k_t, scale_t, mask_t), impl)
+
+
+def attention_cosine(
+    q_s: Tensor,
+    k_s: Tensor,
+    q_t: Tensor,
+    k_t: Tensor,
+    *,
+    scale_s: float | None = None,
+    scale_t: float | None = None,
+    mask_s: Tensor | None = None,
+    mask_t: Tensor | None = None,
+    impl: Impl = "auto",
+) -> Tensor:
+    """Cosine distance of the attention maps, row by row: `1 - ⟨P_s[i], P_t[i]⟩ / (|P_s[i]| · |P_t[i]|)`.
+
+    Arguments and errors are those of
+    [`attention_cross_entropy`][attention_transfer.attention.attention_cross_entropy].
+
+    Returns:
+        From 0 to 1 per query row, (B, H, N).
+    """
+    return _rows("attention_cosine", Side(q_s, k_s, scale_s, mask_s), Side(q_t, k_t, scale_t, mask_t), impl)
 
 
 def logit_l2(
@@ -89,20 +165,18 @@ def logit_l2(
     scale_t: float | None = None,
     mask_s: Tensor | None = None,
     mask_t: Tensor | None = None,
+    impl: Impl = "auto",
 ) -> Tensor:
     """Squared L2 distance of the attention logits, row by row: `Σ_j (S_s[i, j] - S_t[i, j])²`.
 
+    Keys that are masked out (-inf) on both sides count as equal.
     Arguments and errors are those of
     [`attention_cross_entropy`][attention_transfer.attention.attention_cross_entropy].
-    Keys that are masked out (-inf) on both sides count as equal.
 
     Returns:
         Squared logits per query row, (B, H, N).
     """
-    _check_shapes(q_s, k_s, q_t, k_t)
-    logits_s = attention_logits(q_s, k_s, scale=scale_s, mask=mask_s)
-    logits_t = attention_logits(q_t, k_t, scale=scale_t, mask=mask_t)
-    return _squared_distance(logits_s, logits_t)
+    return _rows("logit_l2", Side(q_s, k_s, scale_s, mask_s), Side(q_t, k_t, scale_t, mask_t), impl)
 
 
 def class_logit_l2(
@@ -128,20 +202,95 @@ def class_logit_l2(
     _check_shapes(q_s, k_s, q_t, k_t)
     row_s = class_logits(q_s, k_s, scale=scale_s, mask=mask_s)
     row_t = class_logits(q_t, k_t, scale=scale_t, mask=mask_t)
-    return _squared_distance(row_s, row_t)
+    return rows.logit_l2(row_s, row_t)
 
 
-def _expected(p: Tensor, log_q: Tensor) -> Tensor:
-    """Σ_j p_j · log q_j over the last dimension, with 0 · (-inf) = 0."""
-    return (p * log_q.masked_fill(p == 0, 0.0)).sum(dim=-1)
+_DISTANCES: dict[str, rows.RowDistance] = {
+    "attention_cross_entropy": rows.cross_entropy,
+    "attention_kl": rows.kl,
+    "attention_js": rows.js,
+    "attention_mse": rows.mse,
+    "attention_cosine": rows.cosine,
+    "logit_l2": rows.logit_l2,
+}
 
 
-def _squared_distance(logits_s: Tensor, logits_t: Tensor) -> Tensor:
-    """Σ_j (s_j - t_j)² over the last dimension, with (-inf) - (-inf) = 0."""
-    both_masked = logits_s.isneginf() & logits_t.isneginf()
-    # Both operands are filled, not their difference: the gradient of inf - inf would be NaN.
-    difference = logits_s.masked_fill(both_masked, 0.0) - logits_t.masked_fill(both_masked, 0.0)
-    return difference.square().sum(dim=-1)
+def _rows(name: str, s: Side, t: Side, impl: Impl) -> Tensor:
+    _check_shapes(s.q, s.k, t.q, t.k)
+    choice = choose_impl(name, s.q, s.k, mask_s=s.mask, mask_t=t.mask, impl=impl)
+    if choice.impl == "flash":
+        cross_entropy = flash.cross_entropy(s, t)
+        return cross_entropy - flash.entropy(t) if name == "attention_kl" else cross_entropy
+    distance = _DISTANCES[name]
+    if choice.impl == "reference":
+        return distance(s.logits(), t.logits())
+    return in_tiles(lambda a, b: (distance(a.logits(), b.logits()),), s, t)[0]
+
+
+def distilled_attention(
+    q_s: Tensor,
+    k_s: Tensor,
+    v_s: Tensor,
+    q_t: Tensor,
+    k_t: Tensor,
+    *,
+    scale_s: float | None = None,
+    scale_t: float | None = None,
+    mask_s: Tensor | None = None,
+    mask_t: Tensor | None = None,
+    impl: Impl = "auto",
+) -> tuple[Tensor, Tensor]:
+    """The student's attention, and its cross-entropy against the teacher's, in one.
+
+    The student's logits are computed once for both, and their gradients meet before the products that give those of
+    q and k: the loss costs one more pass of products forward and one backward, those of the teacher's logits.
+    Beside the student's values v_s, (B, H, M, D_s), arguments and errors are those of
+    [`attention_cross_entropy`][attention_transfer.attention.attention_cross_entropy].
+
+    Returns:
+        The attention's output, (B, H, N, D_s), and the cross-entropy in nats per query row, (B, H, N).
+    """
+    operands = (q_s, k_s, v_s, q_t, k_t)
+    if has_torch_function(operands):  # whoever stands at attention calls sees this one too
+        options: Any = {"scale_s": scale_s, "scale_t": scale_t, "mask_s": mask_s, "mask_t": mask_t, "impl": impl}
+        return handle_torch_function(distilled_attention, operands, *operands, **options)
+    s, t = Side(q_s, k_s, scale_s, mask_s), Side(q_t, k_t, scale_t, mask_t)
+    _check_shapes(q_s, k_s, q_t, k_t)
+    choice = choose_impl("distilled_attention", q_s, k_s, mask_s=mask_s, mask_t=mask_t, impl=impl)
+    if choice.impl == "flash":
+        return flash.distilled(s, v_s, t)
+
+    def tile(a: Side, b: Side) -> tuple[Tensor, Tensor]:
+        logits = a.logits()
+        return rows.softmax(logits) @ v_s, rows.cross_entropy(logits, b.logits())
+
+    out, ce = tile(s, t) if choice.impl == "reference" else in_tiles(tile, s, t)
+    return out, ce
+
+
+def frozen_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, mask: Tensor | None = None
+) -> Tensor:
+    """Attention by queries and keys that are constants, as in Attention Copy: only the values get a gradient.
+
+    On the CPU its backward pass is one attention call, less than half of what an attention's own would do.
+
+    Args:
+        q: queries, (B, H, N, D), without gradient.
+        k: keys, (B, H, M, D), without gradient.
+        v: values, (B, H, M, E).
+        scale: factor on q·kᵀ; `None` is D^-0.5.
+        mask: additive or boolean mask without gradient, broadcastable to (B, H, N, M).
+
+    Returns:
+        (B, H, N, E).
+    """
+    if has_torch_function((q, k, v)):
+        options: Any = {"scale": scale, "mask": mask}
+        return handle_torch_function(frozen_attention, (q, k, v), q, k, v, **options)
+    if q.device.type == "cpu" and mask is None and q.dtype == k.dtype == v.dtype:
+        return flash.attend_frozen(q, k, v, scale=q.shape[-1] ** -0.5 if scale is None else scale)
+    return F.scaled_dot_product_attention(q, k, v, mask, scale=scale)
 
 
 def _check_shapes(q_s: Tensor, k_s: Tensor, q_t: Tensor, k_t: Tensor) -> None:

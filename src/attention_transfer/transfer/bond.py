@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from attention_transfer.errors import UserError, raise_all
 from attention_transfer.transfer.copying import Copy
 from attention_transfer.transfer.rule import LossRule, OperandRule, Rule
-from attention_transfer.vit import AttentionCall, Correspondence, Pairing, ViTSpec, check_transfer
+from attention_transfer.vit import AttentionCall, Correspondence, Pairing, Skipped, ViTSpec, check_transfer
 
 
 class Bond:
@@ -49,6 +49,13 @@ class Bond:
     def copies(self, layer: int) -> list[tuple[int, OperandRule]]:
         """The rules that replace a layer's operands, with their numbers."""
         return [(i, cast(OperandRule, self.rules[i])) for i in self._copies[layer]]
+
+    def skips(self, layer: int) -> Skipped:
+        """Which projections of a layer of the student nobody uses, where all its queries and keys are copied."""
+        copied = any(
+            isinstance(rule, Copy) and rule.parts == "qk" and rule.heads is None for _, rule in self.copies(layer)
+        )
+        return "queries and keys" if copied else ""
 
     def loss(self, index: int) -> LossRule:
         """The loss rule of a number."""

@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor
 from torch.nn import functional as F
 
-from attention_transfer.attention import attention_cross_entropy
+from attention_transfer.attention import Choice, Impl, attention_cross_entropy, choose_impl, distilled_attention
 from attention_transfer.transfer.rule import LossRule, take_heads
 from attention_transfer.vit import AttentionCall, Reading, ViTSpec
 
@@ -26,10 +26,12 @@ class Distill(LossRule):
         heads: heads that distil; default all.
         target: "map" (the method), or "q", "k" or "v" for the mean squared distance of one operand (the paper's
             variants).
+        impl: how the cross-entropy is computed; see `choose_impl`. Every way gives the same.
     """
 
     weight: float = 3.0
     target: Literal["map", "q", "k", "v"] = "map"
+    impl: Impl = "auto"
 
     @property
     def reading(self) -> Reading:
@@ -51,6 +53,39 @@ class Distill(LossRule):
             )
         return found
 
+    def attend(self, student: AttentionCall, teacher: AttentionCall) -> tuple[Tensor, Tensor] | None:
+        """By fused kernels, where they serve the block and all its heads are distilled."""
+        if not self._in_one(student, teacher):
+            return None
+        output, rows_BHN = distilled_attention(
+            student.q,
+            student.k,
+            student.v,
+            teacher.q,
+            teacher.k,
+            scale_s=student.scale,
+            scale_t=teacher.scale,
+            impl="flash",
+        )
+        return output, rows_BHN.mean()
+
+    def how(self, student: AttentionCall, teacher: AttentionCall) -> str:
+        """The implementation, and why it was chosen."""
+        if self.target != "map":
+            return ""
+        choice = self._choice("attention_cross_entropy", student, teacher)
+        if self._in_one(student, teacher):
+            return f"attention and loss in one, {choice.impl} ({choice.reason})"
+        return f"{choice.impl} ({choice.reason})"
+
+    def _in_one(self, student: AttentionCall, teacher: AttentionCall) -> bool:
+        plain = self.target == "map" and student.dropout == 0 and student.q.requires_grad
+        whole = len(self.chosen_heads(student.q.shape[1])) == student.q.shape[1]
+        return plain and whole and self._choice("distilled_attention", student, teacher).impl == "flash"
+
+    def _choice(self, loss: str, student: AttentionCall, teacher: AttentionCall) -> Choice:
+        return choose_impl(loss, student.q, student.k, mask_s=student.mask, mask_t=teacher.mask, impl=self.impl)
+
     def layer_loss(self, student: AttentionCall, teacher: AttentionCall) -> Tensor:
         """Mean cross-entropy of the maps in nats, or mean squared distance of the operands, a scalar."""
         heads = self.chosen_heads(student.q.shape[1])
@@ -58,5 +93,5 @@ class Distill(LossRule):
         if self.target != "map":
             return F.mse_loss(getattr(s, self.target), getattr(t, self.target))
         return attention_cross_entropy(
-            s.q, s.k, t.q, t.k, scale_s=s.scale, scale_t=t.scale, mask_s=s.mask, mask_t=t.mask
+            s.q, s.k, t.q, t.k, scale_s=s.scale, scale_t=t.scale, mask_s=s.mask, mask_t=t.mask, impl=self.impl
         ).mean()

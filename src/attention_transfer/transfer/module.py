@@ -24,6 +24,7 @@ from attention_transfer.vit import (
     Pairing,
     Replay,
     SharedDropPath,
+    Skipped,
     TapHandle,
     capture,
     carries_gradient,
@@ -56,9 +57,11 @@ class TransferOutput:
 class _Step:
     """What one forward of student and teacher is run with, and what was seen of them."""
 
+    owner: AttentionTransfer  # lives until the backward pass, which may run blocks again, and needs what it attached
     masks: Sequence[Tensor] | None
     teacher_calls: dict[int, AttentionCall] = field(default_factory=dict)
     student_calls: dict[int, AttentionCall] = field(default_factory=dict)
+    attended: dict[tuple[int, int], Tensor] = field(default_factory=dict)  # losses that came with the attention
     mapped: dict[tuple[int, int], AttentionCall] = field(default_factory=dict)  # by rule and layer
 
     def teacher_call(self, bond: Bond, index: int, layer: int, head_pairs: HeadPairs | None) -> AttentionCall:
@@ -156,7 +159,7 @@ class AttentionTransfer(nn.Module):
         if self._bond is None:
             return TransferOutput(logits_of(self.student(images)), {}, {})
         masks = self._drop_path.draw(len(images), images.device) if self._drop_path and self.training else None
-        step = _Step(masks)
+        step = _Step(self, masks)
         with self._replay.step(step):
             step.teacher_calls.update(self._probe(self._input(images)))
         self._pair_heads(self._bond, images, step)
@@ -178,6 +181,9 @@ class AttentionTransfer(nn.Module):
         """A rule's loss, summed over its layers."""
         rule, losses = bond.loss(index), []
         for layer in bond.bound[index]:
+            if (index, layer) in step.attended:
+                losses.append(step.attended[index, layer])
+                continue
             call = step.student_calls[layer]
             narrowed = call if rule.row is None else call.query_row(rule.row)
             losses.append(rule.layer_loss(narrowed, step.teacher_call(bond, index, layer, self.head_pairs)))
@@ -251,18 +257,30 @@ def _bond(
 def _bind(student: nn.Module, bond: Bond, replay: Replay[_Step], head_pairs: HeadPairs | None) -> list[TapHandle]:
     """Let the student's blocks take the teacher's operands and be heard, in the steps of `replay` and nowhere else."""
 
-    def hear(call: AttentionCall) -> AttentionCall:
+    def hear(call: AttentionCall) -> AttentionCall | Tensor:
         step = replay.state()
         if step is None:
             return call
         for index, rule in bond.copies(call.layer):
             call = rule.operands(call, step.teacher_call(bond, index, call.layer, head_pairs))
         # Gradient checkpointing runs blocks again in the backward pass; their calls were heard in the forward pass.
-        if call.layer in bond.loss_layers and (torch.compiler.is_compiling() or not in_backward()):
+        again = not torch.compiler.is_compiling() and in_backward()
+        if call.layer in bond.loss_layers and not again:
             step.student_calls[call.layer] = call
+        for index in bond.losses.values():
+            if call.layer not in bond.bound[index]:
+                continue
+            attended = bond.loss(index).attend(call, step.teacher_call(bond, index, call.layer, head_pairs))
+            if attended is not None:
+                if not again:
+                    step.attended[index, call.layer] = attended[1]
+                return attended[0]
         return call
 
-    return listen(student, dict.fromkeys(bond.layers, hear))
+    def skips(layer: int) -> Skipped:
+        return "" if replay.state() is None else bond.skips(layer)
+
+    return listen(student, dict.fromkeys(bond.layers, hear), skips=skips)
 
 
 def _matches(bond: Bond) -> bool:

@@ -86,6 +86,17 @@ class LossRule(Rule, ABC):
         if not (math.isfinite(self.weight) and self.weight >= 0):
             raise UserError(f"{type(self).__name__}.weight is {self.weight}; give a finite number of at least 0")
 
+    def attend(self, student: AttentionCall, teacher: AttentionCall) -> tuple[Tensor, Tensor] | None:  # noqa: ARG002
+        """The student's attention, (B, H, N, D), and the unweighted loss, computed in one; `None` where it can't be.
+
+        A rule that gives them is not asked for `layer_loss`.
+        """
+        return None
+
+    def how(self, student: AttentionCall, teacher: AttentionCall) -> str:  # noqa: ARG002
+        """How the loss is computed for such calls, for the log; empty where there is nothing to say."""
+        return ""
+
     @abstractmethod
     def layer_loss(self, student: AttentionCall, teacher: AttentionCall) -> Tensor:
         """The unweighted loss of one block, a scalar."""

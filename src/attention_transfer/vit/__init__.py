@@ -26,6 +26,8 @@ from attention_transfer.vit.pairing import Reading as Reading
 from attention_transfer.vit.probe import AttentionProbe as AttentionProbe
 from attention_transfer.vit.replay import Replay as Replay
 from attention_transfer.vit.seam import Listener as Listener
+from attention_transfer.vit.seam import Skipped as Skipped
+from attention_transfer.vit.seam import attend as attend
 from attention_transfer.vit.seam import attention_modules as attention_modules
 from attention_transfer.vit.seam import carries_gradient as carries_gradient
 from attention_transfer.vit.seam import listen as listen

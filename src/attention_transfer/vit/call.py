@@ -33,6 +33,7 @@ class AttentionCall:
         scale: factor on q·kᵀ.
         layer: index of the block, from 0; -1 for the attention-pool head.
         tokens: what the keys are tokens of.
+        dropout: probability that an attention weight is dropped in training.
     """
 
     q: Tensor
@@ -42,6 +43,7 @@ class AttentionCall:
     scale: float
     layer: int
     tokens: Tokens = _CLASS_TOKEN
+    dropout: float = 0.0
 
     def logits(self) -> Tensor:
         """Attention logits, (B, H, N, N)."""

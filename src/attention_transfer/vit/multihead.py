@@ -22,7 +22,7 @@ def run_multihead(
     module: nn.MultiheadAttention,
     layer: int,
     tokens: Tokens,
-    listener: Callable[[AttentionCall], AttentionCall],
+    listener: Callable[[AttentionCall], AttentionCall | Tensor],
     forward: Callable[..., Any],
     query: Tensor,
     key: Tensor,
@@ -42,13 +42,16 @@ def run_multihead(
     if not module._qkv_same_embed_dim or module.bias_k is not None or module.add_zero_attn:
         raise UserError("MultiheadAttention with extra keys or other widths of keys and values is not supported")
     q_BHND, k_BHMD, v_BHMD = _projected(module, query, key, value)
-    seen = AttentionCall(q_BHND, k_BHMD, v_BHMD, None, module.head_dim**-0.5, layer, tokens)
-    used = listener(seen)
-    replaced = not (used.q is seen.q and used.k is seen.k and used.v is seen.v and used.mask is None)
-    if not replaced and (need_weights or not (module.training or torch.is_grad_enabled())):
-        return forward(query, key, value, need_weights=need_weights, **kwargs)
     dropout = module.dropout if module.training else 0.0
-    attended_BHND = F.scaled_dot_product_attention(used.q, used.k, used.v, used.mask, dropout, scale=used.scale)
+    seen = AttentionCall(q_BHND, k_BHMD, v_BHMD, None, module.head_dim**-0.5, layer, tokens, dropout)
+    used = listener(seen)
+    if isinstance(used, Tensor):
+        attended_BHND = used
+    else:
+        replaced = not (used.q is seen.q and used.k is seen.k and used.v is seen.v and used.mask is None)
+        if not replaced and (need_weights or not (module.training or torch.is_grad_enabled())):
+            return forward(query, key, value, need_weights=need_weights, **kwargs)
+        attended_BHND = F.scaled_dot_product_attention(used.q, used.k, used.v, used.mask, dropout, scale=used.scale)
     output = _merged(module, attended_BHND)
     return (output if module.batch_first else output.transpose(0, 1)), None
 

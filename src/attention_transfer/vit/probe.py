@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from attention_transfer.vit.call import POOL, AttentionCall
-from attention_transfer.vit.seam import listen
+from attention_transfer.vit.seam import Skipped, listen
 from attention_transfer.vit.tap import TapHandle
 
 
@@ -50,7 +50,7 @@ class AttentionProbe:
         self._calls: dict[int, AttentionCall] | None = None
         self._thread = 0
         listeners = dict.fromkeys(self.layers, self._hear)
-        self.handles: list[TapHandle] = listen(model, listeners, skips_values=self._skips_values)
+        self.handles: list[TapHandle] = listen(model, listeners, skips=self._skips)
         self._run = torch.compile(self._forward) if compiled else self._forward
 
     @torch.no_grad()
@@ -85,8 +85,9 @@ class AttentionProbe:
         """Whether this probe is what runs the model: others may run it too, also in other threads."""
         return self._calls is not None and (torch.compiler.is_compiling() or self._thread == threading.get_ident())
 
-    def _skips_values(self, layer: int) -> bool:
-        return layer == self._last and not self._values and self._listening() and not torch.compiler.is_compiling()
+    def _skips(self, layer: int) -> Skipped:
+        stops = layer == self._last and not torch.compiler.is_compiling() and self._listening()
+        return "values" if stops and not self._values else ""
 
     def _hear(self, call: AttentionCall) -> AttentionCall:
         if self._calls is not None and self._listening():

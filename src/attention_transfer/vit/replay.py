@@ -58,3 +58,8 @@ class Replay(Generic[State]):
 
     def _recall(self, state: State | None) -> None:
         self._recalled = state
+        # Nothing of the step outlives the backward pass: it holds the operands of all layers.
+        torch.autograd.Variable._execution_engine.queue_callback(self._forget)
+
+    def _forget(self) -> None:
+        self._recalled = None

@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from attention_transfer.attention import distilled_attention, frozen_attention
 from attention_transfer.errors import UserError
 from attention_transfer.vit.call import POOL, AttentionCall
 from attention_transfer.vit.libraries import anatomy
@@ -24,11 +25,16 @@ from attention_transfer.vit.multihead import run_multihead
 from attention_transfer.vit.tap import Forward, TapHandle, tap
 from attention_transfer.vit.tokens import Tokens
 
-Listener = Callable[[AttentionCall], AttentionCall]
-"""Gets each call before it runs; returns it as it is, or another whose operands are used instead."""
+Listener = Callable[[AttentionCall], AttentionCall | Tensor]
+"""Gets each call before it runs; returns it as it is, another whose operands are used instead, or an output."""
 
 
-_VALUES = ("v_proj", "value")  # names of a value projection of its own, in timm and in transformers
+Skipped = Literal["", "values", "queries and keys"]
+"""Which projections of an attention module nobody will use."""
+
+# Names of projections of their own, in timm and in transformers.
+_VALUES = ("v_proj", "value")
+_QUERIES_AND_KEYS = ("q_proj", "query", "k_proj", "key")
 
 
 def attention_modules(model: nn.Module) -> Sequence[nn.Module]:
@@ -41,14 +47,14 @@ def attention_modules(model: nn.Module) -> Sequence[nn.Module]:
 
 
 def listen(
-    model: nn.Module, listeners: Mapping[int, Listener], *, skips_values: Callable[[int], bool] = lambda _: False
+    model: nn.Module, listeners: Mapping[int, Listener], *, skips: Callable[[int], Skipped] = lambda _: ""
 ) -> list[TapHandle]:
     """Attach a listener to the attention of each named layer; it stays until the handles are removed.
 
     Args:
         model: a plain vision transformer.
         listeners: by the index of the block; `POOL` (-1) is the attention-pool head.
-        skips_values: asked at each run of a layer whether its values can stay zeros, because nobody will use them.
+        skips: asked at each run of a layer which projections can stay zeros, because nobody will use them.
 
     Raises:
         UserError: the model is no plain vision transformer, or has no pooling head where one is named.
@@ -60,7 +66,7 @@ def listen(
     for layer, listener in listeners.items():
         module = parts.attention[layer] if layer != POOL else parts.pool
         assert module is not None
-        seat = _Seat(layer, parts.tokens, module, listener, skips_values)
+        seat = _Seat(layer, parts.tokens, module, listener, skips)
         handles.append(tap(module, partial(_intercepted, seat)))
     return handles
 
@@ -81,14 +87,14 @@ class _Seat:
     tokens: Tokens
     module: nn.Module
     listener: Listener
-    skips_values: Callable[[int], bool]
+    skips: Callable[[int], Skipped]
 
 
 def _intercepted(seat: _Seat, forward: Forward, *args: Any, **kwargs: Any) -> Any:
     """Run an attention module's forward with the listener at its attention call."""
     heard: list[AttentionCall] = []
 
-    def hear(call: AttentionCall) -> AttentionCall:
+    def hear(call: AttentionCall) -> AttentionCall | Tensor:
         heard.append(call)
         return seat.listener(call)
 
@@ -109,7 +115,7 @@ class _AttentionMode(TorchFunctionMode):
         super().__init__()
         self.seat = seat
         self.listener = listener
-        self.without_values = seat.skips_values(seat.layer)
+        self.skipped = seat.skips(seat.layer)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -117,8 +123,10 @@ class _AttentionMode(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
             return _attend(self.seat, self.listener, *args, **kwargs)
-        if self.without_values and func is F.linear:
-            return _linear(self.seat.module, *args, **kwargs)
+        if func is distilled_attention or func is frozen_attention:
+            return _attend_again(self.seat, self.listener, func, *args, **kwargs)
+        if self.skipped and func is F.linear:
+            return _linear(self.seat.module, self.skipped, *args, **kwargs)
         return func(*args, **kwargs)
 
 
@@ -141,27 +149,67 @@ def _attend(
         groups = query.shape[1] // key.shape[1]
         k_BHND, v_BHND = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     factor = query.shape[-1] ** -0.5 if scale is None else scale
-    seen = AttentionCall(query, k_BHND, v_BHND, attn_mask, factor, seat.layer, seat.tokens)
+    seen = AttentionCall(query, k_BHND, v_BHND, attn_mask, factor, seat.layer, seat.tokens, dropout_p)
     used = listener(seen)
+    if isinstance(used, Tensor):
+        return used
     if _same_operands(used, seen):  # the very same arguments, so that looking changes no bit
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, scale=scale, enable_gqa=enable_gqa
         )
-    return F.scaled_dot_product_attention(used.q, used.k, used.v, used.mask, dropout_p, scale=used.scale)
+    return attend(used)
+
+
+def _attend_again(
+    seat: _Seat,
+    listener: Listener,
+    func: Callable[..., Any],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """A call that another listener at the same module has made in the place of the module's own."""
+    scale = kwargs.get("scale", kwargs.get("scale_s"))
+    mask = kwargs.get("mask", kwargs.get("mask_s"))
+    factor = q.shape[-1] ** -0.5 if scale is None else scale
+    seen = AttentionCall(q, k, v, mask, factor, seat.layer, seat.tokens)
+    used = listener(seen)
+    if isinstance(used, Tensor) or not _same_operands(used, seen):
+        raise UserError(
+            f"block {seat.layer} is bound twice: one AttentionTransfer replaces its attention, and then "
+            "another; release the first"
+        )
+    return func(q, k, v, *args, **kwargs)
+
+
+def attend(call: AttentionCall) -> Tensor:
+    """The attention of a call, (B, H, N, D); constant queries and keys take the cheaper backward pass."""
+    if not (call.q.requires_grad or call.k.requires_grad) and call.v.requires_grad and call.dropout == 0:
+        return frozen_attention(call.q, call.k, call.v, scale=call.scale, mask=call.mask)
+    return F.scaled_dot_product_attention(call.q, call.k, call.v, call.mask, call.dropout, scale=call.scale)
 
 
 def _same_operands(a: AttentionCall, b: AttentionCall) -> bool:
     return a.q is b.q and a.k is b.k and a.v is b.v and a.mask is b.mask and a.scale == b.scale
 
 
-def _linear(attention: nn.Module, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """A linear layer of an attention module, with zeros in the place of the values."""
+def _linear(
+    attention: nn.Module,
+    skipped: Skipped,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """A linear layer of an attention module, with zeros in the place of what nobody will use."""
     fused = getattr(attention, "qkv", None)
     if fused is not None and weight is fused.weight:
-        rows = 2 * weight.shape[0] // 3
-        kept = F.linear(input, weight[:rows], None if bias is None else bias[:rows])
-        return F.pad(kept, (0, weight.shape[0] - rows))
-    values = next((m for n, m in attention.named_modules() if n.rpartition(".")[2] in _VALUES), None)
-    if values is not None and weight is values.weight:
+        split, total = 2 * weight.shape[0] // 3, weight.shape[0]
+        rows = slice(0, split) if skipped == "values" else slice(split, total)
+        kept = F.linear(input, weight[rows], None if bias is None else bias[rows])
+        return F.pad(kept, (0, total - split) if skipped == "values" else (split, 0))
+    names = _VALUES if skipped == "values" else _QUERIES_AND_KEYS
+    if any(weight is m.weight for n, m in attention.named_modules() if n.rpartition(".")[2] in names):
         return input.new_zeros(1).expand(*input.shape[:-1], weight.shape[0])
     return F.linear(input, weight, bias)

@@ -10,12 +10,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from attention_transfer.attention import (
+    attention_cosine,
     attention_cross_entropy,
+    attention_js,
     attention_kl,
     attention_logits,
     attention_maps,
+    attention_mse,
+    choose_impl,
     class_logit_l2,
     class_logits,
+    distilled_attention,
+    frozen_attention,
     logit_l2,
 )
 from attention_transfer.errors import UserError
@@ -49,12 +55,13 @@ from attention_transfer.vit import (
 
 if TYPE_CHECKING:
     from attention_transfer.evaluation import doctor, load_run, predict
-    from attention_transfer.experiments import compare, demo
+    from attention_transfer.experiments import bench, compare, demo
     from attention_transfer.training import Recipe, Run, pretrain, train
 
 _LAZY = {
     "Recipe": "training",
     "Run": "training",
+    "bench": "experiments",
     "compare": "experiments",
     "demo": "experiments",
     "doctor": "evaluation",
@@ -85,18 +92,25 @@ __all__ = [
     "TransferReport",
     "UserError",
     "ViTSpec",
+    "attention_cosine",
     "attention_cross_entropy",
+    "attention_js",
     "attention_kl",
     "attention_logits",
     "attention_maps",
+    "attention_mse",
+    "bench",
     "capture",
     "check_transfer",
+    "choose_impl",
     "class_logit_l2",
     "class_logits",
     "compare",
     "demo",
     "describe",
+    "distilled_attention",
     "doctor",
+    "frozen_attention",
     "load_run",
     "load_vit",
     "logit_l2",

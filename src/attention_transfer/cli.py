@@ -14,7 +14,7 @@ from rich.logging import RichHandler
 
 from attention_transfer.errors import UserError, nearest
 from attention_transfer.evaluation import doctor, predict
-from attention_transfer.experiments import compare, demo
+from attention_transfer.experiments import bench, compare, demo
 from attention_transfer.training import Interrupted, Recipe, console, pretrain, train
 from attention_transfer.transfer import PRESETS
 
@@ -25,6 +25,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "compare": compare,
     "predict": predict,
     "doctor": doctor,
+    "bench": bench,
 }
 
 

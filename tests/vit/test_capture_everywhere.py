@@ -24,7 +24,7 @@ from torch.utils.checkpoint import CheckpointError
 from torchvision.models import VisionTransformer
 
 from attention_transfer.errors import UserError
-from attention_transfer.transfer import AttentionTransfer, Copy, Distill
+from attention_transfer.transfer import AttentionTransfer, Copy, Distill, Guide
 from attention_transfer.vit import AttentionCall, anatomy, capture, carries_gradient, listen, logits_of
 
 Build = Callable[..., Any]
@@ -455,6 +455,29 @@ def test_a_copy_of_a_bound_model_can_be_bound_itself(kind: str, make: Build, pic
     assert torch.equal(again(pictures).logits, expected)
     transfer.release()
     assert torch.equal(again(pictures).logits, expected)
+
+
+@pytest.mark.parametrize("rule", [Copy(), Copy(parts="q"), Distill(), Distill(impl="reference"), Guide()])
+@pytest.mark.parametrize("library", ["timm", "hf"])
+def test_a_bound_student_can_be_captured_and_shows_the_operands_that_it_uses(
+    library: str, rule: Any, make: Build, pictures: Tensor
+) -> None:
+    teacher, student = make(library, 1), make(library, 2)
+    with capture(teacher) as theirs, torch.no_grad():
+        logits(teacher, pictures)
+    transfer = AttentionTransfer(teacher, student, [rule]).train()
+    expected = transfer(pictures)
+    with capture(student) as calls:
+        actual = transfer(pictures)
+    assert torch.equal(actual.logits, expected.logits)
+    assert actual.losses == expected.losses
+    assert [call.layer for call in calls] == [0, 1, 2]
+    if rule == Copy():
+        for call, other in zip(calls, theirs, strict=True):
+            torch.testing.assert_close(call.maps(), other.maps())
+    if not isinstance(rule, Copy):
+        assert_maps(calls, own_maps(student, pictures))
+        assert all(call.q.requires_grad for call in calls)
 
 
 @pytest.mark.parametrize("kind", COPIES)

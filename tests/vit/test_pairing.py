@@ -161,15 +161,18 @@ class Case:
 
 
 @st.composite
-def cases(draw: st.DrawFn, *, readings: tuple[Reading, ...] = ("maps", "logits")) -> Case:
+def cases(
+    draw: st.DrawFn, *, readings: tuple[Reading, ...] = ("maps", "logits"), with_class_token: bool = False
+) -> Case:
     """Pairs that differ in some of heads, grid, prefix and suffix tokens."""
     sides = st.tuples(st.integers(1, 4), st.integers(1, 4))
     mode = draw(st.sampled_from(["same", "mean", "match"]))
     few, factor = draw(st.integers(1, 2)), draw(st.integers(1, 3))
     h_t, h_s = (few, few) if mode == "same" else draw(st.permutations([few, few * factor]))
     kinds = ("class", "distillation", "register", "register")
-    prefix_t = tuple(kind for kind in kinds if draw(st.booleans()))
-    prefix_s = tuple(kind for kind in prefix_t if draw(st.booleans()))
+    always = {"class"} if with_class_token else set()
+    prefix_t = tuple(kind for kind in kinds if kind in always or draw(st.booleans()))
+    prefix_s = tuple(kind for kind in prefix_t if kind in always or draw(st.booleans()))
     suffix_t = draw(st.integers(0, 2))
     suffix_s = draw(st.integers(0, suffix_t))
     grid_t = draw(sides)
@@ -263,9 +266,8 @@ def test_mapped_rows_are_distributions(case: Case) -> None:
 
 
 @EXAMPLES
-@given(cases())
+@given(cases(with_class_token=True))
 def test_the_class_tokens_row_is_mapped_as_it_is_among_all_rows(case: Case) -> None:
-    assume(case.student.class_token)
     theirs = call_of(case.teacher, seed=case.seed, mask=case.mask)
     row = seen(case, theirs.query_row("class"))
     assert row.q.shape[-2] == 1

@@ -359,7 +359,9 @@ def test_what_shapes_do_not_tell_is_refused(name: str, tmp_path: Path) -> None:
 
 def test_an_eva_is_refused_as_another_architecture(tmp_path: Path) -> None:
     torch.save(vit("eva02_tiny_patch14_224").state_dict(), tmp_path / "weights.pth")
-    with pytest.raises(UserError, match="holds another architecture .*; name the architecture that it was saved from$"):
+    with pytest.raises(
+        UserError, match=r"holds another architecture .*; name the architecture that it was saved from$"
+    ):
         load_vit(str(tmp_path / "weights.pth"))
 
 

@@ -82,7 +82,9 @@ def dinov2_teacher(state: State) -> dict[str, Any]:
 def dinov2_chunked(state: State) -> dict[str, Any]:
     """Blocks in two chunks, as `block_chunks` of DINOv2's training leaves them: chunk 1 counts on from chunk 0."""
     chunks = {key: re.sub(r"^blocks\.(\d+)", lambda m: f"blocks.{int(m[1]) // 2}.{m[1]}", key) for key in state}
-    return {"teacher": under("backbone.", {chunks[key]: value for key, value in dinov2(state).items() if key in chunks})}
+    return {
+        "teacher": under("backbone.", {chunks[key]: value for key, value in dinov2(state).items() if key in chunks})
+    }
 
 
 def dinov2_giant(state: State) -> dict[str, Any]:
@@ -180,9 +182,7 @@ LAYOUTS = {
     "DINOv2": Layout(dinov2, model=DINOV2),
     "DINOv2, giant": Layout(dinov2_giant, model=GIANT),
     "DINOv2, teacher": Layout(dinov2_teacher, model=DINOV2),
-    "DINOv2, chunked": Layout(
-        dinov2_chunked, model=DINOV2, marks=(pytest.mark.xfail(strict=True, reason=NO_CHUNKS),)
-    ),
+    "DINOv2, chunked": Layout(dinov2_chunked, model=DINOV2, marks=(pytest.mark.xfail(strict=True, reason=NO_CHUNKS),)),
     "MoCo v3": Layout(moco, "left over: head.0.weight, head.1.running_mean", BARE),
     "iBOT": Layout(ibot, model=BARE),
     "MSN": Layout(msn, "left over: fc.bn1.running_mean, fc.fc1.bias, fc.fc1.weight, pred.fc1.bias", BARE),
@@ -195,9 +195,7 @@ LAYOUTS = {
         logits=True,
         marks=(pytest.mark.xfail(strict=True, reason=NO_DEIT3),),
     ),
-    "BEiT": Layout(
-        beit, NEW + "lm_head.bias, lm_head.weight, mask_token, norm.bias, norm.weight", BEIT
-    ),
+    "BEiT": Layout(beit, NEW + "lm_head.bias, lm_head.weight, mask_token, norm.bias, norm.weight", BEIT),
     "BEiT, fine-tuned": Layout(beit_fine_tuned, model=BEIT, logits=True),
     "BEiT, DeepSpeed": Layout(lambda state: {"module": state}, model=BEIT, logits=True),
     "BEiT, shared": Layout(lambda state: {"model": state}, model=SHARED, logits=True),
@@ -297,9 +295,7 @@ def test_a_safetensors_file_does_as_well_as_one_of_pytorch(
     assert torch.equal(load_vit(blank(), pretrained=str(tmp_path / "weights.safetensors"))(images), model(images))
 
 
-def test_half_precision_is_read_in_single_precision(
-    tiny_vit: Build, blank: Callable[..., str], tmp_path: Path
-) -> None:
+def test_half_precision_is_read_in_single_precision(tiny_vit: Build, blank: Callable[..., str], tmp_path: Path) -> None:
     model = tiny_vit(seed=1)
     torch.save({key: value.half() for key, value in model.state_dict().items()}, tmp_path / "weights.pth")
     loaded: Any = load_vit(blank(), pretrained=str(tmp_path / "weights.pth"))
@@ -364,9 +360,7 @@ def test_position_embeddings_are_resampled_to_another_image_size(
     assert loaded(torch.randn(1, 1, height, width)).shape == (1, 5)
 
 
-def test_a_folder_of_images_that_are_not_square_is_resampled_from_its_own_grid(
-    tiny_vit: Build, tmp_path: Path
-) -> None:
+def test_a_folder_of_images_that_are_not_square_is_resampled_from_its_own_grid(tiny_vit: Build, tmp_path: Path) -> None:
     model = tiny_vit(img_size=(8, 24))
     save_vit(model, tmp_path / "wide")
     torch.save(model.state_dict(), tmp_path / "weights.pth")
@@ -378,9 +372,7 @@ def test_a_folder_of_images_that_are_not_square_is_resampled_from_its_own_grid(
             torch.testing.assert_close(loaded.pos_embed, expected)
 
 
-def test_the_tables_of_a_beit_are_resampled_too(
-    source: Build, blank: Callable[..., str], tmp_path: Path
-) -> None:
+def test_the_tables_of_a_beit_are_resampled_too(source: Build, blank: Callable[..., str], tmp_path: Path) -> None:
     layout = LAYOUTS["BEiT"]
     torch.save(layout.write(source(layout).state_dict()), tmp_path / "weights.pth")
     folder, path = blank(**BEIT), str(tmp_path / "weights.pth")
@@ -431,6 +423,7 @@ def test_a_name_of_timm_gets_the_weights_of_a_file_at_another_patch_size(tmp_pat
 
 
 # What would be another network is refused.
+
 
 @pytest.mark.parametrize(
     ("theirs", "ours", "name"),
@@ -531,7 +524,9 @@ def test_weights_that_are_missing_or_of_another_shape_are_refused(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.xfail(strict=True, reason="the error of timm's filter is quoted: 'NoneType' object has no attribute 'shape'")
+@pytest.mark.xfail(
+    strict=True, reason="the error of timm's filter is quoted: 'NoneType' object has no attribute 'shape'"
+)
 def test_a_refusal_speaks_of_weights_and_not_of_python(
     tiny_vit: Build, blank: Callable[..., str], tmp_path: Path
 ) -> None:
@@ -551,7 +546,9 @@ def test_a_folder_whose_weights_do_not_fit_is_refused(damage: str, tiny_vit: Bui
     else:
         state["blocks.0.ls1.gamma"] = torch.ones(WIDTH)
     save_file(state, tmp_path / "model" / "model.safetensors")
-    with pytest.raises(UserError, match=r"model cannot be loaded: its config\.json and weights do not fit \(") as caught:
+    with pytest.raises(
+        UserError, match=r"model cannot be loaded: its config\.json and weights do not fit \("
+    ) as caught:
         load_vit(str(tmp_path / "model"))
     assert "\n" not in str(caught.value)
 
@@ -632,7 +629,7 @@ def test_an_architecture_without_published_weights_is_not_blamed_on_the_network(
 
 
 def test_a_network_that_takes_no_size_is_refused() -> None:
-    with pytest.raises(UserError, match="^timm/resnet18 does not take that size .*; leave it out$"):
+    with pytest.raises(UserError, match=r"^timm/resnet18 does not take that size .*; leave it out$"):
         load_vit("timm/resnet18", pretrained=False, image_size=32)
 
 

@@ -44,7 +44,8 @@ def attention_with_lse(
         The output, (B, H, N, D), and the log-sum-exp in float32 or wider, (B, H, N).
     """
     wide = max(q_BHND.shape[-1], v_BHMD.shape[-1])
-    operands = (_widened(x, wide) for x in (q_BHND, k_BHMD, v_BHMD))
+    values = v_BHMD.view_as(v_BHMD)  # torch.compile refuses a function that gets one tensor as keys and values
+    operands = (_widened(x, wide) for x in (q_BHND, k_BHMD, values))
     out, lse = _AttentionWithLse.apply(*operands, mask, scale)
     return out[..., : v_BHMD.shape[-1]], lse
 

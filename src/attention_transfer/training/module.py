@@ -63,6 +63,7 @@ class ObjectiveModule(L.LightningModule):
         recipe = self.recipe
         groups = parameter_groups(self.objective, lr=recipe.lr, decay=recipe.weight_decay, layers=recipe.layer_decay)
         optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(recipe.beta1, recipe.beta2), fused=True)
+        optimizer.register_step_pre_hook(decay_used_rows)
         factor = partial(warmup_cosine, steps=self.steps, warmup=round(recipe.warmup * self.steps), floor=recipe.min_lr)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -115,11 +116,42 @@ def parameter_groups(objective: nn.Module, *, lr: float, decay: float, layers: f
     if rest:
         groups.append({"params": [p for p in rest if p.ndim > 1], "weight_decay": decay})
         groups.append({"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0})
-    return [
+    chosen = [
         {"params": group["params"], "weight_decay": group["weight_decay"], "lr": lr * group.get("lr_scale", 1.0)}
         for group in groups
         if group["params"]
     ]
+    unused_rows = getattr(objective, "unused_rows", None)
+    return _sparing(chosen, unused_rows() if unused_rows is not None else [])
+
+
+def decay_used_rows(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """Decoupled weight decay of parameters of which some rows are not used, before a step: the others stay."""
+    for group in optimizer.param_groups:
+        if "used_from" in group:
+            with torch.no_grad():
+                for parameter in group["params"]:
+                    parameter[group["used_from"] :].mul_(1 - group["lr"] * group["used_decay"])
+
+
+def _sparing(groups: list[dict[str, Any]], unused: list[tuple[nn.Parameter, slice]]) -> list[dict[str, Any]]:
+    """The groups, in which parameters with unused rows have one of their own, decayed by `decay_used_rows`."""
+    rows = {id(parameter): place.stop for parameter, place in unused}
+    spared = []
+    for group in groups:
+        partly = [p for p in group["params"] if id(p) in rows and group["weight_decay"] > 0]
+        group["params"] = [p for p in group["params"] if not any(p is q for q in partly)]
+        spared += [
+            {
+                "params": [p],
+                "weight_decay": 0.0,
+                "lr": group["lr"],
+                "used_from": rows[id(p)],
+                "used_decay": group["weight_decay"],
+            }
+            for p in partly
+        ]
+    return [group for group in groups if group["params"]] + spared
 
 
 def _tokens_of(vit: nn.Module) -> tuple[str, ...]:

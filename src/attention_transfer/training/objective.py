@@ -61,6 +61,10 @@ class Supervised(nn.Module):
         """The student."""
         return self.transfer.student
 
+    def unused_rows(self) -> list[tuple[nn.Parameter, slice]]:
+        """Rows of weights that no forward uses, which must not decay."""
+        return self.transfer.unused_rows()
+
     def forward(self, images: Tensor, targets: Tensor) -> SupervisedOutput:
         """Losses of images (B, channels, height, width) with classes (B,). Labels are smoothed in training only."""
         output = self.transfer(images)

@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -176,6 +176,24 @@ class AttentionTransfer(nn.Module):
         """Take everything off the student and the teacher that this module attached; it can't be used afterwards."""
         self._released = True
         self._release()
+
+    def unused_rows(self) -> list[tuple[nn.Parameter, slice]]:
+        """Rows of the student's fused projections that no forward uses, because their queries and keys are copied.
+
+        They get zeros for a gradient; an optimiser that decays weights should leave them out.
+        """
+        if self._bond is None:
+            return []
+        modules = attention_modules(self.student)
+        fused = [
+            cast(nn.Linear, module.qkv)
+            for layer, module in enumerate(modules)
+            if layer in self._bond.layers
+            and self._bond.skips(layer)
+            and isinstance(getattr(module, "qkv", None), nn.Linear)
+        ]
+        parameters = [p for linear in fused for p in linear.parameters()]
+        return [(p, slice(0, 2 * p.shape[0] // 3)) for p in parameters]
 
     def _loss(self, bond: Bond, index: int, step: _Step) -> Tensor:
         """A rule's loss, summed over its layers."""

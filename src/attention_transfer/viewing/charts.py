@@ -74,3 +74,29 @@ def learning_curves(
             axis.set_ylabel(ylabel)
         panels[-1].legend(frameon=False, fontsize=8)
     return figure
+
+
+def cost_chart(costs: Mapping[str, Sequence[tuple[int, float, float]]]) -> Figure:
+    """Time and memory of each method against the floor, over tokens.
+
+    Args:
+        costs: for each method (tokens, time against the floor, memory against the floor), by rising tokens.
+    """
+    with style():
+        figure = Figure(figsize=(8.6, 3.4), layout="constrained")
+        panels = figure.subplots(1, 2)
+        for axis, what, index in zip(panels, ("time", "peak memory"), (1, 2), strict=True):
+            for method, points in costs.items():
+                values = [point[index] for point in points]
+                dashes = "--" if method == "floor" else "-"
+                shade = "#000000" if method == "floor" else colour(method)
+                axis.plot([p[0] for p in points], values, dashes, marker="o", markersize=4, color=shade, label=method)
+            axis.set_xscale("log")
+            ticks = sorted({point[0] for points in costs.values() for point in points})
+            axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+            axis.minorticks_off()
+            axis.set_ylim(bottom=0)
+            axis.set_xlabel("tokens")
+            axis.set_ylabel(f"{what} of a step, floor = 1")
+        panels[-1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure

@@ -1,0 +1,221 @@
+"""The verb `bench`: what each method costs a step, in time and memory, against the floor."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import platform
+import random
+import resource
+import time
+from dataclasses import asdict, dataclass, replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from attention_transfer.errors import UserError
+from attention_transfer.experiments.steps import METHODS, Bench, Step, check_methods, step_of, teacher_of
+from attention_transfer.training import Display, write_whole
+from attention_transfer.viewing import cost_chart, save
+from attention_transfer.vit import describe
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one method costs at one image size.
+
+    Attributes:
+        method: its name; "floor" is a student's step and a teacher's forward pass.
+        tokens: length of the sequence.
+        seconds: median of a step.
+        ratio: median of the paired ratios to the floor's time.
+        low: lower end of the ratio's 95 % interval (bootstrap).
+        high: upper end.
+        images: images a second.
+        memory: peak memory of a step in bytes: on the CPU that of its process above what it had before the models were
+            made, on a GPU that of the allocator.
+        memory_ratio: memory against the floor's.
+    """
+
+    method: str
+    tokens: int
+    seconds: float
+    ratio: float
+    low: float
+    high: float
+    images: float
+    memory: int
+    memory_ratio: float
+
+
+def bench(
+    model: str = "timm/vit_small_patch16_224",
+    *,
+    methods: str = "floor,finetune,copy,distill,distill-reference,gta,logit-kd",
+    image_sizes: str = "224",
+    batch_size: int = 8,
+    repeats: int = 10,
+    device: str = "cpu",
+    dtype: str = "float32",
+    compiled: bool = False,
+    out: str = "runs/bench",
+) -> list[Cost]:
+    """Measure what each method costs a step, in time and memory, against the floor.
+
+    The floor is a student's step and a teacher's forward pass. In each repeat every method runs once, in random order,
+    so that its ratio to the floor is of the same moment. Peak memory is of a process of its own.
+
+    Args:
+        model: architecture of teacher and student, in the forms of load_vit; weights are random.
+        methods: separated by commas: floor, finetune, logit-kd, copy, distill, distill-flash, distill-chunked,
+            distill-reference, gta.
+        image_sizes: input pixels, height and width, separated by commas.
+        batch_size: images a step, at the first image size; fewer at larger ones, so that tokens a step stay alike.
+        repeats: how often each method runs.
+        device: cpu or cuda.
+        dtype: float32, or bfloat16 or float16 for autocast.
+        compiled: run the steps through torch.compile.
+        out: folder for bench.json and bench.png.
+
+    Returns:
+        A record for each method and image size.
+
+    Raises:
+        UserError: there is no such method, device or model.
+    """
+    names = ["floor", *(m.strip() for m in methods.split(",") if m.strip() and m.strip() != "floor")]
+    check_methods(names)
+    sizes = _sizes(image_sizes)
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise UserError(f"dtype is {dtype}; choose float32, bfloat16 or float16")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("no CUDA device is there; leave --device out, or give cpu")
+    if min(batch_size, repeats) < 1:
+        raise UserError("batch_size and repeats must be at least 1")
+    first = Bench(model, sizes[0], batch_size, device, dtype, compiled)
+    costs: list[Cost] = []
+    with Display.open() as display, display.bar("bench", len(sizes) * (len(names) + repeats)) as bar:
+        for size in sizes:
+            fewer = max(1, round(batch_size * (sizes[0] / size) ** 2))
+            costs += _measure(replace(first, image_size=size, batch_size=fewer), names, repeats, bar)
+    _write(costs, first, repeats, Path(out))
+    _show(costs)
+    return costs
+
+
+def _sizes(text: str) -> list[int]:
+    try:
+        sizes = [int(part) for part in text.split(",") if part.strip()]
+    except ValueError as error:
+        raise UserError(f"image_sizes is {text!r}; give whole numbers, separated by commas") from error
+    if not sizes or min(sizes) < 1:
+        raise UserError(f"image_sizes is {text!r}; give at least one number of pixels")
+    return sizes
+
+
+def _measure(setting: Bench, names: list[str], repeats: int, bar: Any) -> list[Cost]:
+    memory = {}
+    for name in names:
+        bar.note(f"memory of {name}")
+        memory[name] = _peak_memory(name, setting)
+        bar.advance()
+    tokens = describe(teacher_of(setting)).sequence
+    # A teacher each: what one method attaches must not slow another's.
+    steps = {name: step_of(name, teacher_of(setting), setting) for name in names}
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for step in steps.values():
+        step()
+    for _ in range(repeats):
+        bar.note(f"{tokens} tokens")
+        for name in random.sample(names, len(names)):
+            seconds[name].append(_seconds(steps[name], setting))
+        bar.advance()
+    return [_cost(name, tokens, seconds, memory, setting) for name in names]
+
+
+def _cost(name: str, tokens: int, seconds: dict[str, list[float]], memory: dict[str, int], setting: Bench) -> Cost:
+    ratios = np.array(seconds[name]) / np.array(seconds["floor"])
+    resamples = np.median(np.random.default_rng(0).choice(ratios, (10_000, len(ratios))), axis=1)
+    low, high = np.percentile(resamples, [2.5, 97.5])
+    median = float(np.median(seconds[name]))
+    return Cost(
+        method=name,
+        tokens=tokens,
+        seconds=median,
+        ratio=float(np.median(ratios)),
+        low=float(low),
+        high=float(high),
+        images=setting.batch_size / median,
+        memory=memory[name],
+        memory_ratio=memory[name] / max(1, memory["floor"]),
+    )
+
+
+def _seconds(step: Step, setting: Bench) -> float:
+    start = time.perf_counter()
+    step()
+    if setting.device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def _peak_memory(name: str, setting: Bench) -> int:
+    if setting.device == "cuda":
+        step = step_of(name, teacher_of(setting), setting)
+        step()
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        return torch.cuda.max_memory_allocated()
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_peak_of_process, (name, setting, torch.get_num_threads()))
+
+
+def _peak_of_process(name: str, setting: Bench, threads: int) -> int:
+    """Bytes above the process's peak before the models were made, after two steps."""
+    torch.set_num_threads(threads)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    step = step_of(name, teacher_of(setting), setting)
+    step()
+    step()
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit
+
+
+def _write(costs: list[Cost], setting: Bench, repeats: int, folder: Path) -> None:
+    report = {
+        **asdict(setting),
+        "repeats": repeats,
+        "date": date.today().isoformat(),
+        "threads": torch.get_num_threads(),
+        "device_name": torch.cuda.get_device_name() if setting.device == "cuda" else platform.machine(),
+        "versions": {"torch": torch.__version__, "timm": timm.__version__, "python": platform.python_version()},
+        "costs": [asdict(cost) for cost in costs],
+    }
+    write_whole(folder / "bench.json", json.dumps(report, indent=2) + "\n")
+    lines = {
+        method: [(c.tokens, c.ratio, c.memory_ratio) for c in costs if c.method == method]
+        for method in METHODS
+        if any(c.method == method for c in costs)
+    }
+    save(cost_chart(lines), folder / "bench.png")
+
+
+def _show(costs: list[Cost]) -> None:
+    table = Table("method", "tokens", "step, s", "time against floor (95 %)", "images/s", "memory, GB", "against floor")
+    for cost in costs:
+        table.add_row(
+            cost.method,
+            str(cost.tokens),
+            f"{cost.seconds:.3f}",
+            f"{cost.ratio:.2f} ({cost.low:.2f} to {cost.high:.2f})",
+            f"{cost.images:.1f}",
+            f"{cost.memory / 1e9:.2f}",
+            f"{cost.memory_ratio:.2f}",
+        )
+    Console().print(table)

@@ -1,0 +1,113 @@
+"""One training step of each method, as `bench` times it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from attention_transfer.errors import UserError, nearest
+from attention_transfer.transfer import AttentionTransfer, Copy, Distill, Guide, Rule
+from attention_transfer.vit import describe, load_vit, logits_of, student_like
+
+Step = Callable[[], None]
+CLASSES = 10
+RULES: dict[str, Rule] = {
+    "copy": Copy(),
+    "distill": Distill(),
+    "distill-flash": Distill(impl="flash"),
+    "distill-chunked": Distill(impl="chunked"),
+    "distill-reference": Distill(impl="reference"),
+    "gta": Guide(),
+}
+METHODS = ("floor", "finetune", "logit-kd", *RULES)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What every method of one measurement shares.
+
+    Attributes:
+        model: teacher and student, by name.
+        image_size: input pixels, height and width.
+        batch_size: images a step.
+        device: "cpu" or "cuda".
+        dtype: "float32", or the precision of autocast: "bfloat16", "float16".
+        compiled: run the step through `torch.compile`.
+    """
+
+    model: str
+    image_size: int
+    batch_size: int
+    device: str
+    dtype: str
+    compiled: bool
+
+
+def check_methods(methods: Sequence[str]) -> None:
+    """Raise a `UserError` for a method that there is not."""
+    for method in methods:
+        if method not in METHODS:
+            raise UserError(f"there is no method {method!r} to measure; {nearest(method, METHODS)}")
+
+
+def teacher_of(bench: Bench) -> nn.Module:
+    """The frozen teacher, random weights: only its cost matters."""
+    teacher = load_vit(bench.model, pretrained=False, num_classes=CLASSES, image_size=bench.image_size)
+    return cast(nn.Module, teacher.requires_grad_(False).to(bench.device))
+
+
+def step_of(method: str, teacher: nn.Module, bench: Bench) -> Step:
+    """A forward and a backward pass of a method on a fixed batch; without the optimiser, which all of them share.
+
+    "floor" is what no distillation can do without: a student's step, and a teacher's forward pass.
+    """
+    student = student_like(teacher, num_classes=CLASSES).to(bench.device)
+    spec = describe(student)
+    images = torch.randn(bench.batch_size, spec.channels, *spec.image_size, device=bench.device)
+    targets = torch.randint(CLASSES, (bench.batch_size,), device=bench.device)
+    loss = _loss_of(method, teacher, student)
+    if bench.compiled:
+        loss = torch.compile(loss)
+    autocast: Any = (
+        nullcontext() if bench.dtype == "float32" else torch.autocast(bench.device, getattr(torch, bench.dtype))
+    )
+
+    def step() -> None:
+        with autocast:
+            value = loss(images, targets)
+        value.backward()
+        for parameter in student.parameters():
+            parameter.grad = None
+
+    return step
+
+
+def _loss_of(method: str, teacher: nn.Module, student: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
+    if method in RULES:
+        transfer = AttentionTransfer(teacher, student, [RULES[method]]).train()
+
+        def bound(images: Tensor, targets: Tensor) -> Tensor:
+            output = transfer(images)
+            loss: Tensor = output.total(F.cross_entropy(output.logits, targets))
+            return loss
+
+        return bound
+
+    def plain(images: Tensor, targets: Tensor) -> Tensor:
+        known: Tensor | None = None
+        if method != "finetune":
+            with torch.no_grad():
+                known = logits_of(teacher(images))
+        logits = logits_of(student(images))
+        loss = F.cross_entropy(logits, targets)
+        if method == "logit-kd" and known is not None:
+            loss = loss + F.kl_div(logits.log_softmax(dim=-1), known.softmax(dim=-1), reduction="batchmean")
+        return loss
+
+    return plain

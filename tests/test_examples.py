@@ -36,3 +36,11 @@ def test_the_bare_loop_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     monkeypatch.setattr("sys.argv", ["bare_loop.py"])
     runpy.run_path(str(ROOT / "examples" / "bare_loop.py"), run_name="__main__")
     assert capsys.readouterr().out.count("loss") == 3
+
+
+def test_the_loop_of_two_hugging_face_models_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["hugging_face_loop.py"])
+    runpy.run_path(str(ROOT / "examples" / "hugging_face_loop.py"), run_name="__main__")
+    assert capsys.readouterr().out.count("loss") == 3

@@ -50,3 +50,34 @@ def test_parameters_outside_the_network_are_trained_too(vit: nn.Module) -> None:
     groups = parameter_groups(objective, lr=1.0, decay=0.5, layers=1.0)
     decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
     assert (decay[id(objective.extra.weight)], decay[id(objective.extra.bias)]) == (0.5, 0.0)
+
+
+def test_rows_that_copying_leaves_unused_do_not_decay(tiny_vit: Any) -> None:
+    student = tiny_vit(2)
+    transfer = AttentionTransfer(tiny_vit(1), student, [Copy(layers=[1])])
+    module = ObjectiveModule(Supervised(transfer), Recipe(lr=0.1, weight_decay=0.5), steps=10, classes=5)
+    optimizer: Any = cast(Any, module.configure_optimizers())["optimizer"]
+    before = [block.attn.qkv.weight.detach().clone() for block in student.blocks]
+    for parameter in module.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    ratios = [block.attn.qkv.weight.detach() / old for block, old in zip(student.blocks, before, strict=True)]
+    lr = optimizer.param_groups[0]["lr"]
+    decayed = torch.full((24, 24), 1 - lr * 0.5)
+    torch.testing.assert_close(ratios[0], decayed.repeat(3, 1))
+    torch.testing.assert_close(ratios[1], torch.cat([torch.ones(48, 24), decayed]))
+
+
+def test_layer_decay_serves_models_that_timm_did_not_make() -> None:
+    vit = VisionTransformer(
+        image_size=8, patch_size=4, num_layers=2, num_heads=2, hidden_dim=8, mlp_dim=16, num_classes=3
+    )
+    groups = parameter_groups(Supervised(AttentionTransfer(None, vit)), lr=1.0, decay=0.1, layers=0.5)
+    names = {id(p): name for name, p in vit.named_parameters()}
+    rates = {names[id(p)]: (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
+    assert rates["class_token"] == (0.125, 0.0)
+    assert rates["conv_proj.weight"] == (0.125, 0.1)
+    assert rates["encoder.layers.encoder_layer_0.mlp.0.weight"] == (0.25, 0.1)
+    assert rates["encoder.layers.encoder_layer_1.mlp.0.bias"] == (0.5, 0.0)
+    assert rates["heads.head.weight"] == (1.0, 0.1)
+    assert len(rates) == len(names)

@@ -174,6 +174,37 @@ def test_scratch_needs_no_teacher(tmp_path: Path) -> None:
     assert run.summary["train"]["images"] == 10
 
 
+@pytest.mark.parametrize("heads", ["mean", "match"])
+def test_a_student_of_another_shape_copies_its_teacher_and_is_loaded_again(
+    heads: str, teacher: str, tmp_path: Path
+) -> None:
+    sizes = {**TINY, "num_classes": 10, "depth": 3, "num_heads": 1, "embed_dim": 16}
+    save_vit(timm.create_model("vit_tiny_patch16_224", **sizes), tmp_path / "small")
+    pairing = Pairing(layers="last", heads=heads)  # type: ignore[arg-type]
+    settings: dict[str, Any] = {"student": str(tmp_path / "small"), "pairing": pairing, "shots": 2, "epochs": 1}
+    rules = [Copy(layers=2)]
+    run = train("copy", teacher=teacher, rules=rules, out=str(tmp_path / "run"), **settings)  # type: ignore[arg-type]
+    loaded = load_run(run.path)
+    assert (loaded.spec.depth, loaded.spec.heads) == (3, 1)
+    assert loaded.network.transfer.rules == tuple(rules)
+    pairs = loaded.network.transfer.head_pairs
+    if heads == "match":
+        assert pairs is not None
+        assert pairs.pairs.tolist() == run.summary["head_pairs"]
+        assert (pairs.pairs[1:] >= 0).all()
+    else:
+        assert pairs is None
+
+
+def test_a_student_of_its_own_and_a_pairing_need_a_method_that_uses_them(teacher: str, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"teacher": teacher, "out": str(tmp_path / "run")}
+    with pytest.raises(UserError, match="starts from random weights; leave --student out"):
+        train("gta", student="builtin/vit_digits", **settings)
+    with pytest.raises(UserError, match="pairing has no effect without rules"):
+        train("scratch", pairing=Pairing(), **settings)
+    assert not (tmp_path / "run").exists()
+
+
 def test_every_mistake_is_listed_and_nothing_written(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         train("copy", pretrained=False, fraction=2.0, recipe=Recipe(epochs=0), out=str(tmp_path / "run"))

@@ -140,6 +140,38 @@ def test_a_transfer_that_is_dropped_leaves_nothing_either(tiny_vit: Build, image
     assert tapped(student) == tapped(teacher) == []
 
 
+def test_a_transfer_that_is_dropped_lives_until_its_backward_pass(
+    tiny_vit: Build, images: Tensor, tapped: Tapped
+) -> None:
+    """Checkpointed blocks run again there, and would attend by themselves without what it attached."""
+    gradients = []
+    for dropped in (False, True):
+        teacher, student = tiny_vit(1), tiny_vit(2)
+        student.set_grad_checkpointing(True)
+        transfer: Any = AttentionTransfer(teacher, student, [Copy()]).train()
+        logits = transfer(images).logits
+        if dropped:
+            del transfer
+            gc.collect()
+        logits.square().sum().backward()
+        gradients.append([p.grad for p in student.parameters()])
+        del logits
+        gc.collect()
+        assert (tapped(student) == []) == dropped
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=0, atol=0)
+
+
+def test_after_a_backward_pass_nothing_of_the_step_is_kept(tiny_vit: Build, images: Tensor) -> None:
+    transfer = AttentionTransfer(tiny_vit(1), tiny_vit(2), [Distill()]).train()
+    output = transfer(images)
+    queries = weakref.ref(transfer._bond)  # the bond lives on; the step's operands do not
+    output.total(output.logits.sum()).backward()
+    del output
+    gc.collect()
+    assert queries() is not None
+    assert transfer._replay._recalled is None
+
+
 def test_a_deep_copy_shares_the_teacher_and_has_a_student_of_its_own(tiny_vit: Build, images: Tensor) -> None:
     transfer = AttentionTransfer(tiny_vit(1), tiny_vit(2), EVERY_KIND)
     expected = transfer(images)

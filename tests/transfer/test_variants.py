@@ -164,6 +164,15 @@ def test_values_can_be_copied_beside_maps_that_are_distilled(tiny_vit: Build, im
     assert list(output.losses) == ["distill", "distill_2"]
 
 
+@pytest.mark.xfail(strict=True, raises=UserError, reason="any loss is refused beside copied maps, also on the values")
+def test_values_can_be_distilled_beside_maps_that_are_copied(tiny_vit: Build, images: Tensor) -> None:
+    """The student's values are its own, and learn."""
+    student = tiny_vit(2)
+    transfer = AttentionTransfer(tiny_vit(1), student, [Copy(), Distill(target="v")])
+    transfer(images).losses["distill"].backward()
+    assert student.blocks[2].attn.qkv.weight.grad[48:].abs().max() > 0
+
+
 @pytest.mark.parametrize("rule", [Copy(parts="v"), Copy(parts="q"), Copy(heads=[0]), Distill(target="k")])
 def test_single_operands_of_another_grid_or_of_averaged_heads_are_refused(rule: Any, tiny_vit: Build) -> None:
     with pytest.raises(UserError, match="takes single operands or heads, which another patch grid or averaged heads"):

@@ -248,6 +248,29 @@ def test_under_autocast_the_operands_are_the_projections_in_that_precision(
             assert torch.equal(operand.transpose(1, 2).flatten(2), part)
 
 
+@pytest.mark.parametrize("rule", [Copy(), Distill(), Guide()])
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_twin_as_the_teacher_changes_nothing_under_autocast(
+    library: str, dtype: torch.dtype, rule: Any, make: Build, pictures: Tensor
+) -> None:
+    student = make(library)
+    transfer = AttentionTransfer(copy.deepcopy(student), student, [rule])
+    with torch.autocast("cpu", dtype):
+        expected = logits(student, pictures)
+        output = transfer(pictures)
+        output.total(output.logits.square().mean()).backward()
+    error = 8 * torch.finfo(dtype).eps * expected.abs().max().item()
+    torch.testing.assert_close(output.logits, expected, atol=error, rtol=0)
+    assert output.logits.dtype == dtype
+    assert all(torch.isfinite(gradient).all() for gradient in gradients(student))
+    if isinstance(rule, Distill):  # the cross-entropy with itself is the entropy, which has no gradient
+        entropy = sum(torch.special.entr(maps).sum(dim=-1).mean() for maps in own_maps(student, pictures))
+        torch.testing.assert_close(output.losses["distill"].float(), entropy, atol=error, rtol=0.05)
+    if isinstance(rule, Guide):
+        assert output.losses["guide"].item() < error
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_a_model_of_another_precision_is_captured_in_its_own(

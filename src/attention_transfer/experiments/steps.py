@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +59,7 @@ def check_methods(methods: Sequence[str]) -> None:
 def teacher_of(bench: Bench) -> nn.Module:
     """The frozen teacher, random weights: only its cost matters."""
     teacher = load_vit(bench.model, pretrained=False, num_classes=CLASSES, image_size=bench.image_size)
-    return cast(nn.Module, teacher.requires_grad_(False).to(bench.device))
+    return teacher.requires_grad_(False).to(bench.device)
 
 
 def step_of(method: str, teacher: nn.Module, bench: Bench) -> Step:

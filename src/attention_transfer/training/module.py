@@ -141,16 +141,9 @@ def _sparing(groups: list[dict[str, Any]], unused: list[tuple[nn.Parameter, slic
     for group in groups:
         partly = [p for p in group["params"] if id(p) in rows and group["weight_decay"] > 0]
         group["params"] = [p for p in group["params"] if not any(p is q for q in partly)]
-        spared += [
-            {
-                "params": [p],
-                "weight_decay": 0.0,
-                "lr": group["lr"],
-                "used_from": rows[id(p)],
-                "used_decay": group["weight_decay"],
-            }
-            for p in partly
-        ]
+        for parameter in partly:
+            used = {"used_from": rows[id(parameter)], "used_decay": group["weight_decay"]}
+            spared.append({"params": [parameter], "weight_decay": 0.0, "lr": group["lr"], **used})
     return [group for group in groups if group["params"]] + spared
 
 

@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from attention_transfer.vit import (
     SharedDropPath,
     Skipped,
     TapHandle,
+    attention_modules,
     capture,
     carries_gradient,
     in_backward,
@@ -185,14 +186,9 @@ class AttentionTransfer(nn.Module):
         if self._bond is None:
             return []
         modules = attention_modules(self.student)
-        fused = [
-            cast(nn.Linear, module.qkv)
-            for layer, module in enumerate(modules)
-            if layer in self._bond.layers
-            and self._bond.skips(layer)
-            and isinstance(getattr(module, "qkv", None), nn.Linear)
-        ]
-        parameters = [p for linear in fused for p in linear.parameters()]
+        copied = [modules[layer] for layer in self._bond.layers if self._bond.skips(layer)]
+        fused = [getattr(module, "qkv", None) for module in copied]
+        parameters = [p for linear in fused if isinstance(linear, nn.Linear) for p in linear.parameters()]
         return [(p, slice(0, 2 * p.shape[0] // 3)) for p in parameters]
 
     def _loss(self, bond: Bond, index: int, step: _Step) -> Tensor:

@@ -267,12 +267,10 @@ def test_a_bias_of_positions_that_the_student_lacks_is_known_to_matter(tiny_vit:
     assert "relative position bias, which is known to break" in warning
 
 
-@pytest.mark.xfail(strict=True, reason="blocks that a pairing names are checked only with the rules")
 @pytest.mark.parametrize("layers", [[0, 1], [0, 1, 9]])
 def test_a_pairing_of_blocks_that_do_not_exist_is_a_problem(layers: list[int], tiny_vit: Build) -> None:
     assert check_transfer(tiny_vit(1), tiny_vit(2), pairing=Pairing(layers=layers)).problems
 
 
-@pytest.mark.xfail(strict=True, reason="the note on paired blocks looks only at the depths")
 def test_blocks_paired_otherwise_than_one_by_one_are_a_note(tiny_vit: Build) -> None:
     assert check_transfer(tiny_vit(1), tiny_vit(2), pairing=Pairing(layers=[2, 1, 0])).notes

@@ -100,15 +100,15 @@ def test_matching_prefers_the_best_sum_over_the_best_head() -> None:
 
 def test_pairs_are_unknown_at_first_and_saved_once_found() -> None:
     pairs = HeadPairs(depth=3, heads=2)
-    assert not pairs.known()
+    assert pairs.missing([0, 1]) == [0, 1]
     assert pairs.state_dict()["pairs"].tolist() == [[-1, -1]] * 3
     pairs.set(1, torch.tensor([[0.1, 0.2, 0.9], [0.1, 0.9, 0.3]]))
-    assert pairs.known()
+    assert pairs.missing([0, 1]) == [0]
     assert pairs.of(1) is not None
     assert pairs.state_dict()["pairs"].tolist() == [[-1, -1], [1, 0], [-1, -1]]
     other = HeadPairs(depth=3, heads=2)
     other.load_state_dict(pairs.state_dict())
-    assert other.known()
+    assert other.missing([1]) == []
     assert torch.equal(other.pairs, pairs.pairs)
     assert list(other.parameters()) == []
 

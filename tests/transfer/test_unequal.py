@@ -564,7 +564,6 @@ def test_equal_heads_can_be_matched_and_a_shuffled_teacher_is_put_in_order(tiny_
     assert AttentionTransfer(teacher, student, [Guide()])(images).losses["guide"].item() > 0.1
 
 
-@pytest.mark.xfail(strict=True, reason="pairs of some layers count as all; the others' -1 is read as the last head")
 def test_pairs_that_were_saved_for_fewer_layers_are_completed(tiny_vit: Build, images: Tensor) -> None:
     teacher, pairing = tiny_vit(1, num_heads=6), Pairing(heads="match")
     first = AttentionTransfer(teacher, tiny_vit(2), [Distill(layers=[0])], pairing=pairing)
@@ -678,9 +677,6 @@ def test_a_teacher_of_torchvision_distils_to_a_student_of_timm_of_another_grid(t
 # --- a refused pair ---
 
 
-@pytest.mark.xfail(
-    strict=True, reason="taps are attached, and the teacher frozen, before the drop-path masks are refused"
-)
 def test_a_pair_whose_drop_path_cannot_be_shared_is_left_as_it_was(tiny_vit: Build, tapped: Tapped) -> None:
     teacher, student = tiny_vit(1, depth=2), tiny_vit(2)
     set_drop_path(student, 0.2)
@@ -690,9 +686,6 @@ def test_a_pair_whose_drop_path_cannot_be_shared_is_left_as_it_was(tiny_vit: Bui
     assert all(parameter.requires_grad for parameter in teacher.parameters())
 
 
-@pytest.mark.xfail(
-    strict=True, raises=(IndexError, ValueError), reason="kept tokens are counted for the image size of the description"
-)
 @pytest.mark.parametrize("size", [4, 12])
 def test_registers_are_dropped_at_any_image_size_that_both_take(size: int, tiny_vit: Build, unfused_maps: Maps) -> None:
     """As an equal pair is transferred at any size."""

@@ -354,13 +354,17 @@ def test_a_loss_on_the_maps_of_a_checkpointed_model_has_its_gradients(
 def test_a_compiled_model_is_captured_after_it_ran_alone_and_without_another_compilation(
     library: str, make: Build, pictures: Tensor
 ) -> None:
-    model = make(library).train()
+    plain, model = make(library).train(), make(library).train()
     torch._dynamo.reset()
     compiled: Any = torch.compile(model, fullgraph=True, backend="aot_eager")
     expected = logits(compiled, pictures)
     with capture(model) as calls:
         assert torch.equal(logits(compiled, pictures), expected)
     assert_maps(calls, own_maps(model, pictures))
+    squares([call.maps() for call in calls]).backward()
+    squares(maps_formed_by(plain, pictures)).backward()
+    for a, b in zip(gradients(plain), gradients(model), strict=True):
+        torch.testing.assert_close(b, a, atol=1e-4, rtol=1e-4)
     with torch._dynamo.config.patch(error_on_recompile=True):
         assert torch.equal(logits(compiled, pictures), expected)
         assert len(calls) == 3
@@ -386,19 +390,6 @@ def test_many_forwards_of_a_compiled_model_within_one_context_compile_it_once(ti
             for _ in range(9):
                 compiled(images)
     assert len(calls) == 10
-
-
-@pytest.mark.parametrize("library", LIBRARIES)
-def test_a_loss_on_the_maps_of_a_compiled_model_has_its_gradients(library: str, make: Build, pictures: Tensor) -> None:
-    plain, model = make(library).train(), make(library).train()
-    squares(maps_formed_by(plain, pictures)).backward()
-    torch._dynamo.reset()
-    compiled: Any = torch.compile(model, fullgraph=True, backend="aot_eager")
-    with capture(model) as calls:
-        logits(compiled, pictures)
-    squares([call.maps() for call in calls]).backward()
-    for expected, actual in zip(gradients(plain), gradients(model), strict=True):
-        torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_a_compiled_model_under_autocast_is_captured_as_in_eager(make: Build, pictures: Tensor) -> None:

@@ -203,14 +203,12 @@ def test_another_network_can_be_named(file: Published, name: str, mark: float, t
     assert taken(read_state(written(file.content, tmp_path / "weights.pth"), network=name)) == mark
 
 
-@pytest.mark.xfail(strict=True, reason="read_state compares a name with single parts of a prefix, not with the prefix")
 @pytest.mark.parametrize("name", ["teacher.backbone", "student.module.backbone"])
 def test_a_network_can_be_named_as_the_log_line_names_it(name: str, tmp_path: Path) -> None:
     path = written(FILES["DINO, training"].content, tmp_path / "weights.pth")
     assert taken(read_state(path, network=name)) == {"teacher.backbone": 1, "student.module.backbone": 2}[name]
 
 
-@pytest.mark.xfail(strict=True, reason="read_state logs no choice where the name given fits several networks")
 def test_a_choice_among_several_of_the_same_name_is_logged_too(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -262,9 +260,6 @@ def test_reading_a_file_allows_nothing_to_be_unpickled_later(tmp_path: Path) -> 
         torch.load(path, weights_only=True)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="files._read allows argparse.Namespace but no path, which submitit puts into args.output_dir"
-)
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before PyTorch 1.6"])
 def test_arguments_with_paths_are_read_as_submitit_leaves_them(zipped: bool, tmp_path: Path) -> None:
     args = argparse.Namespace(output_dir=Path("/checkpoint/experiments/4"), log_dir=PurePosixPath("logs"))
@@ -323,7 +318,6 @@ def test_pickled_code_is_refused_and_not_run(
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.xfail(strict=True, reason="files._read quotes torch's advice with its terminal codes, not what it found")
 def test_a_refusal_names_what_was_found_without_terminal_codes(tmp_path: Path) -> None:
     sentence = refusal(written({"model": network(1), "code": Malicious(tmp_path / "ran")}, tmp_path / "weights.pth"))
     assert "\x1b" not in sentence
@@ -385,7 +379,6 @@ def test_a_whole_pickled_model_is_refused(tmp_path: Path) -> None:
     assert "pickled code" in refusal(written(torch.nn.Linear(2, 2), tmp_path / "weights.pth"))
 
 
-@pytest.mark.xfail(strict=True, raises=RecursionError, reason="files._flat follows a dictionary that holds itself")
 def test_a_checkpoint_that_holds_itself_is_refused(tmp_path: Path) -> None:
     content: dict[str, Any] = {}
     content["model"] = content

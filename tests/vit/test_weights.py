@@ -455,7 +455,6 @@ def without_marker(model: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in model.items() if key != "patch_bias"}
 
 
-@pytest.mark.xfail(strict=True, reason="weights._expanded drops the shared table where the model has none of its own")
 def test_a_table_that_all_blocks_share_is_refused_by_a_beit_without_tables(
     source: Build, blank: Callable[..., str], tmp_path: Path
 ) -> None:
@@ -468,7 +467,6 @@ def test_a_table_that_all_blocks_share_is_refused_by_a_beit_without_tables(
 LOST_ROPE = "weights._DERIVED takes the learned rope.freqs for a computed table, so that it may be missing or dropped"
 
 
-@pytest.mark.xfail(strict=True, reason=LOST_ROPE)
 @pytest.mark.parametrize("where", ["missing", "left over"])
 def test_learned_frequencies_of_a_rope_are_weights_of_the_backbone(
     where: str, tiny_vit: Build, blank: Callable[..., str], tmp_path: Path
@@ -524,9 +522,6 @@ def test_weights_that_are_missing_or_of_another_shape_are_refused(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the error of timm's filter is quoted: 'NoneType' object has no attribute 'shape'"
-)
 def test_a_refusal_speaks_of_weights_and_not_of_python(
     tiny_vit: Build, blank: Callable[..., str], tmp_path: Path
 ) -> None:
@@ -567,14 +562,12 @@ def test_a_configuration_of_another_program_is_refused(config: str, blank: Calla
 NO_LABELS = "timm's label_names stay in pretrained_cfg when the head is replaced"
 
 
-@pytest.mark.xfail(strict=True, reason=NO_LABELS)
 @pytest.mark.parametrize("classes", [0, 7])
 def test_another_head_has_no_class_names(classes: int, tiny_vit: Build, tmp_path: Path) -> None:
     save_vit(tiny_vit(num_classes=2), tmp_path, labels=["cat", "dog"])
     assert labels_of(load_vit(str(tmp_path), num_classes=classes)) is None
 
 
-@pytest.mark.xfail(strict=True, reason=NO_LABELS)
 def test_a_student_has_not_the_class_names_of_its_teacher(tiny_vit: Build, tmp_path: Path) -> None:
     save_vit(tiny_vit(num_classes=2), tmp_path, labels=["cat", "dog"])
     teacher = load_vit(str(tmp_path))
@@ -615,14 +608,12 @@ def test_a_name_that_does_not_exist_is_refused_with_the_nearest(
         load_vit(spec, pretrained=pretrained)
 
 
-@pytest.mark.xfail(strict=True, reason="Timm.build checks the architecture but not the tag, which timm refuses later")
 @pytest.mark.parametrize("pretrained", [True, False])
 def test_a_tag_that_does_not_exist_is_refused_with_those_that_do(pretrained: bool) -> None:
     with pytest.raises(UserError, match="augreg_in21k"):
         load_vit("timm/vit_tiny_patch16_224.augreg_in22k", pretrained=pretrained)
 
 
-@pytest.mark.xfail(strict=True, reason="Timm.build says of every RuntimeError that the weights could not be fetched")
 def test_an_architecture_without_published_weights_is_not_blamed_on_the_network() -> None:
     with pytest.raises(UserError, match=r"^timm/vit_small_patch16_36x1_224 has no (published|pretrained) weights"):
         load_vit("timm/vit_small_patch16_36x1_224")

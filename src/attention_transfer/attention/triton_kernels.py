@@ -30,8 +30,6 @@ from torch.autograd.function import once_differentiable
 from attention_transfer.attention.tiles import Side
 from attention_transfer.errors import UserError
 
-triton: Any
-tl: Any
 try:
     import triton
     import triton.language as tl
@@ -48,6 +46,7 @@ _FLOOR = _constant(-1e30)  # the least logit of a key that does take part: a row
 _LOG2_E = _constant(math.log2(math.e))
 _LN_2 = _constant(math.log(2))
 _BOOST = _constant(12.0)  # P_s - P_t is rounded to 16 bits times 2^12: in float16 weights under 2^-14 lose digits
+_UNBOOST = _constant(2.0**-12)
 _WIDENS = _constant(_INTERPRETS)  # the interpreter can't multiply bfloat16
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -221,7 +220,7 @@ def _common(operands: list[Any], scales: tuple[float, float], stats: Tensor) -> 
         arguments |= _strided(name, mask) | {f"{name}_m": 0 if mask is None else mask.stride(3)}
     for side, x in (("S", q_s), ("T", q_t), ("V", k_s if v_s is None else v_s)):
         arguments |= {f"D_{side}": x.shape[-1], f"WIDE_{side}": max(16, triton.next_power_of_2(x.shape[-1]))}
-    heads, n, m = *q_s.shape[1:3], k_s.shape[2]
+    heads, n, m = q_s.shape[1], q_s.shape[2], k_s.shape[2]
     sizes = {"H": heads, "N": n, "M": m, "SIZE": min(4096, triton.next_power_of_2(max(128, n, m)))}
     return arguments | sizes | {"scale_s": scales[0], "scale_t": scales[1], "stats": stats}
 
@@ -282,12 +281,13 @@ def _dot(a, b, total=None):
 
 @_jit
 def _logits(a, b, scale, mask, i, j, mask_i, mask_j, I, J):
-    """Logits of a tile (i, j) in units of log 2; the mask's strides are mask_i and mask_j."""
-    x = _dot(a, tl.trans(b)) * (scale * _LOG2_E)
+    """Logits of a tile (i, j) in units of log 2, but for `_factor`; the mask's strides are mask_i and mask_j."""
+    x = _dot(a, tl.trans(b))
     if mask is not None:
         inside = (i < I)[:, None] & (j < J)[None, :]
         here = mask + i.to(tl.int64)[:, None] * mask_i + j.to(tl.int64)[None, :] * mask_j
         bias = tl.load(here, mask=inside, other=0)
+        x = x * (scale * _LOG2_E)
         if mask.dtype.element_ty.is_int():
             x = tl.where(bias, x, _MASKED)
         else:
@@ -297,21 +297,46 @@ def _logits(a, b, scale, mask, i, j, mask_i, mask_j, I, J):
 
 
 @_jit
-def _weights(x, m, log_l, mask):
-    """Softmax weights from logits, their maximum and the logarithm of their sum."""
+def _factor(scale, mask):
+    """What the tiles of `_logits` are still to be multiplied by: without a mask that is one step with a subtraction."""
     if mask is None:
-        return tl.exp2(x - (m + log_l))
-    return tl.exp2((x - m) - log_l)  # the sum of a row at the floor would drown in m
+        return scale * _LOG2_E
+    return 1.0
 
 
 @_jit
-def _statistics(stats, row, plane, inside):
-    """What the forward pass kept of some rows: m_s, log l_s, m_t, log l_t; the logarithms are inf beyond the rows."""
-    m_s = tl.load(stats + row, mask=inside, other=0.0)
-    log_s = tl.load(stats + plane + row, mask=inside, other=float("inf"))
-    m_t = tl.load(stats + 2 * plane + row, mask=inside, other=0.0)
-    log_t = tl.load(stats + 3 * plane + row, mask=inside, other=float("inf"))
-    return m_s, log_s, m_t, log_t
+def _save(stats, m, log_l, mask, row, plane, inside):
+    """Keep a row's maximum and the logarithm of its sum; their sum alone where no mask can make a row dead."""
+    if mask is None:
+        tl.store(stats + row, m + log_l, mask=inside)
+    else:
+        tl.store(stats + row, m, mask=inside)
+        tl.store(stats + plane + row, log_l, mask=inside)
+
+
+@_jit
+def _saved(stats, mask, row, plane, inside, boost: tl.constexpr):
+    """What `_save` kept, as the two numbers of `_weights`: inf beyond the rows, where weights are 0 thereby."""
+    m = tl.load(stats + row, mask=inside, other=float("inf"))
+    if mask is None:
+        return m - boost, m
+    return m, tl.load(stats + plane + row, mask=inside, other=float("inf")) - boost
+
+
+@_jit
+def _gated(g, log_l, mask):
+    """The gradient of a loss's rows, 0 for dead ones."""
+    if mask is None:
+        return g
+    return tl.where(log_l < float("inf"), g, 0.0)
+
+
+@_jit
+def _weights(x, factor, m, log_l, mask):
+    """Softmax weights of a tile from what `_saved` gave."""
+    if mask is None:
+        return tl.exp2(x * factor - m)
+    return tl.exp2((x - m) - log_l)  # in their sum the logarithm of a row at the floor would drown
 
 
 @_jit
@@ -346,38 +371,45 @@ def _forward_kernel(
     along = tl.zeros([BLOCK_N], tl.float32)  # Σ p_t (x_t - m_t)
     lost = tl.zeros([BLOCK_N], tl.float32)  # Σ p_t of the keys that the student masks
     mixed = tl.zeros([BLOCK_N, WIDE_V], tl.float32)  # Σ p_s v
-    for start in range(0, M, BLOCK_M):
-        j = start + tl.arange(0, BLOCK_M)
-        b_s = _load(k_s, j, k_s_m, M, D_S, WIDE_S)
-        b_t = _load(k_t, j, k_t_m, M, D_T, WIDE_T)
-        x_s = _logits(a_s, b_s, scale_s, mask_s, i, j, mask_s_n, mask_s_m, N, M)
-        x_t = _logits(a_t, b_t, scale_t, mask_t, i, j, mask_t_n, mask_t_m, N, M)
-        x_s = tl.where((j < M)[None, :], x_s, _MASKED)
-        x_t = tl.where((j < M)[None, :], x_t, _MASKED)
-        new_s = tl.maximum(m_s, tl.max(x_s, 1))
-        new_t = tl.maximum(m_t, tl.max(x_t, 1))
-        y_s = x_s - new_s[:, None]
-        y_t = x_t - new_t[:, None]
-        p_s = tl.exp2(y_s)
-        p_t = tl.exp2(y_t)
-        fade_s = tl.exp2(m_s - new_s)
-        fade_t = tl.exp2(m_t - new_t)
-        l_t = l_t * fade_t
-        if own is not None:
-            along = along * fade_t - l_t * (new_t - m_t) + tl.sum(p_t * y_t, 1)
-        if mask_s is not None:
-            hidden = x_s < _HIDDEN
-            lost = lost * fade_t + tl.sum(tl.where(hidden, p_t, 0.0), 1)
-            y_s = tl.where(hidden, 0.0, y_s)
-        across = across * fade_t - l_t * (new_s - m_s) + tl.sum(p_t * y_s, 1)
-        l_t = l_t + tl.sum(p_t, 1)
-        l_s = l_s * fade_s + tl.sum(p_s, 1)
-        if v_s is not None:
-            mixed = mixed * fade_s[:, None]
-            values = _load(v_s, j, v_s_m, M, D_V, WIDE_V)
-            mixed = _dot(p_s.to(values.dtype), values, mixed)
-        m_s = new_s
-        m_t = new_t
+    whole = M // BLOCK_M * BLOCK_M
+    for edge in tl.static_range(2):  # the whole tiles, and one that the last keys fill in part
+        for start in tl.range(edge * whole, M if edge else whole, BLOCK_M):
+            j = start + tl.arange(0, BLOCK_M)
+            b_s = _load(k_s, j, k_s_m, M, D_S, WIDE_S)
+            b_t = _load(k_t, j, k_t_m, M, D_T, WIDE_T)
+            x_s = _logits(a_s, b_s, scale_s, mask_s, i, j, mask_s_n, mask_s_m, N, M)
+            x_t = _logits(a_t, b_t, scale_t, mask_t, i, j, mask_t_n, mask_t_m, N, M)
+            f_s = _factor(scale_s, mask_s)
+            f_t = _factor(scale_t, mask_t)
+            if edge:
+                x_s = tl.where((j < M)[None, :], x_s * f_s, _MASKED)
+                x_t = tl.where((j < M)[None, :], x_t * f_t, _MASKED)
+                f_s = 1.0
+                f_t = 1.0
+            new_s = tl.maximum(m_s, tl.max(x_s, 1) * f_s)
+            new_t = tl.maximum(m_t, tl.max(x_t, 1) * f_t)
+            y_s = x_s * f_s - new_s[:, None]
+            y_t = x_t * f_t - new_t[:, None]
+            p_s = tl.exp2(y_s)
+            p_t = tl.exp2(y_t)
+            fade_s = tl.exp2(m_s - new_s)
+            fade_t = tl.exp2(m_t - new_t)
+            l_t = l_t * fade_t
+            if own is not None:
+                along = along * fade_t - l_t * (new_t - m_t) + tl.sum(p_t * y_t, 1)
+            if mask_s is not None:
+                hidden = x_s < _HIDDEN
+                lost = lost * fade_t + tl.sum(tl.where(hidden, p_t, 0.0), 1)
+                y_s = tl.where(hidden, 0.0, y_s)
+            across = across * fade_t - l_t * (new_s - m_s) + tl.sum(p_t * y_s, 1)
+            l_t = l_t + tl.sum(p_t, 1)
+            l_s = l_s * fade_s + tl.sum(p_s, 1)
+            if v_s is not None:
+                mixed = mixed * fade_s[:, None]
+                values = _load(v_s, j, v_s_m, M, D_V, WIDE_V)
+                mixed = _dot(p_s.to(values.dtype), values, mixed)
+            m_s = new_s
+            m_t = new_t
 
     row = head.to(tl.int64) * N + i
     inside = i < N
@@ -394,10 +426,8 @@ def _forward_kernel(
         mixed = tl.where((l_s > 0)[:, None], mixed / l_s[:, None], 0.0)
         _store(_here(out, head, H, out_b, out_h), mixed, i, out_n, N, D_V, WIDE_V)
     plane = (tl.num_programs(0) // tiles).to(tl.int64) * N
-    tl.store(stats + row, m_s, mask=inside)
-    tl.store(stats + plane + row, tl.where(l_s > 0, log_s, float("inf")), mask=inside)
-    tl.store(stats + 2 * plane + row, m_t, mask=inside)
-    tl.store(stats + 3 * plane + row, tl.where(l_t > 0, log_t, float("inf")), mask=inside)
+    _save(stats, m_s, tl.where(l_s > 0, log_s, float("inf")), mask_s, row, plane, inside)
+    _save(stats + 2 * plane, m_t, tl.where(l_t > 0, log_t, float("inf")), mask_t, row, plane, inside)
 
 
 @_jit
@@ -416,9 +446,11 @@ def _rows_kernel(
     i = tl.program_id(0) % tiles * BLOCK_N + tl.arange(0, BLOCK_N)
     row = head.to(tl.int64) * N + i
     plane = (tl.num_programs(0) // tiles).to(tl.int64) * N
-    m_s, log_s, m_t, log_t = _statistics(stats, row, plane, i < N)
+    boost: tl.constexpr = _BOOST if v_s is None else 0.0
+    m_s, log_s = _saved(stats, mask_s, row, plane, i < N, boost)
+    m_t, log_t = _saved(stats + 2 * plane, mask_t, row, plane, i < N, boost)
     g_i = tl.load(g + row, mask=i < N, other=0.0)
-    g_i = tl.where((log_s < float("inf")) & (log_t < float("inf")), g_i, 0.0)
+    g_i = _gated(_gated(g_i, log_s, mask_s), log_t, mask_t)
     shift = g_i
     if v_s is not None:
         d_o = _load(_here(d_out, head, H, d_out_b, d_out_h), i, d_out_n, N, D_V, WIDE_V)
@@ -426,9 +458,6 @@ def _rows_kernel(
         shift = tl.sum(d_o.to(tl.float32) * o.to(tl.float32), 1) - g_i
         tl.store(delta + row, shift, mask=i < N)
         v_s = _here(v_s, head, H, v_s_b, v_s_h)
-    else:
-        log_s = log_s - _BOOST
-        log_t = log_t - _BOOST
     if d_q is not None:
         k_s = _here(k_s, head, H, k_s_b, k_s_h)
         k_t = _here(k_t, head, H, k_t_b, k_t_h)
@@ -439,16 +468,14 @@ def _rows_kernel(
         a_s = _load(_here(q_s, head, H, q_s_b, q_s_h), i, q_s_n, N, D_S, WIDE_S)
         a_t = _load(_here(q_t, head, H, q_t_b, q_t_h), i, q_t_n, N, D_T, WIDE_T)
         total = tl.zeros([BLOCK_N, WIDE_S], tl.float32)
-        for start in range(0, M, BLOCK_M):
+        for start in tl.range(0, M, BLOCK_M):
             j = start + tl.arange(0, BLOCK_M)
             b_s = _load(k_s, j, k_s_m, M, D_S, WIDE_S)
             b_t = _load(k_t, j, k_t_m, M, D_T, WIDE_T)
             x_s = _logits(a_s, b_s, scale_s, mask_s, i, j, mask_s_n, mask_s_m, N, M)
             x_t = _logits(a_t, b_t, scale_t, mask_t, i, j, mask_t_n, mask_t_m, N, M)
-            x_s = tl.where((j < M)[None, :], x_s, _MASKED)
-            x_t = tl.where((j < M)[None, :], x_t, _MASKED)
-            p_s = _weights(x_s, m_s[:, None], log_s[:, None], mask_s)
-            p_t = _weights(x_t, m_t[:, None], log_t[:, None], mask_t)
+            p_s = _weights(x_s, _factor(scale_s, mask_s), m_s[:, None], log_s[:, None], mask_s)
+            p_t = _weights(x_t, _factor(scale_t, mask_t), m_t[:, None], log_t[:, None], mask_t)
             if v_s is not None:
                 values = _load(v_s, j, v_s_m, M, D_V, WIDE_V)
                 d_s = p_s * (_dot(d_o, tl.trans(values)) - shift[:, None]) - g_i[:, None] * p_t
@@ -456,9 +483,10 @@ def _rows_kernel(
                 d_s = p_s - p_t
             if mask_s is not None:
                 d_s = tl.where(x_s < _HIDDEN, 0.0, d_s)
+            d_s = tl.where((j < M)[None, :], d_s, 0.0)  # beyond the keys there may be inf
             total = _dot(d_s.to(b_s.dtype), b_s, total)
         if v_s is None:
-            total = total * (g_i * tl.exp2(-_BOOST))[:, None]
+            total = total * (g_i * _UNBOOST)[:, None]
         if unit is not None:
             total = total * tl.load(unit)
         _store(_here(d_q, head, H, d_q_b, d_q_h), total * scale_s, i, d_q_n, N, D_S, WIDE_S)
@@ -490,23 +518,22 @@ def _keys_kernel(
     if v_s is not None:
         d_out = _here(d_out, head, H, d_out_b, d_out_h)
         values = _load(_here(v_s, head, H, v_s_b, v_s_h), j, v_s_m, M, D_V, WIDE_V)
+    boost: tl.constexpr = _BOOST if v_s is None else 0.0
     total_k = tl.zeros([BLOCK_M, WIDE_S], tl.float32)
     total_v = tl.zeros([BLOCK_M, WIDE_V], tl.float32)
-    for start in range(0, N, BLOCK_N):
+    for start in tl.range(0, N, BLOCK_N):
         i = start + tl.arange(0, BLOCK_N)
         row = head.to(tl.int64) * N + i
-        m_s, log_s, m_t, log_t = _statistics(stats, row, plane, i < N)
+        m_s, log_s = _saved(stats, mask_s, row, plane, i < N, boost)
+        m_t, log_t = _saved(stats + 2 * plane, mask_t, row, plane, i < N, boost)
         g_i = tl.load(g + row, mask=i < N, other=0.0)
-        g_i = tl.where((log_s < float("inf")) & (log_t < float("inf")), g_i, 0.0)
-        if v_s is None:
-            log_s = log_s - _BOOST
-            log_t = log_t - _BOOST
+        g_i = _gated(_gated(g_i, log_s, mask_s), log_t, mask_t)
         a_s = _load(q_s, i, q_s_n, N, D_S, WIDE_S)
         a_t = _load(q_t, i, q_t_n, N, D_T, WIDE_T)
         x_s = _logits(b_s, a_s, scale_s, mask_s, j, i, mask_s_m, mask_s_n, M, N)
         x_t = _logits(b_t, a_t, scale_t, mask_t, j, i, mask_t_m, mask_t_n, M, N)
-        p_s = _weights(x_s, m_s[None, :], log_s[None, :], mask_s)
-        p_t = _weights(x_t, m_t[None, :], log_t[None, :], mask_t)
+        p_s = _weights(x_s, _factor(scale_s, mask_s), m_s[None, :], log_s[None, :], mask_s)
+        p_t = _weights(x_t, _factor(scale_t, mask_t), m_t[None, :], log_t[None, :], mask_t)
         if v_s is not None:
             d_o = _load(d_out, i, d_out_n, N, D_V, WIDE_V)
             total_v = _dot(p_s.to(d_o.dtype), d_o, total_v)
@@ -520,7 +547,7 @@ def _keys_kernel(
             total_k = _dot(d_s.to(a_s.dtype), a_s, total_k)
     if d_k is not None:
         if v_s is None:
-            total_k = total_k * tl.exp2(-_BOOST)
+            total_k = total_k * _UNBOOST
         if unit is not None:
             total_k = total_k * tl.load(unit)
         _store(_here(d_k, head, H, d_k_b, d_k_h), total_k * scale_s, j, d_k_m, M, D_S, WIDE_S)

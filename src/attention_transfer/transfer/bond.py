@@ -90,6 +90,10 @@ class Bond:
                 f"{rule!r} takes single operands or heads, which another patch grid or averaged heads do not leave; "
                 "bind whole maps of all heads, or a student of the teacher's grid and heads"
             )
+        if rule.row == "pool" and self.pairing.heads == "match" and self.teacher.heads != self.student.heads:
+            problems.append('the heads of a pooling head are not matched; pair them by heads="mean"')
+        if self.pairing.problems(self.teacher, self.student):
+            return problems  # said once, for the pair
         try:
             for layer in rule.chosen_layers(self.student.depth):
                 self.pairing.teacher_layer(layer, self.teacher, self.student)
@@ -117,7 +121,8 @@ def _contradictions(rules: Sequence[Rule], student: ViTSpec) -> list[str]:
     copied = {place for rule in rules if isinstance(rule, Copy) and rule.parts == "qk" for place in bound(rule)}
     problems = []
     for rule in rules:
-        clash = sorted({layer for layer, _ in copied & bound(rule)}) if isinstance(rule, LossRule) else []
+        learns = isinstance(rule, LossRule) and not rule.reads_values  # a copied student's values are its own
+        clash = sorted({layer for layer, _ in copied & bound(rule)}) if learns else []
         if clash:
             problems.append(
                 f"Copy and {type(rule).__name__} both bind layers {clash}, where copied attention can't learn; "

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from attention_transfer.attention import Choice, Impl, attention_cross_entropy, choose_impl, distilled_attention
-from attention_transfer.transfer.rule import LossRule, take_heads
+from attention_transfer.transfer.rule import LossRule, check_heads, take_heads
 from attention_transfer.vit import AttentionCall, Reading, ViTSpec
 
 
@@ -88,6 +88,7 @@ class Distill(LossRule):
 
     def layer_loss(self, student: AttentionCall, teacher: AttentionCall) -> Tensor:
         """Mean cross-entropy of the maps in nats, or mean squared distance of the operands, a scalar."""
+        check_heads(student, teacher)
         heads = self.chosen_heads(student.q.shape[1])
         s, t = take_heads(student, heads), take_heads(teacher, heads)
         if self.target != "map":

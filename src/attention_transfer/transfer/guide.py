@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from attention_transfer.attention import logit_l2
-from attention_transfer.transfer.rule import LossRule, take_heads
+from attention_transfer.transfer.rule import LossRule, check_heads, take_heads
 from attention_transfer.vit import POOL, AttentionCall, Query, Reading, ViTSpec
 
 
@@ -64,6 +64,7 @@ class Guide(LossRule):
 
     def layer_loss(self, student: AttentionCall, teacher: AttentionCall) -> Tensor:
         """Mean squared distance of the rows' logits, a scalar; both calls have one query."""
+        check_heads(student, teacher)
         heads = self.chosen_heads(student.q.shape[1])
         s, t = take_heads(student, heads), take_heads(teacher, heads)
         distance_BH1 = logit_l2(s.q, s.k, t.q, t.k, scale_s=s.scale, scale_t=t.scale, mask_s=s.mask, mask_t=t.mask)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
@@ -22,18 +24,20 @@ class HeadPairs(nn.Module):
     def __init__(self, depth: int, heads: int) -> None:
         super().__init__()
         self.register_buffer("pairs", torch.full((depth, heads), -1))
-        self._known = False
+        self._known: set[int] = set()
 
-    def known(self) -> bool:
-        """Whether the pairs have been found, or loaded."""
-        self._known = self._known or bool((self.pairs >= 0).any())
-        return self._known
+    def missing(self, layers: Iterable[int]) -> list[int]:
+        """The layers, of those named, whose pairs have neither been found nor loaded."""
+        asked = {layer for layer in layers if layer != POOL} - self._known
+        self._known |= {layer for layer in asked if bool((self.pairs[layer] >= 0).all())}  # they may have been loaded
+        return sorted(asked - self._known)
 
     def set(self, layer: int, divergences_ST: Tensor) -> None:
         """Pair the heads of a layer; every process of a distributed run finds the same pairs."""
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(divergences_ST)
         self.pairs[layer] = matched_heads(divergences_ST)
+        self._known.add(layer)
 
     def of(self, layer: int) -> Tensor | None:
         """The pairs of a layer, (H_s,); `None` for the pooling head, which keeps its order."""

@@ -29,6 +29,7 @@ from attention_transfer.vit import (
     attention_modules,
     capture,
     carries_gradient,
+    check_shared_drop_path,
     in_backward,
     listen,
     logits_of,
@@ -206,10 +207,10 @@ class AttentionTransfer(nn.Module):
     @torch.no_grad()
     def _pair_heads(self, bond: Bond, images: Tensor, step: _Step) -> None:
         """Match the heads on the first batch, by the student's attention as it is then."""
-        if self.head_pairs is None or self.head_pairs.known():
+        missing = [] if self.head_pairs is None else self.head_pairs.missing(bond.layers)
+        if self.head_pairs is None or not missing:
             return
-        blocks = [layer for layer in bond.layers if layer != POOL]
-        with capture(self.student, layers=blocks) as calls:
+        with capture(self.student, layers=missing) as calls:
             self.student(images)
         for call in calls:
             divergences = head_divergences(call.maps().float(), bond.whole_maps(step.teacher_calls, call.layer).float())
@@ -265,6 +266,8 @@ def _bond(
         raise UserError(f"{', '.join(type(rule).__name__ for rule in rules)} needs a teacher; pass one")
     if teacher is student:
         raise UserError("teacher and student are the same object; make the student with student_like(teacher, …)")
+    if share_drop_path:
+        check_shared_drop_path(student, teacher)
     return Bond(teacher, student, rules, pairing or Pairing())
 
 

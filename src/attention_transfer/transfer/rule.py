@@ -102,6 +102,15 @@ class LossRule(Rule, ABC):
         """The unweighted loss of one block, a scalar."""
 
 
+def check_heads(student: AttentionCall, teacher: AttentionCall) -> None:
+    """Raise a `UserError` where two calls have unlike numbers of heads, which no choice of heads would mend."""
+    if student.q.shape[1] != teacher.q.shape[1]:
+        raise UserError(
+            f"layer {student.layer} has {student.q.shape[1]} heads (student) and {teacher.q.shape[1]} (teacher); pair "
+            'them by heads="mean" or heads="match"'
+        )
+
+
 def take_heads(call: AttentionCall, heads: tuple[int, ...]) -> AttentionCall:
     """The call with only the named heads; the call itself where all are named."""
     if len(heads) == call.q.shape[1]:

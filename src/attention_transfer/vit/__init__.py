@@ -5,6 +5,7 @@ from attention_transfer.vit.call import AttentionCall as AttentionCall
 from attention_transfer.vit.capture import capture as capture
 from attention_transfer.vit.describe import describe as describe
 from attention_transfer.vit.drop_path import SharedDropPath as SharedDropPath
+from attention_transfer.vit.drop_path import check_shared_drop_path as check_shared_drop_path
 from attention_transfer.vit.drop_path import set_drop_path as set_drop_path
 from attention_transfer.vit.files import read_state as read_state
 from attention_transfer.vit.indices import Indices as Indices

@@ -34,6 +34,12 @@ def set_drop_path(model: nn.Module, rate: float) -> None:
             setattr(block, branch, DropPath(float(block_rate)) if block_rate > 0 else nn.Identity())
 
 
+def check_shared_drop_path(student: nn.Module, teacher: nn.Module) -> None:
+    """Raise a `UserError` where two models can't share drop-path masks."""
+    if len(_blocks(student)) != len(_blocks(teacher)):
+        raise UserError("drop-path masks can only be shared by teacher and student of the same depth")
+
+
 class SharedDropPath:
     """Gives the residual branches of two models one set of drop-path masks a step.
 
@@ -46,13 +52,12 @@ class SharedDropPath:
     """
 
     def __init__(self, student: nn.Module, teacher: nn.Module, masks: Callable[[], Sequence[Tensor] | None]) -> None:
+        check_shared_drop_path(student, teacher)
         self._masks = masks
         self._rates = [_rate(getattr(block, branch)) for block in _blocks(student) for branch in _BRANCHES]
         self.handles: list[TapHandle] = []
         for model in (student, teacher):
             branches = [getattr(block, branch) for block in _blocks(model) for branch in _BRANCHES]
-            if len(branches) != len(self._rates):
-                raise UserError("drop-path masks can only be shared by teacher and student of the same depth")
             self.handles += [tap(module, self._at(index)) for index, module in enumerate(branches)]
 
     def draw(self, batch: int, device: torch.device) -> list[Tensor]:

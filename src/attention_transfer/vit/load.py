@@ -14,10 +14,10 @@ from torch import nn
 
 from attention_transfer.errors import UserError, nearest
 from attention_transfer.vit.describe import describe
-from attention_transfer.vit.files import read_state
+from attention_transfer.vit.files import read_network
 from attention_transfer.vit.libraries import LIBRARIES, library_of, unwrapped
 from attention_transfer.vit.recognise import architecture_of
-from attention_transfer.vit.weights import load_weights
+from attention_transfer.vit.weights import load_weights, take_weights
 
 log = logging.getLogger("attention_transfer")
 
@@ -63,8 +63,8 @@ def load_vit(
         image_size: input pixels, a number or (height, width); `None` keeps the model's own. Position embeddings are
             resampled.
         patch_size: pixels of a patch's side (timm only); `None` keeps the model's own. Patch kernels are resampled.
-        network: which network of a weights file that holds several, e.g. "teacher" or "student"; `None` takes the one
-            that its authors evaluate.
+        network: which network of a weights file that holds several, e.g. "teacher", "student" or
+            "student.module.backbone"; `None` takes the one that its authors evaluate.
 
     Returns:
         The model, in eval mode, on the CPU.
@@ -144,18 +144,25 @@ def _from_folder(folder: Path, options: dict[str, Any], pretrained: bool) -> nn.
         config = json.loads((folder / "config.json").read_text())
     except ValueError as error:
         raise UserError(f"{folder / 'config.json'} is no JSON ({error}); export the model again") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{folder / 'config.json'} describes no model (it holds no names); export the model again")
     library = "hf" if "model_type" in config else config.get("library", "timm")
+    if library not in LIBRARIES:
+        raise UserError(
+            f"{folder / 'config.json'} names the library {library!r}, which is not known; {nearest(str(library), LIBRARIES)}"
+        )
     return LIBRARIES[library].open(folder, pretrained=pretrained, **options)
 
 
 def _from_file(path: Path, pretrained: bool | str, network: str | None, options: dict[str, Any]) -> nn.Module:
     if isinstance(pretrained, str):
         raise UserError(f"{path} is a weights file already; name an architecture, or leave --pretrained out")
-    architecture = architecture_of(read_state(path, network=network), path)
+    found = read_network(path, network=network)
+    architecture = architecture_of(found, path, options["image_size"])
     size = {"img_size": options["image_size"] or architecture["img_size"]}
     size |= {"patch_size": options["patch_size"] or architecture["patch_size"]}
     classes = architecture["num_classes"] if options["num_classes"] is None else options["num_classes"]
     model = cast(nn.Module, timm.create_model(**{**architecture, **size, "num_classes": classes}))
     if pretrained:
-        load_weights(model, path, architecture["model_name"], network=network)
+        take_weights(model, found.state, path, architecture["model_name"])
     return model

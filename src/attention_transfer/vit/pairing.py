@@ -14,11 +14,11 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from attention_transfer.errors import UserError
+from attention_transfer.errors import UserError, raise_all
 from attention_transfer.vit.call import POOL, AttentionCall
 from attention_transfer.vit.libraries import ViTSpec
+from attention_transfer.vit.tokens import Tokens
 
 Reading = Literal["maps", "logits", "operands"]
 """What a rule reads from a call, which decides how it is mixed."""
@@ -61,16 +61,22 @@ class Pairing:
                     "the last ones, or pair by relative depth"
                 )
             return found
-        if len(self.layers) != student.depth or not all(-teacher.depth <= i < teacher.depth for i in self.layers):
-            raise UserError(
-                f"pairing.layers {list(self.layers)} must name one of the teacher's {teacher.depth} blocks for each of "
-                f"the student's {student.depth}"
-            )
+        raise_all(self._wrong_list(teacher, student))
         return self.layers[layer] % teacher.depth
+
+    def _wrong_list(self, teacher: ViTSpec, student: ViTSpec) -> list[str]:
+        if isinstance(self.layers, str):
+            return []
+        if len(self.layers) == student.depth and all(-teacher.depth <= i < teacher.depth for i in self.layers):
+            return []
+        return [
+            f"pairing.layers {list(self.layers)} must name one of the teacher's {teacher.depth} blocks for each of "
+            f"the student's {student.depth}"
+        ]
 
     def problems(self, teacher: ViTSpec, student: ViTSpec) -> list[str]:
         """Why the pair can't be mapped, a sentence each."""
-        found = []
+        found = self._wrong_list(teacher, student)
         more, fewer = max(teacher.heads, student.heads), min(teacher.heads, student.heads)
         if more != fewer and self.heads == "same":
             found.append(
@@ -96,7 +102,7 @@ class Pairing:
     def notes(self, teacher: ViTSpec, student: ViTSpec) -> list[str]:
         """What is mapped, and how, a sentence each."""
         found = []
-        if teacher.depth != student.depth:
+        if teacher.depth != student.depth or not isinstance(self.layers, str):
             found.append(f"{student.depth} blocks take the attention of {teacher.depth}, paired by {self.layers!r}")
         if teacher.heads != student.heads and self.heads != "same":
             found.append(f"{student.heads} heads take the attention of {teacher.heads}, paired by {self.heads!r}")
@@ -125,8 +131,6 @@ class Correspondence:
     def __init__(self, pairing: Pairing, teacher: ViTSpec, student: ViTSpec) -> None:
         self.pairing = pairing
         self.teacher, self.student = teacher, student
-        self._kept = _kept_tokens(teacher, student)
-        self._identical = len(self._kept) == teacher.sequence and teacher.grid == student.grid
 
     def seen(self, call: AttentionCall, *, reading: Reading, heads: Tensor | None = None) -> AttentionCall:
         """The teacher's call as the student can take it.
@@ -139,73 +143,88 @@ class Correspondence:
         Returns:
             The same call where nothing differs.
         """
+        tokens = self.student.tokens if call.layer != POOL else self.student.pool_tokens or self.student.tokens
         if heads is not None:
             call = _take_heads(call, heads)
         elif self.pairing.heads == "mean" and self.student.heads > self.teacher.heads:
             repeated = torch.arange(self.teacher.heads, device=call.q.device)
             call = _take_heads(call, repeated.repeat_interleave(self.student.heads // self.teacher.heads))
         average = self.pairing.heads == "mean" and self.teacher.heads > self.student.heads
-        gather = self.pairing.registers == "to class" and len(self._kept) != self.teacher.sequence
-        if not (average or gather) and self._identical:
-            return call
-        if not (average or gather) and self.teacher.grid == self.student.grid:
-            return self._without_tokens(call)
-        return self._mixed(call, reading, average=average, gather=gather)
+        gather = self.pairing.registers == "to class" and call.tokens != tokens
+        if average or gather or self.teacher.grid != self.student.grid:
+            return self._mixed(call, tokens, reading, average=average, gather=gather)
+        return call if call.tokens == tokens else _without_tokens(call, tokens)
 
-    def _without_tokens(self, call: AttentionCall) -> AttentionCall:
-        kept = self._kept.to(call.q.device)
-        mask = call.mask
-        single = call.q.shape[-2] == 1
-        if mask is not None:
-            mask = mask if mask.shape[-1] == 1 else mask.index_select(-1, kept)
-            mask = mask if single or mask.dim() < 2 or mask.shape[-2] == 1 else mask.index_select(-2, kept)
-        return replace(
-            call,
-            q=call.q if single else call.q.index_select(-2, kept),
-            k=call.k.index_select(-2, kept),
-            v=call.v.index_select(-2, kept),
-            mask=mask,
-            tokens=self.student.tokens,
-        )
-
-    def _mixed(self, call: AttentionCall, reading: Reading, *, average: bool, gather: bool) -> AttentionCall:
+    def _mixed(
+        self, call: AttentionCall, tokens: Tokens, reading: Reading, *, average: bool, gather: bool
+    ) -> AttentionCall:
+        wide = torch.promote_types(call.q.dtype, torch.float32)
         with torch.autocast(call.q.device.type, enabled=False):
-            whole = replace(call, q=call.q.float(), k=call.k.float())
+            whole = replace(call, q=call.q.to(wide), k=call.k.to(wide))
             mixed_BHNM = whole.maps() if reading == "maps" else whole.logits()
             if average:
                 mixed_BHNM = mixed_BHNM.unflatten(1, (self.student.heads, -1)).mean(dim=2)
-            mixed_BHNM = self._resampled(mixed_BHNM, reading, gather=gather)
+            mixed_BHNM = self._over(mixed_BHNM, call.tokens, tokens, reading, gather=gather)
             mask = mixed_BHNM.log() if reading == "maps" else mixed_BHNM
-        q_BHND = call.q.new_zeros(*mask.shape[:3], call.q.shape[-1])
-        k_BHMD = call.q.new_zeros(*mask.shape[:2], mask.shape[3], call.q.shape[-1])
-        return AttentionCall(q_BHND, k_BHMD, k_BHMD, mask.to(call.q.dtype), 1.0, call.layer, self.student.tokens)
+        q_BHND = call.q.new_zeros(*mask.shape[:3], self.student.head_dim)
+        k_BHMD = call.q.new_zeros(*mask.shape[:2], mask.shape[3], self.student.head_dim)
+        return AttentionCall(q_BHND, k_BHMD, k_BHMD, mask, 1.0, call.layer, tokens)
 
-    def _resampled(self, rows_BHNM: Tensor, reading: Reading, *, gather: bool) -> Tensor:
+    def _over(self, rows_BHNM: Tensor, there: Tokens, tokens: Tokens, reading: Reading, *, gather: bool) -> Tensor:
         """Rows over the teacher's tokens as rows over the student's, for its queries where there are all."""
-        kept = self._kept.to(rows_BHNM.device)
-        lost = rows_BHNM.sum(dim=-1) - rows_BHNM.index_select(-1, kept).sum(dim=-1)
+        total, single = rows_BHNM.shape[-1], rows_BHNM.shape[-2] == 1
+        kept = _kept_tokens(there, tokens, total).to(rows_BHNM.device)
+        absent = torch.ones(total, dtype=torch.bool, device=rows_BHNM.device).index_fill(0, kept, False)
+        lost = rows_BHNM[..., absent].sum(dim=-1)
         rows_BHNM = rows_BHNM.index_select(-1, kept)
-        if rows_BHNM.shape[-2] == self.teacher.sequence:
+        if not single:
             rows_BHNM, lost = rows_BHNM.index_select(-2, kept), lost.index_select(-1, kept)
         if gather and reading == "maps":
             rows_BHNM = torch.cat([rows_BHNM[..., :1] + lost[..., None], rows_BHNM[..., 1:]], dim=-1)
         if self.teacher.grid != self.student.grid:
-            rows_BHNM = self._to_grid(rows_BHNM, keep_sum=reading == "maps")
-            if rows_BHNM.shape[-2] == len(kept):
-                rows_BHNM = self._to_grid(rows_BHNM.transpose(-2, -1), keep_sum=False).transpose(-2, -1)
+            rows_BHNM = self._to_grid(rows_BHNM, tokens, keep_sum=reading == "maps")
+            if not single:
+                rows_BHNM = self._to_grid(rows_BHNM.transpose(-2, -1), tokens, keep_sum=False).transpose(-2, -1)
         return rows_BHNM / rows_BHNM.sum(dim=-1, keepdim=True) if reading == "maps" else rows_BHNM
 
-    def _to_grid(self, x_BHNM: Tensor, *, keep_sum: bool) -> Tensor:
+    def _to_grid(self, x_BHNM: Tensor, tokens: Tokens, *, keep_sum: bool) -> Tensor:
         """The last dimension from the teacher's patch grid to the student's; a row's mass on the patches stays."""
-        prefix, suffix = len(self.student.tokens.prefix), self.student.tokens.suffix
+        prefix, suffix = len(tokens.prefix), tokens.suffix
         first, patches, last = x_BHNM.split([prefix, x_BHNM.shape[-1] - prefix - suffix, suffix], dim=-1)
-        grids = patches.flatten(0, 1).unflatten(-1, self.teacher.grid)
-        resampled = F.interpolate(grids, size=self.student.grid, mode="bilinear", antialias=True)
-        resampled = resampled.flatten(-2).unflatten(0, x_BHNM.shape[:2])
+        rows, columns = (
+            _resampling(there, here, like=x_BHNM)
+            for there, here in zip(self.teacher.grid, self.student.grid, strict=True)
+        )
+        resampled = (rows @ patches.unflatten(-1, self.teacher.grid) @ columns.T).flatten(-2)
         if keep_sum:
             total = resampled.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(resampled.dtype).tiny)
             resampled = resampled * (patches.sum(dim=-1, keepdim=True) / total)
         return torch.cat([first, resampled, last], dim=-1)
+
+
+def _resampling(there: int, here: int, *, like: Tensor) -> Tensor:
+    """Weights, (here, there), of linear resampling with antialiasing, as image libraries do it; rows sum to one."""
+    step = there / here
+    centres = (torch.arange(here, dtype=like.dtype, device=like.device) + 0.5) * step
+    places = torch.arange(there, dtype=like.dtype, device=like.device) + 0.5
+    weights = (1 - (places[None] - centres[:, None]).abs() / max(step, 1.0)).clamp_min(0.0)
+    return weights / weights.sum(dim=1, keepdim=True)
+
+
+def _without_tokens(call: AttentionCall, tokens: Tokens) -> AttentionCall:
+    kept = _kept_tokens(call.tokens, tokens, call.k.shape[-2]).to(call.q.device)
+    mask, single = call.mask, call.q.shape[-2] == 1
+    if mask is not None:
+        mask = mask if mask.shape[-1] == 1 else mask.index_select(-1, kept)
+        mask = mask if single or mask.dim() < 2 or mask.shape[-2] == 1 else mask.index_select(-2, kept)
+    return replace(
+        call,
+        q=call.q if single else call.q.index_select(-2, kept),
+        k=call.k.index_select(-2, kept),
+        v=call.v.index_select(-2, kept),
+        mask=mask,
+        tokens=tokens,
+    )
 
 
 def _take_heads(call: AttentionCall, heads: Tensor) -> AttentionCall:
@@ -215,14 +234,13 @@ def _take_heads(call: AttentionCall, heads: Tensor) -> AttentionCall:
     return replace(call, q=call.q[:, heads], k=call.k[:, heads], v=call.v[:, heads], mask=mask)
 
 
-def _kept_tokens(teacher: ViTSpec, student: ViTSpec) -> Tensor:
-    """The teacher's tokens that the student has too: class token, its kinds of prefix tokens, all patches."""
-    wanted = list(student.tokens.prefix)
+def _kept_tokens(there: Tokens, tokens: Tokens, total: int) -> Tensor:
+    """Of a teacher's `total` tokens those that the student has too: its kinds of prefix tokens, all patches."""
+    wanted = list(tokens.prefix)
     kept = []
-    for index, kind in enumerate(teacher.tokens.prefix):
+    for index, kind in enumerate(there.prefix):
         if kind in wanted:
             wanted.remove(kind)
             kept.append(index)
-    patches = teacher.tokens.patches(teacher.sequence)
-    suffix = range(patches.stop, patches.stop + student.tokens.suffix)
-    return torch.tensor([*kept, *range(patches.start, patches.stop), *suffix])
+    patches = there.patches(total)
+    return torch.tensor([*kept, *range(patches.start, patches.stop + tokens.suffix)])

@@ -21,9 +21,10 @@ class _EnoughSeen(Exception):
 class AttentionProbe:
     """Runs a frozen model and gives the attention calls of some layers, at the cost of these and no more.
 
-    The forward stops at the attention call of the last layer: its values, what comes after its product of queries and
-    keys, later blocks and the head never run. Under `torch.compile` the forward is traced to its end, and the compiler
-    drops what nothing depends on.
+    The forward stops at the attention call of the last layer: its values (where they are projected by themselves, or by
+    one layer with queries and keys), what comes after the product of queries and keys, later blocks and the head never
+    run. A capture that was attached before sees zeros for those values. Under `torch.compile` the forward is traced to
+    its end, and the compiler drops what nothing depends on.
 
     Args:
         model: a plain vision transformer; put it in eval mode first.

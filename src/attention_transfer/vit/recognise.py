@@ -8,75 +8,155 @@ import re
 from pathlib import Path
 from typing import Any
 
-from timm.layers import SwiGLUPacked
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from attention_transfer.errors import UserError
+from attention_transfer.vit.files import Network
 
 log = logging.getLogger("attention_transfer")
 
 # Heads can't be read from shapes. These are the published ones; elsewhere a head has 64 dimensions.
 _HEADS = {1280: 16, 1152: 16, 1408: 16}
+# Signs of what shapes do not tell: BEiT and EVA, rotary and relative positions, pooling heads (SigLIP, PE).
+_UNTOLD = ("relative_position_bias_table", "gamma_1", "rope", "rel_pos", "attn_pool.")
+_NEEDED = ("blocks.0.norm1.weight", "pos_embed")
+
+State = dict[str, Tensor]
 
 
-def architecture_of(state: dict[str, Tensor], path: Path) -> dict[str, Any]:
+def architecture_of(network: Network, path: Path, image_size: tuple[int, int] | None = None) -> dict[str, Any]:
     """Arguments of `timm.create_model` for a file in the naming of timm, MAE, DINO, DINOv2, iBOT, MSN, MoCo v3 or DeiT.
 
-    Logs what it read. The number of heads is the usual one of that width.
+    Logs what it read, and what it takes for granted: the number of heads is the usual one of that width, and images are
+    normalised with the mean and deviation of ImageNet, as all these projects do.
+
+    Args:
+        network: what was read from the file.
+        path: the file, for messages.
+        image_size: that of the file's own images, where its patches make no square; another is left to resampling.
 
     Raises:
         UserError: the file does not hold such a ViT; its architecture must be named.
     """
-    mend = f"name the architecture and give the file as its weights: timm/<name> --pretrained {path}"
-    blocks = {int(m[1]) for key in state if (m := re.match(r"blocks\.(\d+)\.", key))}
-    kernel = state.get("patch_embed.proj.weight")
-    if kernel is None or kernel.dim() != 4 or not blocks or "blocks.0.norm1.weight" not in state:
-        raise UserError(f"the architecture of {path} can't be read from its weights; {mend}")
-    if any("relative_position_bias_table" in key or "gamma_1" in key or "rope" in key for key in state):
-        raise UserError(f"{path} holds a BEiT or EVA, whose details can't be read from its weights; {mend}")
-    width, channels, patch = kernel.shape[0], kernel.shape[1], kernel.shape[-1]
-    registers = next((state[key].shape[1] for key in ("reg_token", "register_tokens") if key in state), 0)
-    prefix = ("cls_token" in state) + ("dist_token" in state)
-    positions = state["pos_embed"].shape[1]
-    side = math.isqrt(positions)
-    has_prefix = side * side != positions
-    side = math.isqrt(positions - (prefix if has_prefix else 0))
-    gated = "blocks.0.mlp.w12.weight" in state
-    hidden = state["blocks.0.mlp.w12.weight" if gated else "blocks.0.mlp.fc1.weight"].shape[0]
-    head = state.get("head.weight")
-    architecture: dict[str, Any] = {
-        "model_name": "deit_base_distilled_patch16_224" if "dist_token" in state else "vit_base_patch16_224",
-        "embed_dim": width,
-        "depth": len(blocks),
-        "num_heads": _HEADS.get(width, max(1, width // 64)),
-        "mlp_ratio": hidden / width,
-        "patch_size": patch,
-        "img_size": (side * patch, side * patch),
-        "in_chans": channels,
-        "class_token": "cls_token" in state,
-        "num_classes": 0 if head is None or head.dim() != 2 else head.shape[0],
-        "qkv_bias": any(key.endswith(("qkv.bias", "attn.q.bias", "attn.q_proj.bias")) for key in state),
-        "global_pool": "avg" if "fc_norm.weight" in state or "cls_token" not in state else "token",
+    state = network.state
+    _refuse_unreadable(state, path)
+    kernel = state["patch_embed.proj.weight"]
+    patch = (int(kernel.shape[2]), int(kernel.shape[3]))
+    grid, positions_of_prefix = _grid(state, patch, path, image_size)
+    pixels = (grid[0] * patch[0], grid[1] * patch[1])
+    architecture = {
+        "model_name": _name(state),
+        "patch_size": patch[0] if patch[0] == patch[1] else patch,
+        "img_size": pixels,
+        "pretrained_cfg_overlay": {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD},
+        **_sizes(state, kernel),
+        **_components(state, positions_of_prefix),
+        "num_heads": _heads(network, kernel.shape[0]),
     }
-    if registers:
-        architecture |= {"reg_tokens": registers, "no_embed_class": True}
-    if any(".ls1." in key for key in state):
-        architecture["init_values"] = 1e-5
-    if any(key.startswith("norm_pre.") for key in state):
-        architecture["pre_norm"] = True
-    if any("attn.q_norm" in key for key in state):
-        architecture["qk_norm"] = True
-    if gated:
-        architecture["mlp_layer"] = SwiGLUPacked
-    if "dist_token" in state:
-        architecture.pop("class_token")
     log.info(
-        "%s: read as a ViT with %d blocks of width %d and %d heads, patches of %d, images of %d×%d",
+        "%s: read as a ViT with %d blocks of width %d and %d heads, patches of %s, images of %d×%d, which are "
+        "normalised as for ImageNet",
         path,
-        len(blocks),
-        width,
+        architecture["depth"],
+        architecture["embed_dim"],
         architecture["num_heads"],
-        patch,
-        *architecture["img_size"],
+        patch[0] if patch[0] == patch[1] else f"{patch[0]}×{patch[1]}",
+        *pixels,
     )
     return architecture
+
+
+def _refuse_unreadable(state: State, path: Path) -> None:
+    mend = f"name the architecture and give the file as its weights: timm/<name> --pretrained {path}"
+    if any(sign in key for key in state for sign in _UNTOLD):
+        raise UserError(
+            f"{path} holds a network whose details can't be read from its weights (a BEiT, an EVA, or one with rotary or "
+            f"relative positions or a pooling head); {mend}"
+        )
+    kernel = state.get("patch_embed.proj.weight")
+    hidden = any(f"blocks.0.mlp.{name}.weight" in state for name in ("w12", "fc1"))
+    if kernel is None or kernel.dim() != 4 or not hidden or not all(key in state for key in _NEEDED):
+        raise UserError(f"the architecture of {path} can't be read from its weights; {mend}")
+
+
+def _name(state: State) -> str:
+    """The model of timm that has the parts which arguments do not choose."""
+    if "dist_token" in state:
+        return "deit_base_distilled_patch16_224"
+    # Its MLP is gated with SiLU. Given as an argument, a class could not be saved with the model.
+    return "vit_giant_patch14_dinov2" if _gated(state) else "vit_base_patch16_224"
+
+
+def _gated(state: State) -> bool:
+    return "blocks.0.mlp.w12.weight" in state
+
+
+def _heads(network: Network, width: int) -> int:
+    # The small ViT of MoCo v3 has twelve (vits.py); a fine-tuned one is known by the name of its architecture only.
+    parts = network.place.split(".")
+    moco = bool({"base_encoder", "momentum_encoder"} & set(parts))
+    if width == 384 and (moco or (network.arch == "vit_small" and network.place == "state_dict.module.")):
+        return 12
+    return _HEADS.get(width, max(1, width // 64))
+
+
+def _grid(
+    state: State, patch: tuple[int, int], path: Path, image_size: tuple[int, int] | None
+) -> tuple[tuple[int, int], int]:
+    """The patch grid, and how many of the positions are those of the class token and its like."""
+    tokens = ("cls_token" in state) + ("dist_token" in state)
+    count = int(state["pos_embed"].shape[1])
+    choices = (0, tokens, tokens + _registers(state))
+    if image_size is not None:
+        rows, columns = image_size[0] // patch[0], image_size[1] // patch[1]
+        for prefix in choices:
+            if rows * columns == count - prefix and math.isqrt(count - prefix) ** 2 != count - prefix:
+                return (rows, columns), prefix
+    for prefix in choices:
+        side = math.isqrt(max(count - prefix, 0))
+        if side and side * side == count - prefix:
+            return (side, side), prefix
+    raise UserError(
+        f"the {count} positions of {path} are not those of a square image; pass its image size as (height, width), in "
+        f"pixels, with patches of {patch[0]}×{patch[1]}"
+    )
+
+
+def _registers(state: State) -> int:
+    return next((int(state[key].shape[1]) for key in ("reg_token", "register_tokens") if key in state), 0)
+
+
+def _sizes(state: State, kernel: Tensor) -> dict[str, Any]:
+    width, channels = int(kernel.shape[0]), int(kernel.shape[1])
+    hidden = int(state[f"blocks.0.mlp.{'w12' if _gated(state) else 'fc1'}.weight"].shape[0])
+    ratio = hidden / width
+    head = state.get("head.weight")
+    return {
+        "embed_dim": width,
+        "depth": len({m[1] for key in state if (m := re.match(r"blocks\.(\d+)\.", key))}),
+        # timm rounds the product down
+        "mlp_ratio": ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf),
+        "in_chans": channels,
+        "num_classes": 0 if head is None or head.dim() != 2 else int(head.shape[0]),
+    }
+
+
+def _components(state: State, positions_of_prefix: int) -> dict[str, Any]:
+    averaged = "fc_norm.weight" in state
+    class_token = "cls_token" in state
+    found: dict[str, Any] = {
+        "qkv_bias": any(key.endswith(("qkv.bias", "attn.q.bias", "attn.q_proj.bias")) for key in state),
+        "global_pool": "avg" if averaged or not class_token else "token",
+        "fc_norm": averaged,
+        "init_values": 1e-5 if any(".ls1." in key for key in state) else None,
+        "pre_norm": any(key.startswith("norm_pre.") for key in state),
+        "qk_norm": any("attn.q_norm" in key for key in state),
+        # DINOv2 publishes registers with a position of the class token, which timm adds to that token.
+        "no_embed_class": "register_tokens" in state or (class_token and not positions_of_prefix),
+    }
+    if registers := _registers(state):
+        found["reg_tokens"] = registers
+    if "dist_token" not in state:  # the distilled ViT has a class token always
+        found["class_token"] = class_token
+    return found

@@ -66,7 +66,8 @@ def listen(
     for layer, listener in listeners.items():
         module = parts.attention[layer] if layer != POOL else parts.pool
         assert module is not None
-        seat = _Seat(layer, parts.tokens, module, listener, skips)
+        tokens = parts.tokens if layer != POOL else parts.pool_tokens or parts.tokens
+        seat = _Seat(layer, tokens, module, listener, skips)
         handles.append(tap(module, partial(_intercepted, seat)))
     return handles
 
@@ -76,7 +77,8 @@ def carries_gradient(model: nn.Module, call: AttentionCall) -> bool:
     if call.layer == POOL:
         return True
     trainable = any(p.requires_grad for p in attention_modules(model)[call.layer].parameters())
-    return call.q.requires_grad or call.k.requires_grad or not (trainable and torch.is_grad_enabled())
+    carried = call.q.requires_grad or call.k.requires_grad or call.v.requires_grad
+    return carried or not (trainable and torch.is_grad_enabled())
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,11 @@ log = logging.getLogger("attention_transfer")
 # Weights of a backbone, which must not be left over: a model without them would be another network.
 _BACKBONE = re.compile(
     r"^(blocks|layers|encoder|model\.layer|patch_embed|embeddings|conv_proj|embeds|norm_pre|rel_pos_bias)\."
-    r"|^(cls_token|class_token|pos_embed|reg_token|register_tokens|dist_token)$"
+    r"|^(cls_token|class_token|pos_embed|reg_token|register_tokens|dist_token|rope\.freqs)$"
 )
-# What is computed from the architecture, or belongs to pre-training only.
+# What is computed from the architecture, or belongs to pre-training only. The frequencies of a RoPE may be learned.
 _DERIVED = re.compile(
-    r"relative_position_index$|rope\.|mask_token$|masked_embed$|attn\.k_bias$|(^|\.)decoder|position_ids$|periods$"
+    r"relative_position_index$|rope\.(?!freqs$)|mask_token$|masked_embed$|attn\.k_bias$|(^|\.)decoder|position_ids$|periods$"
 )
 
 
@@ -33,14 +33,20 @@ def load_weights(model: nn.Module, path: Path, name: str, *, network: str | None
     Raises:
         UserError: the file can't be read, or weights of the backbone are missing, of another shape, or left over.
     """
+    take_weights(model, read_state(path, network=network), path, name)
+
+
+def take_weights(model: nn.Module, state: dict[str, Tensor], path: Path, name: str) -> None:
+    """As [`load_weights`][attention_transfer.vit.weights.load_weights], for a file that was read already."""
     bare = unwrapped(model)
     library, wanted = library_of(bare), bare.state_dict()
-    state = _fused(_expanded(read_state(path, network=network), wanted), wanted)
+    state = _fused(_expanded(state, wanted), wanted)
     try:
         state = library.adapted(state, bare)
     except (RuntimeError, ValueError, KeyError, AttributeError, AssertionError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path} holds another architecture than {name} ({reason[:160]})") from error
+        raise UserError(
+            f"{path} holds another architecture than {name} ({_difference(state, wanted, error)})"
+        ) from error
     heads = library.head_names(bare)
     used = {key: state[key] for key in wanted if key in state and state[key].shape == wanted[key].shape}
     optional = {key for key in wanted if key.startswith(heads) or _DERIVED.search(key)}
@@ -48,6 +54,16 @@ def load_weights(model: nn.Module, path: Path, name: str, *, network: str | None
     bare.load_state_dict(used, strict=False)
     new = _listed(set(wanted) - set(used))
     log.info("%s: %d weights loaded; new: %s; left over: %s", path, len(used), new, _listed(set(state) - set(used)))
+
+
+def _difference(state: dict[str, Tensor], wanted: dict[str, Tensor], error: Exception) -> str:
+    """Which weights of the backbone are in a file or a model only; what the library said where all have a place."""
+    surplus = [key for key in state if key not in wanted and _BACKBONE.search(key) and not _DERIVED.search(key)]
+    missing = [key for key in wanted if key not in state and _BACKBONE.search(key) and not _DERIVED.search(key)]
+    if not surplus and not missing:
+        return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+    only = (f"only the file has {_listed(surplus, 3)}", f"only the architecture {_listed(missing, 3)}")
+    return "; ".join(said for said, keys in zip(only, (surplus, missing), strict=True) if keys)
 
 
 def _refuse(
@@ -99,6 +115,8 @@ def _expanded(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, 
     if shared not in state or shared in wanted:
         return state
     tables = [key for key in wanted if key.endswith("attn.relative_position_bias_table")]
+    if not tables:
+        return state  # it is refused as left over
     kept = {key: value for key, value in state.items() if not key.startswith("rel_pos_bias.")}
     return {**kept, **{key: state[shared].clone() for key in tables}}
 

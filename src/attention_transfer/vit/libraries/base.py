@@ -26,6 +26,7 @@ class Anatomy:
         attention: the attention module of each block.
         pool: the attention of an attention-pool head, or `None`.
         tokens: what its tokens are.
+        pool_tokens: what the pooling head's keys are tokens of; `None` is all tokens.
     """
 
     model: nn.Module
@@ -33,6 +34,7 @@ class Anatomy:
     attention: tuple[nn.Module, ...]
     pool: nn.Module | None
     tokens: Tokens
+    pool_tokens: Tokens | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class ViTSpec:
         classes: outputs of the head; 0 where there is none.
         pool: whether an attention-pool head gathers the tokens (SigLIP, PE).
         components: parts beyond the plain ViT, e.g. "LayerScale", "registers", "RoPE".
+        pool_tokens: what the pooling head gathers; `None` is all tokens.
     """
 
     name: str
@@ -72,6 +75,7 @@ class ViTSpec:
     classes: int
     pool: bool
     components: frozenset[str]
+    pool_tokens: Tokens | None = None
 
     @property
     def prefix_tokens(self) -> int:

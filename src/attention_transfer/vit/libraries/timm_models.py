@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import re
 import sys
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +19,7 @@ from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 from torch import Tensor, nn
 
-from attention_transfer.errors import UserError
+from attention_transfer.errors import UserError, nearest
 from attention_transfer.vit.files import read_state, unfit, weights_in
 from attention_transfer.vit.initialise import initialise
 from attention_transfer.vit.libraries.base import SUPPORTED, Anatomy, ViTSpec, missing_part, per_channel
@@ -59,6 +60,7 @@ class Timm:
             attention=found,
             pool=pool if isinstance(pool, AttentionPoolLatent) else None,
             tokens=_tokens(vit),
+            pool_tokens=_pool_tokens(vit),
         )
 
     def spec(self, model: nn.Module) -> ViTSpec:
@@ -85,6 +87,7 @@ class Timm:
             std=per_channel(config["std"], channels),
             classes=int(vit.num_classes),
             pool=isinstance(getattr(vit, "attn_pool", None), AttentionPoolLatent),
+            pool_tokens=_pool_tokens(vit),
             components=_components(vit, attention),
         )
 
@@ -103,12 +106,13 @@ class Timm:
             close = difflib.get_close_matches(architecture, timm.list_models(), n=3)
             hint = f"did you mean {', '.join(f'timm/{c}' for c in close)}?" if close else "see timm.list_models()"
             raise UserError(f"timm has no model {name!r}; {hint}")
+        _refuse_tag(name, pretrained)
         options: dict[str, Any] = {"num_classes": num_classes, "img_size": image_size, "patch_size": patch_size}
         if image_size is not None and architecture.startswith("naflexvit"):  # takes any image; this only says which
             del options["img_size"]
             options["pretrained_cfg_overlay"] = {"input_size": (3, *image_size)}
         try:
-            return cast(nn.Module, timm.create_model(name, pretrained=pretrained, **options))
+            return _named(timm.create_model(name, pretrained=pretrained, **options), num_classes)
         except TypeError as error:
             raise UserError(f"timm/{name} does not take that size ({error}); leave it out") from error
         except (OSError, RuntimeError) as error:
@@ -134,14 +138,16 @@ class Timm:
         if pretrained:
             read_state(weights_in(folder))  # says in a sentence what timm would say in a traceback
         try:
-            return cast(nn.Module, timm.create_model(f"local-dir:{folder.resolve()}", pretrained=pretrained, **given))
+            model = timm.create_model(f"local-dir:{folder.resolve()}", pretrained=pretrained, **given)
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise unfit(folder, error) from error
+        return _named(model, num_classes)
 
     def with_head(self, model: nn.Module, num_classes: int) -> nn.Module:
         """`reset_classifier` on a copy."""
         student: Any = copy.deepcopy(model).cpu()
         student.reset_classifier(num_classes)
+        _forget_names(student)
         return cast(nn.Module, student)
 
     def fresh(self, model: nn.Module, num_classes: int) -> nn.Module:
@@ -162,6 +168,8 @@ class Timm:
 
     def adapted(self, state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
         """Timm's own reading of published layouts, which resamples position embeddings and patch kernels too."""
+        if hasattr(cast(Any, model).blocks[0], "ls1"):  # DeiT-3 publishes LayerScale under the names of BEiT
+            state = {re.sub(r"\.gamma_([12])$", r".ls\1.gamma", key): value for key, value in state.items()}
         adapt = getattr(sys.modules[_home(model)], "checkpoint_filter_fn", None)
         return cast(dict[str, Tensor], adapt(state, model)) if adapt else state
 
@@ -180,6 +188,34 @@ class Timm:
         )
 
 
+def _refuse_tag(name: str, pretrained: bool) -> None:
+    """Refuse published weights that timm does not have."""
+    architecture, _, tag = name.partition(".")
+    tags = [found.partition(".")[2] for found in timm.list_pretrained(f"{architecture}.*")]
+    if tag and tag not in tags:
+        there = nearest(tag, tags) if tags else "it has none"
+        raise UserError(f"timm has no weights {tag!r} of {architecture}; {there}")
+    if pretrained and not timm.models.get_pretrained_cfg(name).has_weights:
+        raise UserError(
+            f"timm/{name} has no published weights; give a local file with --pretrained FILE, or random weights with "
+            "--pretrained false"
+        )
+
+
+def _named(model: Any, num_classes: int | None) -> nn.Module:
+    """The model, without the names of its classes where it has another number of them."""
+    names = model.pretrained_cfg.get("label_names") if hasattr(model, "pretrained_cfg") else None
+    if names and num_classes is not None and num_classes != len(names):
+        _forget_names(model)
+    return cast(nn.Module, model)
+
+
+def _forget_names(model: Any) -> None:
+    """Class names belong to a head that was replaced."""
+    for key in ("label_names", "label_descriptions"):
+        model.pretrained_cfg.pop(key, None)
+
+
 def _home(model: nn.Module) -> str:
     """The module of timm that a model's class, or the one it is derived from, is defined in."""
     return next(c.__module__ for c in type(model).__mro__ if c.__module__.startswith("timm."))
@@ -195,6 +231,12 @@ def _tokens(vit: Any) -> Tokens:
     if getattr(vit, "dist_token", None) is not None:
         prefix += ("distillation",)
     return Tokens(prefix + ("register",) * (int(vit.num_prefix_tokens) - len(prefix)))
+
+
+def _pool_tokens(vit: Any) -> Tokens:
+    """The head pools the patches alone, unless it was told otherwise."""
+    tokens = _tokens(vit)
+    return tokens if getattr(vit, "pool_include_prefix", True) else Tokens((), tokens.suffix)
 
 
 def _grid(vit: Any, configured: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +23,8 @@ from attention_transfer.vit.tokens import Tokens
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # all of its published weights
 _POSITION = "encoder.pos_embedding"
+_ARGUMENTS = ("image_size", "patch_size", "hidden_dim", "mlp_dim", "representation_size")
+_NORM_EPS = 1e-6  # torchvision's own
 
 
 class Torchvision:
@@ -99,12 +102,15 @@ class Torchvision:
         """A folder that `save` wrote."""
         config = json.loads((folder / "config.json").read_text())
         try:
-            vit: Any = VisionTransformer(**config["arguments"])
+            norm = partial(nn.LayerNorm, eps=config.get("norm_eps", _NORM_EPS))
+            vit: Any = VisionTransformer(**config["arguments"], norm_layer=norm)
             vit = vit if config["arguments"]["num_classes"] else self.with_head(vit, 0)
             vit.label_names = config["label_names"]
             if pretrained:
                 vit.load_state_dict(read_state(weights_in(folder)))
-        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        except UserError:
+            raise
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
             raise unfit(folder, error) from error
         return self._changed(vit, num_classes, image_size, patch_size)
 
@@ -115,7 +121,9 @@ class Torchvision:
             raise UserError("a torchvision model takes neither another patch size nor images that are not square")
         if image_size is not None and image_size[0] != cast(Any, vit).image_size:
             _resize(vit, image_size[0])
-        return vit if num_classes is None else self.with_head(vit, num_classes)
+        head = self.head(vit)
+        kept = num_classes is None or (head is not None and head.out_features == num_classes)
+        return vit if kept else self.with_head(vit, cast(int, num_classes))
 
     def with_head(self, model: nn.Module, num_classes: int) -> nn.Module:
         """A new `.heads` on a copy."""
@@ -124,7 +132,7 @@ class Torchvision:
         student.heads.add_module(
             "head", nn.Linear(student.hidden_dim, num_classes) if num_classes > 0 else nn.Identity()
         )
-        student.num_classes = num_classes
+        student.num_classes, student.representation_size = num_classes, None
         student.label_names = None
         return cast(nn.Module, student)
 
@@ -158,16 +166,26 @@ class Torchvision:
     def save(self, model: nn.Module, folder: Path, labels: list[str] | None) -> None:
         """Weights, and what the constructor needs; torchvision has no format, so only `load_vit` reads this one."""
         vit: Any = model
-        arguments = {name: getattr(vit, name) for name in ("image_size", "patch_size", "hidden_dim", "mlp_dim")}
+        arguments = {name: getattr(vit, name) for name in _ARGUMENTS}
         arguments |= {"num_layers": len(vit.encoder.layers), "num_heads": vit.encoder.layers[0].num_heads}
         arguments["num_classes"] = vit.num_classes
-        config = {"library": self.name, "arguments": arguments, "label_names": labels}
+        names = labels or self.labels(model)
+        config = {"library": self.name, "arguments": arguments, "norm_eps": _norm_eps(vit), "label_names": names}
         folder.mkdir(parents=True)
         (folder / "config.json").write_text(json.dumps(config, indent=2))
         save_file({key: value.contiguous() for key, value in vit.state_dict().items()}, folder / "model.safetensors")
 
 
+def _norm_eps(vit: Any) -> float:
+    """The epsilon of its norms, which are all made by one function."""
+    if type(vit.encoder.ln) is not nn.LayerNorm:
+        raise UserError(f"a torchvision model with norms of {type(vit.encoder.ln).__name__} can't be saved: LayerNorm only")
+    return float(vit.encoder.ln.eps)
+
+
 def _resize(vit: Any, image_size: int) -> None:
+    if image_size % vit.patch_size:
+        raise UserError(f"an image size of {image_size} is no multiple of the patch size {vit.patch_size}; give one")
     side = image_size // vit.patch_size
     with torch.no_grad():
         position = resample_abs_pos_embed(vit.encoder.pos_embedding, [side, side])

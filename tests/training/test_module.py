@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any, cast
 
 import pytest
+import torch
 from torch import nn
+from torchvision.models import VisionTransformer
 
-from attention_transfer.training import Supervised, parameter_groups, warmup_cosine
-from attention_transfer.transfer import AttentionTransfer
+from attention_transfer.training import ObjectiveModule, Recipe, Supervised, parameter_groups, warmup_cosine
+from attention_transfer.transfer import AttentionTransfer, Copy
 
 
 def test_the_schedule_rises_linearly_then_falls_to_its_floor() -> None:

@@ -19,10 +19,11 @@ import timm
 import torch
 from torch import nn
 
-from attention_transfer import PRESETS, UserError, load_run, load_vit
+from attention_transfer import PRESETS, Copy, Pairing, UserError, load_run, load_vit
 from attention_transfer.data import digits, eval_transform
 from attention_transfer.training import Interrupted, Recipe, Run, read_metrics, train
 from attention_transfer.training.callbacks import AveragedWeights, ShowProgress
+from attention_transfer.vit import save_vit
 
 RECIPE = Recipe(epochs=6, batch_size=8, validate_every=2)
 
@@ -176,10 +177,9 @@ def test_scratch_needs_no_teacher(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("heads", ["mean", "match"])
 def test_a_student_of_another_shape_copies_its_teacher_and_is_loaded_again(
-    heads: str, teacher: str, tmp_path: Path
+    heads: str, teacher: str, tiny_vit: Any, tmp_path: Path
 ) -> None:
-    sizes = {**TINY, "num_classes": 10, "depth": 3, "num_heads": 1, "embed_dim": 16}
-    save_vit(timm.create_model("vit_tiny_patch16_224", **sizes), tmp_path / "small")
+    save_vit(tiny_vit(num_heads=1, embed_dim=16), tmp_path / "small")
     pairing = Pairing(layers="last", heads=heads)  # type: ignore[arg-type]
     settings: dict[str, Any] = {"student": str(tmp_path / "small"), "pairing": pairing, "shots": 2, "epochs": 1}
     rules = [Copy(layers=2)]

@@ -92,16 +92,8 @@ class Case:
     model: dict[str, Any] = field(default_factory=dict)
     components: frozenset[str] = frozenset()
     prefix: tuple[str, ...] = CLASS
-    marks: tuple[Any, ...] = ()
 
 
-def broken(reason: str) -> tuple[Any, ...]:
-    return (pytest.mark.xfail(strict=True, reason=reason),)
-
-
-NO_NORM = "architecture_of asks for a fc_norm whenever there is no class token, so that the file's norm is dropped"
-NO_EMBED = "architecture_of takes no_embed_class from registers only, and DeiT-3 has 16 positions and a class token"
-NO_SILU = "architecture_of gives no act_layer, so that timm gates SwiGLUPacked with its default GELU in place of SiLU"
 SCALED = frozenset({"LayerScale"})
 AVERAGED = {"global_pool": "avg", "num_classes": 5}
 DISTILLED: dict[str, Any] = {"name": "deit_base_distilled_patch16_224", "num_classes": 5}
@@ -142,7 +134,7 @@ CASES = {
     "a narrow MLP": Case(lambda state: state, {"mlp_ratio": 1.5}),
     "without a class token": Case(lambda state: state, {"class_token": False, **AVERAGED}, prefix=()),
 }
-EVERY_CASE = pytest.mark.parametrize("case", [pytest.param(c, id=name, marks=c.marks) for name, c in CASES.items()])
+EVERY_CASE = pytest.mark.parametrize("case", [pytest.param(c, id=name) for name, c in CASES.items()])
 
 
 @EVERY_CASE

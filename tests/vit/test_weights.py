@@ -159,7 +159,6 @@ class Layout:
     log: str = "new: none; left over: none"
     model: dict[str, Any] = field(default_factory=dict)
     logits: bool = False  # whether the head is in the file; elsewhere the last block is compared
-    marks: tuple[Any, ...] = ()
 
 
 BARE: dict[str, Any] = {"num_classes": 0}
@@ -170,8 +169,6 @@ SHARED = BEIT | {"use_rel_pos_bias": False, "use_shared_rel_pos_bias": True}
 AVERAGED: dict[str, Any] = {"global_pool": "avg"}
 DISTILLED: dict[str, Any] = {"name": "deit_tiny_distilled_patch16_224"}
 NEW = "new: fc_norm.bias, fc_norm.weight, head.bias, head.weight; left over: "
-NO_DEIT3 = "Timm.adapted calls checkpoint_filter_fn without adapt_layer_scale=True, which timm passes for DeiT-3"
-NO_CHUNKS = "blocks.<chunk>.<block> of DINOv2's training checkpoints is not read as blocks.<block>"
 
 LAYOUTS = {
     "MAE": Layout(mae, NEW + "norm.bias, norm.weight", AVERAGED),
@@ -182,7 +179,7 @@ LAYOUTS = {
     "DINOv2": Layout(dinov2, model=DINOV2),
     "DINOv2, giant": Layout(dinov2_giant, model=GIANT),
     "DINOv2, teacher": Layout(dinov2_teacher, model=DINOV2),
-    "DINOv2, chunked": Layout(dinov2_chunked, model=DINOV2, marks=(pytest.mark.xfail(strict=True, reason=NO_CHUNKS),)),
+    "DINOv2, chunked": Layout(dinov2_chunked, model=DINOV2),
     "MoCo v3": Layout(moco, "left over: head.0.weight, head.1.running_mean", BARE),
     "iBOT": Layout(ibot, model=BARE),
     "MSN": Layout(msn, "left over: fc.bn1.running_mean, fc.fc1.bias, fc.fc1.weight, pred.fc1.bias", BARE),
@@ -193,7 +190,6 @@ LAYOUTS = {
         deit3,
         model={"name": "deit3_small_patch16_224"},
         logits=True,
-        marks=(pytest.mark.xfail(strict=True, reason=NO_DEIT3),),
     ),
     "BEiT": Layout(beit, NEW + "lm_head.bias, lm_head.weight, mask_token, norm.bias, norm.weight", BEIT),
     "BEiT, fine-tuned": Layout(beit_fine_tuned, model=BEIT, logits=True),
@@ -206,9 +202,7 @@ LAYOUTS = {
     "wq, wk, wv": Layout(lambda state: split(state, "wq", "wk", "wv"), logits=True),
     "q, k, v without bias": Layout(lambda state: split(state, "q", "k", "v"), model={"qkv_bias": False}, logits=True),
 }
-EVERY_LAYOUT = pytest.mark.parametrize(
-    "layout", [pytest.param(layout, id=name, marks=layout.marks) for name, layout in LAYOUTS.items()]
-)
+EVERY_LAYOUT = pytest.mark.parametrize("layout", [pytest.param(layout, id=name) for name, layout in LAYOUTS.items()])
 
 
 @pytest.fixture
@@ -464,9 +458,6 @@ def test_a_table_that_all_blocks_share_is_refused_by_a_beit_without_tables(
         load_vit(blank(**BEIT | {"use_rel_pos_bias": False}), pretrained=str(tmp_path / "weights.pth"))
 
 
-LOST_ROPE = "weights._DERIVED takes the learned rope.freqs for a computed table, so that it may be missing or dropped"
-
-
 @pytest.mark.parametrize("where", ["missing", "left over"])
 def test_learned_frequencies_of_a_rope_are_weights_of_the_backbone(
     where: str, tiny_vit: Build, blank: Callable[..., str], tmp_path: Path
@@ -548,7 +539,6 @@ def test_a_folder_whose_weights_do_not_fit_is_refused(damage: str, tiny_vit: Bui
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.xfail(strict=True, raises=(AttributeError, KeyError), reason="_from_folder trusts config.json to name one")
 @pytest.mark.parametrize("config", ["[]", '{"library": "open_clip"}'])
 def test_a_configuration_of_another_program_is_refused(config: str, blank: Callable[..., str]) -> None:
     folder = Path(blank())
@@ -558,8 +548,6 @@ def test_a_configuration_of_another_program_is_refused(config: str, blank: Calla
 
 
 # Class names belong to a head.
-
-NO_LABELS = "timm's label_names stay in pretrained_cfg when the head is replaced"
 
 
 @pytest.mark.parametrize("classes", [0, 7])

@@ -316,11 +316,11 @@ def _save(stats, m, log_l, mask, row, plane, inside):
 
 @_jit
 def _saved(stats, mask, row, plane, inside, boost: tl.constexpr):
-    """What `_save` kept, as the two numbers of `_weights`: inf beyond the rows, where weights are 0 thereby."""
-    m = tl.load(stats + row, mask=inside, other=float("inf"))
+    """What `_save` kept, as the two numbers of `_weights`; 0 beyond the rows, of which the gradient is 0 as well."""
+    m = tl.load(stats + row, mask=inside, other=0.0)
     if mask is None:
         return m - boost, m
-    return m, tl.load(stats + plane + row, mask=inside, other=float("inf")) - boost
+    return m, tl.load(stats + plane + row, mask=inside, other=0.0) - boost
 
 
 @_jit

@@ -147,9 +147,10 @@ def _from_folder(folder: Path, options: dict[str, Any], pretrained: bool) -> nn.
     if not isinstance(config, dict):
         raise UserError(f"{folder / 'config.json'} describes no model (it holds no names); export the model again")
     library = "hf" if "model_type" in config else config.get("library", "timm")
-    if library not in LIBRARIES:
+    if not isinstance(library, str) or library not in LIBRARIES:
         raise UserError(
-            f"{folder / 'config.json'} names the library {library!r}, which is not known; {nearest(str(library), LIBRARIES)}"
+            f"{folder / 'config.json'} names the library {library!r}, which is not known; "
+            f"{nearest(str(library), LIBRARIES)}"
         )
     return LIBRARIES[library].open(folder, pretrained=pretrained, **options)
 

@@ -71,8 +71,8 @@ def _refuse_unreadable(state: State, path: Path) -> None:
     mend = f"name the architecture and give the file as its weights: timm/<name> --pretrained {path}"
     if any(sign in key for key in state for sign in _UNTOLD):
         raise UserError(
-            f"{path} holds a network whose details can't be read from its weights (a BEiT, an EVA, or one with rotary or "
-            f"relative positions or a pooling head); {mend}"
+            f"{path} holds a network whose details can't be read from its weights (a BEiT, an EVA, or one with rotary "
+            f"or relative positions or a pooling head); {mend}"
         )
     kernel = state.get("patch_embed.proj.weight")
     hidden = any(f"blocks.0.mlp.{name}.weight" in state for name in ("w12", "fc1"))

@@ -23,6 +23,7 @@ from attention_transfer.attention import (
     distilled_attention,
     frozen_attention,
     logit_l2,
+    output_l2,
 )
 from attention_transfer.errors import UserError
 from attention_transfer.transfer import (
@@ -114,6 +115,7 @@ __all__ = [
     "load_run",
     "load_vit",
     "logit_l2",
+    "output_l2",
     "predict",
     "pretrain",
     "student_from",

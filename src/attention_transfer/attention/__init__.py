@@ -15,6 +15,7 @@ from attention_transfer.attention.losses import class_logit_l2 as class_logit_l2
 from attention_transfer.attention.losses import distilled_attention as distilled_attention
 from attention_transfer.attention.losses import frozen_attention as frozen_attention
 from attention_transfer.attention.losses import logit_l2 as logit_l2
+from attention_transfer.attention.losses import output_l2 as output_l2
 from attention_transfer.attention.maps import attention_logits as attention_logits
 from attention_transfer.attention.maps import attention_maps as attention_maps
 from attention_transfer.attention.maps import class_logits as class_logits

@@ -205,6 +205,36 @@ def class_logit_l2(
     return rows.logit_l2(row_s, row_t)
 
 
+def output_l2(
+    q_s: Tensor,
+    k_s: Tensor,
+    v_s: Tensor,
+    q_t: Tensor,
+    k_t: Tensor,
+    v_t: Tensor,
+    *,
+    scale_s: float | None = None,
+    scale_t: float | None = None,
+    mask_s: Tensor | None = None,
+    mask_t: Tensor | None = None,
+) -> Tensor:
+    """Squared L2 distance of what the heads read, row by row: `|P_s[i] V_s - P_t[i] V_t|²`.
+
+    Matching outputs is more general than matching maps (Qin et al. 2026). Two calls of the fused attention, no map.
+    Beside the values v_s and v_t, (B, H, M, D) of one width, arguments and errors are those of
+    [`attention_cross_entropy`][attention_transfer.attention.attention_cross_entropy].
+
+    Returns:
+        Squared values per query row, (B, H, N).
+    """
+    _check_shapes(q_s, k_s, q_t, k_t)
+    if v_s.shape != v_t.shape:
+        raise ValueError(f"values must have one shape, but are {tuple(v_s.shape)} and {tuple(v_t.shape)}")
+    read_s = F.scaled_dot_product_attention(q_s, k_s, v_s, mask_s, scale=scale_s)
+    read_t = F.scaled_dot_product_attention(q_t, k_t, v_t, mask_t, scale=scale_t)
+    return (read_s - read_t).square().sum(dim=-1)
+
+
 _DISTANCES: dict[str, rows.RowDistance] = {
     "attention_cross_entropy": rows.cross_entropy,
     "attention_kl": rows.kl,

@@ -18,8 +18,9 @@ log = logging.getLogger("attention_transfer")
 
 # Heads can't be read from shapes. These are the published ones; elsewhere a head has 64 dimensions.
 _HEADS = {1280: 16, 1152: 16, 1408: 16}
-# Signs of what shapes do not tell: BEiT and EVA, rotary and relative positions, pooling heads (SigLIP, PE).
-_UNTOLD = ("relative_position_bias_table", "gamma_1", "rope", "rel_pos", "attn_pool.")
+# Signs of what shapes do not tell: BEiT and EVA, rotary and relative positions, pooling heads (SigLIP, PE), and the
+# activation of networks with a norm before the blocks (CLIP's is GELU or its quick form).
+_UNTOLD = ("relative_position_bias_table", "gamma_1", "rope", "rel_pos", "attn_pool.", "norm_pre.")
 _NEEDED = ("blocks.0.norm1.weight", "pos_embed")
 
 State = dict[str, Tensor]
@@ -71,8 +72,8 @@ def _refuse_unreadable(state: State, path: Path) -> None:
     mend = f"name the architecture and give the file as its weights: timm/<name> --pretrained {path}"
     if any(sign in key for key in state for sign in _UNTOLD):
         raise UserError(
-            f"{path} holds a network whose details can't be read from its weights (a BEiT, an EVA, or one with rotary "
-            f"or relative positions or a pooling head); {mend}"
+            f"{path} holds a network whose details can't be read from its weights (a BEiT, an EVA, a CLIP, or one with "
+            f"rotary or relative positions or a pooling head); {mend}"
         )
     kernel = state.get("patch_embed.proj.weight")
     hidden = any(f"blocks.0.mlp.{name}.weight" in state for name in ("w12", "fc1"))
@@ -144,18 +145,17 @@ def _sizes(state: State, kernel: Tensor) -> dict[str, Any]:
 
 def _components(state: State, positions_of_prefix: int) -> dict[str, Any]:
     averaged = "fc_norm.weight" in state
-    class_token = "cls_token" in state
+    class_token, registers = "cls_token" in state, _registers(state)
     found: dict[str, Any] = {
         "qkv_bias": any(key.endswith(("qkv.bias", "attn.q.bias", "attn.q_proj.bias")) for key in state),
         "global_pool": "avg" if averaged or not class_token else "token",
         "fc_norm": averaged,
         "init_values": 1e-5 if any(".ls1." in key for key in state) else None,
-        "pre_norm": any(key.startswith("norm_pre.") for key in state),
         "qk_norm": any("attn.q_norm" in key for key in state),
         # DINOv2 publishes registers with a position of the class token, which timm adds to that token.
-        "no_embed_class": "register_tokens" in state or (class_token and not positions_of_prefix),
+        "no_embed_class": "register_tokens" in state or (not positions_of_prefix and bool(class_token or registers)),
     }
-    if registers := _registers(state):
+    if registers:
         found["reg_tokens"] = registers
     if "dist_token" not in state:  # the distilled ViT has a class token always
         found["class_token"] = class_token

@@ -62,7 +62,8 @@ def _difference(state: dict[str, Tensor], wanted: dict[str, Tensor], error: Exce
     missing = [key for key in wanted if key not in state and _BACKBONE.search(key) and not _DERIVED.search(key)]
     if not surplus and not missing:
         return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-    only = (f"only the file has {_listed(surplus, 3)}", f"only the architecture {_listed(missing, 3)}")
+    kinds = ({re.sub(r"\.\d+\.", ".*.", key) for key in keys} for keys in (surplus, missing))
+    only = (f"only the file has {_listed(next(kinds))}", f"only the architecture has {_listed(next(kinds))}")
     return "; ".join(said for said, keys in zip(only, (surplus, missing), strict=True) if keys)
 
 

@@ -46,6 +46,7 @@ _FAMILIES = {
     "yolos": _Family(),
 }
 _TOWERS = {"clip": "CLIP", "siglip": "Siglip"}  # model types whose configuration holds a text tower's too
+_TWO_HEADS = "DeiTForImageClassificationWithTeacher"  # its logits are the mean of two classifiers'
 _VISION_TOWERS = {f"{name}_vision_model": prefix for name, prefix in _TOWERS.items()}
 
 
@@ -98,6 +99,48 @@ def any_size(config: Any) -> bool:
     return _FAMILIES[vision(config).model_type].any_size
 
 
+def grid(config: Any) -> tuple[int, int]:
+    """Patches (rows, columns) that the positions in the weights are for; a model for any size fits them to its own."""
+    found = vision(config)
+    (height, width), patch = pair(found.image_size), pair(found.patch_size)
+    return height // patch[0], width // patch[1]
+
+
+def resize(config: Any, image_size: tuple[int, int]) -> None:
+    """Set the image size.
+
+    Raises:
+        UserError: the model takes square images only.
+    """
+    found = vision(config)
+    if found.model_type not in _VISION_TOWERS:
+        found.image_size = list(image_size)
+    elif image_size[0] == image_size[1]:
+        found.image_size = image_size[0]
+    else:
+        raise UserError(
+            f"a {found.model_type} takes square images only, not {image_size[0]}x{image_size[1]}; give one number"
+        )
+    config.input_size = list(image_size)
+
+
+def tower_alone(config: Any) -> bool:
+    """Whether this is the configuration of a vision tower that was saved without the text tower."""
+    return config.model_type in _VISION_TOWERS
+
+
+def number_classes(config: Any) -> None:
+    """Number the classes, as transformers does, in place of their names."""
+    config.id2label = {index: f"LABEL_{index}" for index in range(config.num_labels)}
+    config.label2id = {label: index for index, label in config.id2label.items()}
+
+
+def forget_head(config: Any) -> None:
+    """Leave nothing of a head that is not to be copied: the names of its classes, and its kind."""
+    number_classes(config)
+    config.architectures = None
+
+
 def components(model: nn.Module, config: Any) -> frozenset[str]:
     """Parts beyond the plain ViT."""
     block = blocks(model)[0]
@@ -123,11 +166,18 @@ def network(config: Any, classes: int) -> tuple[Any, Any]:
     found = vision(config)
     if tower := _VISION_TOWERS.get(found.model_type):
         if not classes:
+            _carry_input(config, found)
+            number_classes(found)
             return getattr(transformers, f"{tower}VisionModel"), found
         if found is config:
             config = getattr(transformers, f"{tower}Config")(vision_config=config.to_dict())
             _carry_input(found, config)
-    config.num_labels = classes or config.num_labels
+    if not classes:
+        number_classes(config)
+    elif classes == config.num_labels and _TWO_HEADS in (config.architectures or ()):
+        return getattr(transformers, _TWO_HEADS), config
+    else:
+        config.num_labels = classes
     kind = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING.get(type(config), None) if classes else None
     kind = kind or MODEL_MAPPING[type(config)]
     return (kind[0] if isinstance(kind, tuple) else kind), config
@@ -179,8 +229,14 @@ def _preprocessor(name: str) -> dict[str, Any]:
     """Normalisation from a model's `preprocessor_config.json`, if it has one."""
     cached_file = importlib.import_module("transformers.utils").cached_file
     path = cached_file(name, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
-    content = json.loads(Path(path).read_text()) if path else {}
-    return {key: content[key] for key in ("image_mean", "image_std") if content.get(key)}
+    if not path:
+        return {}
+    try:
+        content = json.loads(Path(path).read_text())
+        found = {key: content[key] for key in ("image_mean", "image_std") if content.get(key)}
+        return {key: [float(value) for value in values] for key, values in found.items()}
+    except (ValueError, AttributeError, TypeError) as error:
+        raise UserError(f"{path} holds no image_mean and image_std ({error}); mend it, or remove it") from error
 
 
 def _carry_input(source: Any, target: Any) -> None:

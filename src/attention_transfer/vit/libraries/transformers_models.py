@@ -9,18 +9,16 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors.torch import save_file
-from timm.layers import resample_abs_pos_embed, trunc_normal_
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from attention_transfer.errors import UserError
 from attention_transfer.vit.files import read_state, unfit, weights_in
 from attention_transfer.vit.libraries import transformers_families as families
+from attention_transfer.vit.libraries import transformers_weights as weights
 from attention_transfer.vit.libraries.base import Anatomy, ViTSpec, per_channel
-
-# The backbone inside a classifier; names without it are the same in both.
-_PREFIX = re.compile(r"^(vit|deit|beit|dinov2|dinov2_with_registers|ijepa|data2vec_vision|vision_model|backbone)\.")
-_POSITIONS = re.compile(r"(^|\.)embeddings\.position_embeddings?(\.weight)?$")
 
 
 class BackboneClassifier(nn.Module):
@@ -118,10 +116,17 @@ class Transformers:
         """A model of the Hugging Face hub, or a folder in its layout."""
         if patch_size is not None:
             raise UserError(f"hf/{name} does not take another patch size; leave it out")
-        config = families.read_configuration(name)
-        classes = _own_classes(config) if num_classes is None else num_classes
-        model = _pretrained(name, config, classes, self) if pretrained else _random(config, classes)
-        return model if image_size is None else self._resized(model, image_size)
+        try:
+            config = families.read_configuration(name)
+            if pretrained and (file := weights_in(Path(name))).is_file():
+                read_state(file)  # says in a sentence what transformers would say in a traceback
+            classes = _own_classes(config) if num_classes is None else num_classes
+            model = _pretrained(name, config, classes, self) if pretrained else _random(config, classes)
+            return model if image_size is None else self._resized(model, image_size)
+        except UserError:
+            raise
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+            raise unfit(Path(name), error) from error
 
     def open(
         self,
@@ -133,15 +138,11 @@ class Transformers:
         patch_size: int | None,
     ) -> nn.Module:
         """A folder that `save_pretrained` or `save_vit` wrote."""
-        if pretrained:
-            read_state(weights_in(folder))  # says in a sentence what transformers would say in a traceback
-        options = {"num_classes": num_classes, "image_size": image_size, "patch_size": patch_size}
-        try:
-            return self.build(str(folder), pretrained=pretrained, **options)  # type: ignore[arg-type]
-        except UserError:
-            raise
-        except (RuntimeError, ValueError, KeyError, TypeError) as error:
-            raise unfit(folder, error) from error
+        if pretrained and not (file := weights_in(folder)).is_file():
+            raise UserError(f"there is no weights file {file}; check the path")
+        return self.build(
+            str(folder), pretrained=pretrained, num_classes=num_classes, image_size=image_size, patch_size=patch_size
+        )
 
     def with_head(self, model: nn.Module, num_classes: int) -> nn.Module:
         """A network of the same configuration with another head; the backbone's weights are the model's."""
@@ -151,17 +152,21 @@ class Transformers:
 
     def fresh(self, model: nn.Module, num_classes: int) -> nn.Module:
         """Initialised by transformers: linear layers and tokens truncated normal with standard deviation 0.02."""
-        return _random(copy.deepcopy(cast(Any, model).config), num_classes)
+        config: Any = copy.deepcopy(cast(Any, model).config)
+        families.forget_head(config)
+        return _random(config, num_classes)
 
     def head(self, model: nn.Module) -> nn.Linear | None:
-        """`.classifier`, or the head of `BackboneClassifier`."""
-        head = getattr(model, "classifier", None) or (model.head if isinstance(model, BackboneClassifier) else None)
+        """`.classifier`, the first of a distilled DeiT's two, or the head of `BackboneClassifier`."""
+        own = model.head if isinstance(model, BackboneClassifier) else None
+        head = getattr(model, "classifier", None) or getattr(model, "cls_classifier", None) or own
         return head if isinstance(head, nn.Linear) else None
 
     def head_names(self, model: nn.Module) -> tuple[str, ...]:
         """The classifier and the pooler, where BEiT keeps the norm of its classifier."""
         own = ("head.weight", "head.bias") if isinstance(model, BackboneClassifier) else ()
-        return ("classifier.", *own, *(f"{prefix}pooler." for prefix in ("", "vit.", "deit.", "beit.", "backbone.")))
+        heads = ("classifier.", "cls_classifier.", "distillation_classifier.")
+        return (*heads, *own, *(f"{prefix}pooler." for prefix in ("", "vit.", "deit.", "beit.", "backbone.")))
 
     def labels(self, model: nn.Module) -> list[str] | None:
         """`id2label` of the configuration, unless it is only transformers' own numbering."""
@@ -170,16 +175,13 @@ class Transformers:
         return None if all(re.fullmatch(r"LABEL_\d+", name) for name in found) else found
 
     def adapted(self, state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-        """Names with or without the backbone's prefix, and position embeddings resampled to the model's grid."""
-        target, spec = model.state_dict(), self.spec(model)
-        names = {_PREFIX.sub("", name): name for name in target}
-        renamed = {names.get(_PREFIX.sub("", name), name): value for name, value in state.items()}
-        return {
-            name: _resampled(value, spec)
-            if _POSITIONS.search(name) and name in target and value.shape != target[name].shape
-            else value
-            for name, value in renamed.items()
-        }
+        """Names of a file or of a model, with or without the backbone's prefix; positions for the model's grid."""
+        state = weights.renamed(weights.fitted(state, model), model)
+        needed = {key for key in model.state_dict() if not key.startswith(self.head_names(model))}
+        if needed <= state.keys():
+            return state
+        inner = model.backbone if isinstance(model, BackboneClassifier) else model
+        return weights.renamed(weights.translated(state, inner), model)
 
     def save(self, model: nn.Module, folder: Path, labels: list[str] | None) -> None:
         """`save_pretrained`, and a preprocessor file with size and normalisation."""
@@ -211,21 +213,20 @@ class Transformers:
         if families.any_size(config):
             cast(Any, model).config.input_size = list(image_size)
             return model
-        families.vision(config).image_size = list(image_size)
-        config.input_size = list(image_size)
-        other = _random(config, self.spec(model).classes)
-        state = self.adapted(model.state_dict(), other)
-        self._take_backbone(other, state)
-        if (old := self.head(model)) and (new := self.head(other)):
-            new.load_state_dict(old.state_dict())
+        if families.tokens(config).suffix:
+            raise UserError(
+                f"the positions of {self.spec(model).name}'s detection tokens can't be resampled; leave the image size out"
+            )
+        families.resize(config, image_size)
+        other: nn.Module = type(model)(config)
+        other.load_state_dict(weights.fitted(model.state_dict(), other, families.grid(cast(Any, model).config)))
         return other
 
     def _take_backbone(self, student: nn.Module, state: dict[str, Tensor]) -> None:
-        source = self.adapted(state, student)
         heads, target = self.head_names(student), student.state_dict()
         backbone = {
             name: value
-            for name, value in source.items()
+            for name, value in weights.renamed(state, student).items()
             if name in target and target[name].shape == value.shape and not name.startswith(heads)
         }
         student.load_state_dict(backbone, strict=False)
@@ -236,42 +237,48 @@ def _own_classes(config: Any) -> int:
     if linear := getattr(config, "linear_head", 0):
         return int(linear)
     architecture = (getattr(config, "architectures", None) or [""])[0]
-    return int(config.num_labels) if architecture.endswith("ForImageClassification") else 0
+    return int(config.num_labels) if "ForImageClassification" in architecture else 0
 
 
 def _random(config: Any, classes: int) -> nn.Module:
     kind, config = families.network(config, classes)
     model: nn.Module = kind(config)
+    if not classes and getattr(config, "linear_head", 0):
+        config.linear_head = 0
     return BackboneClassifier(model, classes) if classes and not _is_classifier(kind) else model
 
 
 def _pretrained(name: str, config: Any, classes: int, library: Transformers) -> nn.Module:
     if getattr(config, "linear_head", 0) and Path(name).is_dir():
         model = _random(config, int(config.linear_head))
-        model.load_state_dict(read_state(weights_in(Path(name))))
+        with families.fetching(name):
+            model.load_state_dict(load_file(Path(name) / "model.safetensors"))  # read_state would leave the prefix out
         return model if classes == config.linear_head else library.with_head(model, classes)
+    if classes and families.tower_alone(config):  # its weights lack the prefix that they have in a classifier
+        return library.with_head(_pretrained(name, config, 0, library), classes)
     kind, config = families.network(config, classes)
     with families.fetching(name):
         model, info = kind.from_pretrained(
             name, config=config, ignore_mismatched_sizes=True, output_loading_info=True, dtype=torch.float32
         )
-    absent = {*info["missing_keys"], *(key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"])}
-    lost = sorted(key for key in absent if not key.startswith(library.head_names(model)))
-    if lost:
-        raise UserError(
-            f"the weights of {name} lack {len(lost)} of the backbone ({lost[0]}, …); they are of another model"
-        )
+    _refuse(name, info, library.head_names(model))
     return BackboneClassifier(model, classes) if classes and not _is_classifier(kind) else model
 
 
 def _is_classifier(kind: type) -> bool:
-    return kind.__name__.endswith("ForImageClassification")
+    return "ForImageClassification" in kind.__name__
 
 
-def _resampled(position: Tensor, spec: ViTSpec) -> Tensor:
-    """Position embeddings, (1, N, C) or (N, C), of a square grid, for the grid of `spec`."""
-    if spec.tokens.suffix:
-        raise UserError(f"the positions of {spec.name}'s detection tokens can't be resampled; leave the image size out")
-    batched = position if position.dim() == 3 else position[None]
-    resampled: Tensor = resample_abs_pos_embed(batched, list(spec.grid), num_prefix_tokens=spec.prefix_tokens)
-    return resampled if position.dim() == 3 else resampled[0]
+def _refuse(name: str, info: dict[str, Any], heads: tuple[str, ...]) -> None:
+    """Refuse weights that are not those of the backbone, all of them, by what transformers says of their loading."""
+    absent = {*info["missing_keys"], *(key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"])}
+    lost = sorted(key for key in absent if not key.startswith(heads))
+    if lost:
+        raise UserError(
+            f"the weights of {name} lack {len(lost)} of the backbone ({lost[0]}, …); they are of another model"
+        )
+    if left := weights.surplus(list(info["unexpected_keys"])):
+        raise UserError(
+            f"the weights of {name} have {len(left)} of a backbone that its config.json has no place for ({left[0]}, "
+            "…); they are of another model"
+        )

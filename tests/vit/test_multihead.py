@@ -20,7 +20,7 @@ from torchvision.models import VisionTransformer
 from attention_transfer.errors import UserError
 from attention_transfer.transfer import AttentionTransfer, Copy, Distill, Guide
 from attention_transfer.vit import AttentionCall, AttentionProbe, Tokens, capture, tap
-from attention_transfer.vit.multihead import run_multihead
+from attention_transfer.vit.multihead import projected
 
 MODES = [*itertools.product((False, True), (False, True))]  # training, and whether gradients are wanted
 BATCH, QUERIES, KEYS, HEADS, WIDTH = 4, 5, 7, 4, 24  # the module has its inference kernel for even numbers of heads

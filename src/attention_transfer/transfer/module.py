@@ -55,6 +55,9 @@ class TransferOutput:
         return sum((self.weights[name] * loss for name, loss in self.losses.items()), start=task_loss)
 
 
+torch.utils._pytree.register_dataclass(TransferOutput)  # DistributedDataParallel looks for tensors in outputs
+
+
 @dataclass(frozen=True)
 class _Step:
     """What one forward of student and teacher is run with, and what was seen of them."""

@@ -1,72 +1,90 @@
 """The seam of `torch.nn.MultiheadAttention` (torchvision's ViTs, the pooling head of Hugging Face's SigLIP).
 
-Its attention runs inside one function, `F.multi_head_attention_forward`, or inside one fused kernel (the fast path of
-inference), where no mode can look. So q, k and v are projected here, as that function does, and given to the listener.
+Its attention runs inside one function, `F.multi_head_attention_forward`, where no mode can look, or inside one fused
+kernel, which inference takes where nobody stands at the function. So q, k and v are projected here, by the very
+operations of that function, and the attention is called in the open.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from attention_transfer.attention import attention_maps
 from attention_transfer.errors import UserError
-from attention_transfer.vit.call import AttentionCall
-from attention_transfer.vit.tokens import Tokens
+
+Attend = Callable[[Tensor, Tensor, Tensor, float], Tensor | None]
+"""Gets q, k, v (B, H, tokens, D) and the dropout; gives the output, or `None` where nothing was replaced."""
+
+_packed: Any = getattr(F, "_in_projection_packed")  # noqa: B009 (torch does not export it to type checkers)
 
 
-def run_multihead(
-    module: nn.MultiheadAttention,
-    layer: int,
-    tokens: Tokens,
-    listener: Callable[[AttentionCall], AttentionCall | Tensor],
-    forward: Callable[..., Any],
+def takes_kernel(module: nn.MultiheadAttention, query: Tensor) -> bool:
+    """Whether the module may run its inference kernel."""
+    trained = query.requires_grad or any(p.requires_grad for p in module.parameters())
+    return not module.training and not (torch.is_grad_enabled() and trained)
+
+
+def projected(module: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
+    """q, k and v of a module's inputs, (B, H, tokens, D)."""
+    inputs = [query, key, value]
+    if module.batch_first:
+        alike = query is key is value
+        inputs = [query.transpose(0, 1)] * 3 if alike else [x.transpose(0, 1) for x in inputs]
+    _check(module.in_proj_weight, module.bias_k, module.add_zero_attn)
+    return _heads(_packed(*inputs, module.in_proj_weight, module.in_proj_bias), module.num_heads)
+
+
+def run_function(
+    func: Callable[..., Any],
+    attend: Attend,
     query: Tensor,
     key: Tensor,
     value: Tensor,
+    embed_dim_to_check: int,
+    num_heads: int,
+    in_proj_weight: Tensor | None,
+    in_proj_bias: Tensor | None,
+    bias_k: Tensor | None,
+    bias_v: Tensor | None,
+    add_zero_attn: bool,
+    dropout_p: float,
+    out_proj_weight: Tensor,
+    out_proj_bias: Tensor | None,
+    training: bool = True,
     key_padding_mask: Tensor | None = None,
     need_weights: bool = True,
     attn_mask: Tensor | None = None,
     **kwargs: Any,
 ) -> Any:
-    """Run the module with a listener at its attention.
-
-    Where the module would use its inference kernel or form its maps (`need_weights`), it runs as it is, and q, k and v
-    are projected a second time for the listener; otherwise they are projected once, here.
-    """
+    """`F.multi_head_attention_forward` with its attention in the open; inputs are (tokens, B, width)."""
     if key_padding_mask is not None or attn_mask is not None or kwargs.get("is_causal"):
         raise UserError("MultiheadAttention with masks is not supported")
-    if not module._qkv_same_embed_dim or module.bias_k is not None or module.add_zero_attn:
+    _check(in_proj_weight, bias_k, add_zero_attn)
+    q, k, v = _heads(_packed(query, key, value, in_proj_weight, in_proj_bias), num_heads)
+    dropout = dropout_p if training else 0.0
+    attended = attend(q, k, v, dropout)
+    if attended is None and need_weights:  # the function forms the maps itself
+        arguments = (embed_dim_to_check, num_heads, in_proj_weight, in_proj_bias, bias_k, bias_v, add_zero_attn)
+        more = {"training": training, "need_weights": True, **kwargs}
+        return func(query, key, value, *arguments, dropout_p, out_proj_weight, out_proj_bias, **more)
+    if attended is None:
+        attended = F.scaled_dot_product_attention(q, k, v, None, dropout)
+    tokens, batch, width = query.shape
+    joined = attended.permute(2, 0, 1, 3).contiguous().view(batch * tokens, width)
+    output = F.linear(joined, out_proj_weight, out_proj_bias).view(tokens, batch, width)
+    return output, attention_maps(q, k).mean(dim=1) if need_weights else None
+
+
+def _heads(parts: list[Tensor], heads: int) -> list[Tensor]:
+    tokens_first = [x.view(x.shape[0], x.shape[1] * heads, -1).transpose(0, 1) for x in parts]
+    return [x.view(-1, heads, x.shape[1], x.shape[2]) for x in tokens_first]
+
+
+def _check(in_proj_weight: Tensor | None, bias_k: Tensor | None, add_zero_attn: bool) -> None:
+    if in_proj_weight is None or bias_k is not None or add_zero_attn:
         raise UserError("MultiheadAttention with extra keys or other widths of keys and values is not supported")
-    q_BHND, k_BHMD, v_BHMD = _projected(module, query, key, value)
-    dropout = module.dropout if module.training else 0.0
-    seen = AttentionCall(q_BHND, k_BHMD, v_BHMD, None, module.head_dim**-0.5, layer, tokens, dropout)
-    used = listener(seen)
-    if isinstance(used, Tensor):
-        attended_BHND = used
-    else:
-        replaced = not (used.q is seen.q and used.k is seen.k and used.v is seen.v and used.mask is None)
-        if not replaced and (need_weights or not (module.training or torch.is_grad_enabled())):
-            return forward(query, key, value, need_weights=need_weights, **kwargs)
-        attended_BHND = F.scaled_dot_product_attention(used.q, used.k, used.v, used.mask, dropout, scale=used.scale)
-    output = _merged(module, attended_BHND)
-    return (output if module.batch_first else output.transpose(0, 1)), None
-
-
-def _projected(module: nn.MultiheadAttention, *inputs: Tensor) -> list[Tensor]:
-    """q, k and v, (B, H, tokens, D)."""
-    weights = module.in_proj_weight.chunk(3)
-    biases = module.in_proj_bias.chunk(3) if module.in_proj_bias is not None else (None,) * 3
-    batched = inputs if module.batch_first else [x.transpose(0, 1) for x in inputs]
-    if batched[0] is batched[1] is batched[2]:
-        parts = F.linear(batched[0], module.in_proj_weight, module.in_proj_bias).chunk(3, dim=-1)
-    else:
-        parts = tuple(F.linear(x, w, b) for x, w, b in zip(batched, weights, biases, strict=True))
-    return [x.unflatten(-1, (module.num_heads, module.head_dim)).transpose(1, 2) for x in parts]
-
-
-def _merged(module: nn.MultiheadAttention, attended_BHND: Tensor) -> Tensor:
-    return cast(Tensor, module.out_proj(attended_BHND.transpose(1, 2).flatten(2)))

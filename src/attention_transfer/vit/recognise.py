@@ -35,7 +35,8 @@ def architecture_of(network: Network, path: Path, image_size: tuple[int, int] | 
     Args:
         network: what was read from the file.
         path: the file, for messages.
-        image_size: that of the file's own images, where its patches make no square; another is left to resampling.
+        image_size: that of the file's own images, where its patches make no square. Where they could make one, they are
+            taken for it.
 
     Raises:
         UserError: the file does not hold such a ViT; its architecture must be named.
@@ -50,7 +51,11 @@ def architecture_of(network: Network, path: Path, image_size: tuple[int, int] | 
         "model_name": _name(state),
         "patch_size": patch[0] if patch[0] == patch[1] else patch,
         "img_size": pixels,
-        "pretrained_cfg_overlay": {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD},
+        "pretrained_cfg_overlay": {
+            "mean": IMAGENET_DEFAULT_MEAN,
+            "std": IMAGENET_DEFAULT_STD,
+            "input_size": (int(kernel.shape[1]), *pixels),  # from which timm knows the grid to resample from
+        },
         **_sizes(state, kernel),
         **_components(state, positions_of_prefix),
         "num_heads": _heads(network, kernel.shape[0]),
@@ -109,19 +114,37 @@ def _grid(
     tokens = ("cls_token" in state) + ("dist_token" in state)
     count = int(state["pos_embed"].shape[1])
     choices = (0, tokens, tokens + _registers(state))
-    if image_size is not None:
-        rows, columns = image_size[0] // patch[0], image_size[1] // patch[1]
-        for prefix in choices:
-            if rows * columns == count - prefix and math.isqrt(count - prefix) ** 2 != count - prefix:
-                return (rows, columns), prefix
     for prefix in choices:
         side = math.isqrt(max(count - prefix, 0))
         if side and side * side == count - prefix:
+            _say_square(side, patch, path, image_size)
             return (side, side), prefix
+    if image_size is not None:
+        rows, columns = image_size[0] // patch[0], image_size[1] // patch[1]
+        for prefix in choices:
+            if rows * columns == count - prefix:
+                return (rows, columns), prefix
     raise UserError(
         f"the {count} positions of {path} are not those of a square image; pass its image size as (height, width), in "
         f"pixels, with patches of {patch[0]}×{patch[1]}"
     )
+
+
+def _say_square(side: int, patch: tuple[int, int], path: Path, image_size: tuple[int, int] | None) -> None:
+    """Warn where the patches could be those of the image that was asked for, too."""
+    if image_size is None:
+        return
+    rows, columns = image_size[0] // patch[0], image_size[1] // patch[1]
+    if rows * columns == side * side and rows != side:
+        log.warning(
+            "%s: its %d positions are taken for those of %d×%d patches, and resampled to %d×%d",
+            path,
+            side * side,
+            side,
+            side,
+            rows,
+            columns,
+        )
 
 
 def _registers(state: State) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
@@ -25,6 +26,7 @@ class Replay(Generic[State]):
 
     def __init__(self, network: nn.Module) -> None:
         self._running: State | None = None
+        self._thread = 0
         self._recalled: State | None = None
         self.handle = tap(network, self._run)
 
@@ -32,14 +34,20 @@ class Replay(Generic[State]):
     def step(self, state: State) -> Iterator[None]:
         """Run forwards inside the block with this state."""
         self._running = state
+        self._thread = 0 if torch.compiler.is_compiling() else threading.get_ident()
         try:
             yield
         finally:
             self._running = None
 
     def state(self) -> State | None:
-        """The state of the step that the calling module is part of; `None` in a forward outside any step."""
-        if self._running is not None or torch.compiler.is_compiling():
+        """The state of the step that the calling module is part of; `None` in a forward outside any step.
+
+        Another thread that runs the network during a step is outside of it.
+        """
+        if torch.compiler.is_compiling():
+            return self._running if self._running is not None else self._recalled
+        if self._running is not None and self._thread in (0, threading.get_ident()):
             return self._running
         return self._recalled if in_backward() else None
 

@@ -21,8 +21,8 @@ from attention_transfer.attention import distilled_attention, frozen_attention
 from attention_transfer.errors import UserError
 from attention_transfer.vit.call import POOL, AttentionCall
 from attention_transfer.vit.libraries import anatomy
-from attention_transfer.vit.multihead import run_multihead
-from attention_transfer.vit.tap import Forward, TapHandle, tap
+from attention_transfer.vit.multihead import projected, run_function, takes_kernel
+from attention_transfer.vit.tap import Forward, TapHandle, is_bare, tap
 from attention_transfer.vit.tokens import Tokens
 
 Listener = Callable[[AttentionCall], AttentionCall | Tensor]
@@ -100,8 +100,8 @@ def _intercepted(seat: _Seat, forward: Forward, *args: Any, **kwargs: Any) -> An
         heard.append(call)
         return seat.listener(call)
 
-    if isinstance(seat.module, nn.MultiheadAttention):
-        return run_multihead(seat.module, seat.layer, seat.tokens, hear, forward, *args, **kwargs)
+    if isinstance(seat.module, nn.MultiheadAttention) and is_bare(forward) and takes_kernel(seat.module, args[0]):
+        return _around_kernel(seat, seat.module, hear, forward, *args, **kwargs)
     with _AttentionMode(seat, hear):
         output = forward(*args, **kwargs)
     if len(heard) != 1:
@@ -110,6 +110,19 @@ def _intercepted(seat: _Seat, forward: Forward, *args: Any, **kwargs: Any) -> An
             "its attention was not seen; build the model with fused attention (timm.layers.set_fused_attn(True))"
         )
     return output
+
+
+def _around_kernel(
+    seat: _Seat, module: nn.MultiheadAttention, listener: Listener, forward: Forward, *args: Any, **kwargs: Any
+) -> Any:
+    """Leave an inference kernel as it is, where the listener replaces nothing; q and k are projected for it alone."""
+    q, k, v = projected(module, *args[:3])
+    seen = AttentionCall(q, k, v, None, module.head_dim**-0.5, seat.layer, seat.tokens)
+    used = listener(seen)
+    if not isinstance(used, Tensor) and _same_operands(used, seen):
+        return forward(*args, **kwargs)
+    with _AttentionMode(seat, lambda _: used):
+        return forward(*args, **kwargs)
 
 
 class _AttentionMode(TorchFunctionMode):
@@ -125,6 +138,8 @@ class _AttentionMode(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
             return _attend(self.seat, self.listener, *args, **kwargs)
+        if func is F.multi_head_attention_forward:
+            return run_function(func, partial(_heard, self.seat, self.listener), *args, **kwargs)
         if func is distilled_attention or func is frozen_attention:
             return _attend_again(self.seat, self.listener, func, *args, **kwargs)
         if self.skipped and func is F.linear:
@@ -160,6 +175,15 @@ def _attend(
             query, key, value, attn_mask, dropout_p, scale=scale, enable_gqa=enable_gqa
         )
     return attend(used)
+
+
+def _heard(seat: _Seat, listener: Listener, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor | None:
+    """The output of `torch.nn.MultiheadAttention`'s attention, or `None` where its operands are left as they are."""
+    seen = AttentionCall(q, k, v, None, q.shape[-1] ** -0.5, seat.layer, seat.tokens, dropout)
+    used = listener(seen)
+    if isinstance(used, Tensor):
+        return used
+    return None if _same_operands(used, seen) else attend(used)
 
 
 def _attend_again(

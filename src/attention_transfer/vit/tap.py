@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,19 +36,23 @@ class _Tap:
         # The wrappers of this run, whatever another thread attaches or removes meanwhile.
         return self._from(self.wrappers, *args, **kwargs)
 
+    def original(self, *args: Any, **kwargs: Any) -> Any:
+        """The forward under all wrappers."""
+        if self.previous is not None:
+            return self.previous(*args, **kwargs)
+        return type(self.module).forward(self.module, *args, **kwargs)
+
     def _from(self, wrappers: tuple[Wrapper, ...], *args: Any, **kwargs: Any) -> Any:
-        if not wrappers:
-            if self.previous is not None:
-                return self.previous(*args, **kwargs)
-            return type(self.module).forward(self.module, *args, **kwargs)
-
-        def inner(*inner_args: Any, **inner_kwargs: Any) -> Any:
-            return self._from(wrappers[:-1], *inner_args, **inner_kwargs)
-
+        inner = self.original if len(wrappers) == 1 else partial(self._from, wrappers[:-1])
         return wrappers[-1](inner, *args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Tap:
         return _Tap(copy.deepcopy(self.module, memo), copy.deepcopy(self.previous, memo))
+
+
+def is_bare(forward: Forward) -> bool:
+    """Whether a wrapper was given the module's own forward, and not another wrapper's."""
+    return isinstance(getattr(forward, "__self__", None), _Tap)
 
 
 class TapHandle:

@@ -191,11 +191,13 @@ class Timm:
 def _refuse_tag(name: str, pretrained: bool) -> None:
     """Refuse published weights that timm does not have."""
     architecture, _, tag = name.partition(".")
-    tags = [found.partition(".")[2] for found in timm.list_pretrained(f"{architecture}.*")]
+    tags = [found.partition(".")[2] for found in timm.list_models(f"{architecture}.*", include_tags=True)]
     if tag and tag not in tags:
         there = nearest(tag, tags) if tags else "it has none"
         raise UserError(f"timm has no weights {tag!r} of {architecture}; {there}")
-    if pretrained and not timm.models.get_pretrained_cfg(name).has_weights:
+    # None for a name that timm has renamed, which it maps to the new one.
+    config = timm.models.get_pretrained_cfg(name if tag else architecture)
+    if pretrained and config is not None and not config.has_weights:
         raise UserError(
             f"timm/{name} has no published weights; give a local file with --pretrained FILE, or random weights with "
             "--pretrained false"

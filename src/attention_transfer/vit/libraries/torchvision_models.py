@@ -179,7 +179,9 @@ class Torchvision:
 def _norm_eps(vit: Any) -> float:
     """The epsilon of its norms, which are all made by one function."""
     if type(vit.encoder.ln) is not nn.LayerNorm:
-        raise UserError(f"a torchvision model with norms of {type(vit.encoder.ln).__name__} can't be saved: LayerNorm only")
+        raise UserError(
+            f"a torchvision model can be saved with LayerNorm only, not with {type(vit.encoder.ln).__name__}"
+        )
     return float(vit.encoder.ln.eps)
 
 

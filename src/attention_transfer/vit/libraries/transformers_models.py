@@ -213,10 +213,6 @@ class Transformers:
         if families.any_size(config):
             cast(Any, model).config.input_size = list(image_size)
             return model
-        if families.tokens(config).suffix:
-            raise UserError(
-                f"the positions of {self.spec(model).name}'s detection tokens can't be resampled; leave the image size out"
-            )
         families.resize(config, image_size)
         other: nn.Module = type(model)(config)
         other.load_state_dict(weights.fitted(model.state_dict(), other, families.grid(cast(Any, model).config)))
@@ -243,7 +239,7 @@ def _own_classes(config: Any) -> int:
 def _random(config: Any, classes: int) -> nn.Module:
     kind, config = families.network(config, classes)
     model: nn.Module = kind(config)
-    if not classes and getattr(config, "linear_head", 0):
+    if not classes and hasattr(config, "linear_head"):
         config.linear_head = 0
     return BackboneClassifier(model, classes) if classes and not _is_classifier(kind) else model
 

@@ -20,7 +20,7 @@ Grid = tuple[int, int]
 _PREFIX = re.compile(r"^(vit|deit|beit|dinov2|dinov2_with_registers|ijepa|data2vec_vision|vision_model|backbone)\.")
 _POSITIONS = re.compile(r"(^|\.)embeddings\.position_embeddings?(\.weight)?$")
 _TABLE = re.compile(r"relative_position_bias_table$")
-_BACKBONE = re.compile(r"^(embeddings|encoder|layers?|model\.layer)\.")
+_BACKBONE = re.compile(r"^(embeddings|encoder|layers?|model\.layer|shared_position_bias)\.")
 _UNUSED = re.compile(r"(mask_token|position_ids|relative_position_index)$")  # computed, or of pre-training only
 
 
@@ -33,7 +33,8 @@ def renamed(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
 def translated(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Under the names in memory, which transformers gives the weights of a file when it reads them.
 
-    What has no place keeps its name; what has another shape is only a shape, on the meta device.
+    What has no place is named without the backbone's prefix. What has another shape, or a name that is not the file's,
+    is not wanted and only a shape, on the meta device.
     """
     vit: Any = model
     found, info = type(vit).from_pretrained(
@@ -46,7 +47,7 @@ def translated(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     )
     mismatched = {key: torch.empty(shape, device="meta") for key, shape, _ in info["mismatched_keys"]}
     absent = {*info["missing_keys"], *mismatched}
-    unplaced = {key: state[key] for key in info["unexpected_keys"] if key in state}
+    unplaced = {_PREFIX.sub("", key): state.get(key, torch.empty(0, device="meta")) for key in info["unexpected_keys"]}
     return {**unplaced, **mismatched, **{key: v for key, v in found.state_dict().items() if key not in absent}}
 
 
@@ -59,12 +60,16 @@ def fitted(state: dict[str, Tensor], model: nn.Module, grid: Grid | None = None)
         grid: patches (rows, columns) that they are of; `None` takes the model's own or, if there are not as many, a
             square of them.
     """
-    new = families.grid(cast(Any, model).config)
+    config = cast(Any, model).config
+    new = families.grid(config)
     target = {_PREFIX.sub("", key): value for key, value in model.state_dict().items() if _POSITIONS.search(key)}
     fit = dict(state)
     for name, value in state.items():
         if (wanted := target.get(_PREFIX.sub("", name))) is not None:
-            fit[name] = _positions(value, grid, new, wanted.shape[-2] - math.prod(new))
+            old = grid or (new if value.shape == wanted.shape else None)
+            if old != new and families.tokens(config).suffix:
+                raise UserError("the positions of detection tokens can't be resampled; leave the image size out")
+            fit[name] = _positions(value, old, new, wanted.shape[-2] - math.prod(new))
         elif _TABLE.search(name) and value.dim() == 2:
             rows = (2 * new[0] - 1) * (2 * new[1] - 1) + 3  # the last three are of the class token
             if grid != new and (grid is not None or len(value) != rows):
@@ -83,11 +88,11 @@ def _positions(position: Tensor, old: Grid | None, new: Grid, beside: int) -> Te
     `beside` are those of tokens that are not patches, which come first.
     """
     patches = position.shape[-2] - beside
-    if old == new or (old is None and patches == math.prod(new)):
+    if old == new:
         return position
     rows, columns = old or (math.isqrt(patches), math.isqrt(patches))
     if rows * columns != patches:
-        raise UserError(f"positions of {patches} patches are no square grid and can't be resampled to {new[0]}x{new[1]}")
+        raise UserError(f"positions of {patches} patches, no square grid, can't be resampled to {new[0]}x{new[1]}")
     tokens_NC, grid_NC = position.flatten(0, -2).split([beside, patches])
     grid_1CHW = grid_NC.float().reshape(1, rows, columns, -1).permute(0, 3, 1, 2)
     grid_1CHW = F.interpolate(grid_1CHW, size=new, mode="bicubic", antialias=True)

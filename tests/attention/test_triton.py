@@ -1,0 +1,224 @@
+"""The fused kernels against the float64 reference, in Triton's interpreter and, where there is one, on a GPU.
+
+The interpreter must be switched on before Triton is imported, so every batch of cases runs in a process of its own:
+this file, called as a script. An error budget holds element by element. It follows from float32 sums of D or M terms
+and from what is rounded to the operands' dtype: the weights before a product, and the results.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from attention_transfer.attention import rows, triton_kernels
+from attention_transfer.attention.tiles import Side
+from attention_transfer.errors import UserError
+
+E32 = torch.finfo(torch.float32).eps
+HALF, BRAIN, SINGLE = torch.float16, torch.bfloat16, torch.float32
+DEVICES = ["interpreter", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+class Case(NamedTuple):
+    """Sizes, dtypes and masks of one comparison."""
+
+    n: int = 33
+    m: int = 35
+    d_s: int = 16
+    d_t: int = 16
+    d_v: int = 16
+    batch: int = 1
+    dtype: torch.dtype = SINGLE
+    dtype_t: torch.dtype | None = None
+    scale_s: float | None = None
+    scale_t: float | None = None
+    spread: float = 1.0
+    g_scale: float = 1.0
+    mask_s: Tensor | None = None
+    mask_t: Tensor | None = None
+    packed: bool = False
+
+
+def compare(case: Case, device: str) -> None:
+    """Values and gradients of all three functions, each within its budget."""
+    generator = torch.Generator().manual_seed(case.n + 7 * case.m)
+
+    def draw(*shape: int, dtype: torch.dtype = SINGLE, spread: float = 1.0) -> Tensor:
+        return (torch.randn(shape, generator=generator) * spread).to(dtype).to(device)
+
+    head, teacher = (case.batch, 2), case.dtype_t or case.dtype
+    if case.packed:  # as a model's joint projection leaves them
+        q, k, v = draw(case.batch, case.n, 3, 2, case.d_s, dtype=case.dtype).permute(2, 0, 3, 1, 4)
+        q_t, k_t = draw(2, case.batch, case.d_t, case.n, 2, dtype=teacher).permute(0, 1, 4, 3, 2)
+        d_out = draw(*head, 1, 1, dtype=case.dtype).expand_as(v)
+    else:
+        q = draw(*head, case.n, case.d_s, dtype=case.dtype, spread=case.spread)
+        k, v = draw(*head, case.m, case.d_s, dtype=case.dtype), draw(*head, case.m, case.d_v, dtype=case.dtype)
+        q_t = draw(*head, case.n, case.d_t, dtype=teacher, spread=case.spread)
+        k_t = draw(*head, case.m, case.d_t, dtype=teacher)
+        d_out = draw(*head, case.n, case.d_v, dtype=case.dtype)
+    q, k, v = (x.detach().requires_grad_() for x in (q, k, v))
+    g = draw(*head, case.n, spread=case.g_scale)
+    mask_s, mask_t = (None if x is None else x.to(device) for x in (case.mask_s, case.mask_t))
+    s, t = Side(q, k, case.scale_s, mask_s), Side(q_t, k_t, case.scale_t, mask_t)
+    exact = Exact(s, v, t, g, d_out)
+
+    ce = triton_kernels.cross_entropy(s, t, tune=False)
+    exact.within("ce", ce)
+    exact.within("d_q of ce", *torch.autograd.grad(ce, q, g, retain_graph=True))
+    exact.within("d_k of ce", *torch.autograd.grad(ce, k, g))
+    exact.within("kl", triton_kernels.kl(s, t, tune=False))
+    out, ce = triton_kernels.distilled(s, v, t, tune=False)
+    assert out.dtype == case.dtype
+    exact.within("ce", ce)
+    exact.within("out", out)
+    for name, gradient in zip(("d_q", "d_k", "d_v"), torch.autograd.grad([out, ce], [q, k, v], [d_out, g]), strict=True):
+        exact.within(name, gradient)
+
+
+class Exact:
+    """The reference in float64, and how far a kernel may be from it."""
+
+    def __init__(self, s: Side, v: Tensor, t: Side, g: Tensor, d_out: Tensor) -> None:
+        eps = torch.finfo(v.dtype).eps
+        q, k, v = (x.detach().double().requires_grad_() for x in (s.q, s.k, v))
+        g, d_out = g.double(), d_out.double()
+        wide_s, wide_t = Side(q, k, s.scale, s.mask), Side(t.q.double(), t.k.double(), t.scale, t.mask)
+        logits_s, logits_t = wide_s.logits(), wide_t.logits()
+        out, ce, kl = rows.softmax(logits_s) @ v, rows.cross_entropy(logits_s, logits_t), rows.kl(logits_s, logits_t)
+        self.values = {"ce": ce, "kl": kl, "out": out}
+        of_ce = torch.autograd.grad(ce, [q, k], g, retain_graph=True)
+        self.values |= dict(zip(("d_q of ce", "d_k of ce"), of_ce, strict=True))
+        of_both = torch.autograd.grad([out, ce], [q, k, v], [d_out, g])
+        self.values |= dict(zip(("d_q", "d_k", "d_v"), of_both, strict=True))
+
+        q, k, v, p_s, p_t = (x.detach() for x in (q, k, v, rows.softmax(logits_s), rows.softmax(logits_t)))
+        n, m, scale = q.shape[2], k.shape[2], q.shape[3] ** -0.5 if s.scale is None else s.scale
+        alive = (p_s.sum(-1) > 0) & (p_t.sum(-1) > 0)
+        g = (g * alive)[..., None]
+        # A logit is off by δ, so a weight by the factor 1 ± 2δ, and by that of its sum.
+        off_s, off_t = logit_error(wide_s), logit_error(wide_t)
+        sums = (m + 16) * E32
+        rel_s, rel_t = 2 * off_s[..., None] + sums, 2 * off_t[..., None] + sums
+        nats = ce.detach().nan_to_num(posinf=0.0)
+        entropy = (ce - kl).detach().nan_to_num()
+        self.budget = {"ce": 2 * off_s + (2 * off_t + sums) * (1 + nats)}
+        self.budget["kl"] = self.budget["ce"] + (2 * off_t + sums) * (1 + entropy)
+        # Of the loss alone: dS = g (P_s - P_t), rounded.
+        of_loss = g * (p_s - p_t)
+        error = g.abs() * (p_s * rel_s + p_t * rel_t) + eps * of_loss.abs()
+        self._products(" of ce", error, of_loss.abs(), q.abs() * scale, k.abs() * scale, eps)
+        # Of both: dS = P_s ∘ (dP - δ + g) - g P_t.
+        self.budget["out"] = (p_s * (rel_s + eps)) @ v.abs() + eps * out.detach().abs()
+        size_dp = d_out.abs() @ v.abs().mT
+        off_dp = (v.shape[-1] + 4) * E32 * (size_dp + (d_out * out).detach().abs().sum(-1, keepdim=True))
+        off_delta = (d_out.abs() * self.budget["out"]).sum(-1, keepdim=True)
+        inner = (d_out @ v.mT - (d_out * out.detach()).sum(-1, keepdim=True) + g).abs()
+        d_s = (p_s * inner) + g.abs() * p_t
+        error = p_s * (inner * rel_s + off_dp + off_delta) + g.abs() * p_t * rel_t + eps * d_s
+        self._products("", error, d_s, q.abs() * scale, k.abs() * scale, eps)
+        of_v = (p_s * (rel_s + eps)).mT @ d_out.abs() + n * E32 * (p_s.mT @ d_out.abs())
+        self.budget["d_v"] = of_v + eps * self.values["d_v"].abs()
+        self.tiny = torch.finfo(s.q.dtype).smallest_normal * eps + 1e-30
+
+    def _products(self, of: str, error: Tensor, d_s: Tensor, q: Tensor, k: Tensor, eps: float) -> None:
+        for name, a, b in (("d_q", error, k), ("d_k", error.mT, q)):
+            terms = a.shape[-1] * E32 * ((d_s if name == "d_q" else d_s.mT) @ b)
+            self.budget[name + of] = a @ b + terms + eps * self.values[name + of].abs()
+
+    def within(self, name: str, actual: Tensor) -> None:
+        """Compare one result."""
+        expected, budget = self.values[name].detach(), self.budget[name] + self.tiny
+        assert actual.shape == expected.shape, (name, actual.shape)
+        same = actual.double() == expected  # also where both are inf
+        excess = torch.where(same, 0.0, (actual.double() - expected).abs() / budget)
+        worst = float(excess.nan_to_num(math.inf).max())
+        if os.environ.get("SHOW_ERRORS"):
+            print(f"{name}: {worst:.3f} of a budget of {float(budget.max()):.1e}", file=sys.stderr)
+        assert worst <= 1, f"{name} is off by {worst:.2g} times its budget of at most {float(budget.max()):.1e}"
+
+
+def logit_error(side: Side) -> Tensor:
+    """How far a row's logits in float32 may be from exact ones."""
+    mask = None
+    if side.mask is not None and side.mask.dtype != torch.bool:
+        mask = side.mask.double().abs().masked_fill(side.mask < -1e20, 0.0)
+    scale = abs(side.q.shape[-1] ** -0.5 if side.scale is None else side.scale)
+    size = Side(side.q.detach().abs(), side.k.detach().abs(), scale, mask).logits()
+    return (side.q.shape[-1] + 8) * E32 * size.amax(-1)
+
+
+def drawn_bool(*shape: int, keep: float = 0.8) -> Tensor:
+    """A boolean mask whose first key always takes part."""
+    mask = torch.rand(shape, generator=torch.Generator().manual_seed(5)) < keep
+    mask[..., 0] = True
+    return mask
+
+
+def drawn_bias(*shape: int, hidden: float = 0.0) -> Tensor:
+    """An additive mask, some of it -inf, but never at the first key."""
+    bias = torch.randn(shape, generator=torch.Generator().manual_seed(6)) * 2
+    if not hidden:
+        return bias
+    return bias.masked_fill(~drawn_bool(*shape, keep=1 - hidden), -math.inf)
+
+
+def dead(rows_: list[int], n: int = 33, m: int = 35, fill: float = -math.inf) -> Tensor:
+    """An additive mask of which some rows mask every key."""
+    mask = torch.zeros(1, 1, n, m)
+    mask[:, :, rows_] = fill
+    return mask
+
+
+FLOOR = torch.finfo(SINGLE).min
+CASES = {
+    "sizes": {
+        "odd rows and keys": Case(),
+        "whole tiles": Case(n=32, m=32, dtype=HALF),
+        "one row and one key": Case(n=1, m=1, dtype=BRAIN),
+        "more keys, other widths": Case(n=17, m=49, d_s=24, d_t=80, d_v=16),
+        "fewer keys, other widths": Case(n=50, m=18, d_s=80, d_t=64, d_v=40, dtype=HALF, scale_s=0.3, scale_t=0.05),
+        "bfloat16, wide": Case(n=20, m=33, d_s=64, d_t=128, d_v=64, dtype=BRAIN),
+        "a float32 teacher": Case(d_s=24, dtype=BRAIN, dtype_t=SINGLE),
+        "a float16 teacher": Case(d_t=64, dtype_t=HALF, batch=2, n=10, m=12),
+        "a joint projection": Case(packed=True, n=21, m=21, d_s=24, d_v=24, batch=2),
+        "a joint projection, bfloat16": Case(packed=True, n=21, m=21, dtype=BRAIN),
+        "a large loss scale": Case(dtype=HALF, g_scale=3e4, n=20, m=20),
+        "a small loss": Case(dtype=HALF, g_scale=1e-3, n=20, m=20),
+    },
+    "masks": {
+        "boolean, keys": Case(mask_s=drawn_bool(2, 1, 1, 35), mask_t=drawn_bool(2, 1, 1, 35), batch=2, n=5),
+        "boolean, rows and keys, bfloat16": Case(mask_s=drawn_bool(33, 35), mask_t=drawn_bool(33, 35), dtype=BRAIN),
+        "the student masks what the teacher uses": Case(mask_s=drawn_bool(1, 1, 33, 35), mask_t=None),
+        "the teacher alone masks": Case(mask_t=drawn_bool(1, 2, 33, 35), dtype=HALF),
+        "a bias of the student, one key for all": Case(mask_s=drawn_bias(2, 33, 1), n=33),
+        "biases of both": Case(mask_s=drawn_bias(2, 33, 35), mask_t=drawn_bias(1, 2, 33, 35).to(BRAIN), dtype=BRAIN),
+        "biases with -inf": Case(mask_s=drawn_bias(33, 35, hidden=0.2), mask_t=drawn_bias(33, 35, hidden=0.2)),
+        "a float64 bias": Case(mask_t=drawn_bias(1, 35).double(), n=9),
+        "dead rows of the student": Case(mask_s=dead([0, 7, 32])),
+        "dead rows of the teacher": Case(mask_t=dead([0, 7, 32]) == 0),
+        "dead rows of both": Case(mask_s=dead([1, 2]), mask_t=dead([2, 3]), dtype=HALF),
+        "nothing but dead rows": Case(mask_s=dead([*range(9)], n=9), n=9, dtype=BRAIN),
+        "the least float on some keys": Case(mask_s=drawn_bool(33, 35) * 0.0 + ~drawn_bool(33, 35) * FLOOR, mask_t=None)
+        ._replace(mask_t=drawn_bool(33, 35)),
+        "the least float on whole rows": Case(mask_s=dead([0, 5], fill=FLOOR), mask_t=dead([0, 8], fill=FLOOR)),
+    },
+    "extremes": {
+        "logits of ±1e4": Case(spread=1e4),
+        "logits of ±1e4, float16": Case(spread=1e4, dtype=HALF),
+        "logits of ±1e4, bfloat16": Case(spread=1e4, dtype=BRAIN, n=20),
+        "a bias of -1e4": Case(mask_s=drawn_bool(33, 35) * 1e4 - 1e4, mask_t=drawn_bool(33, 35) * 1e4 - 1e4),
+        "a bias of 1e4": Case(mask_s=drawn_bias(35) + 1e4, n=9),
+    },
+}  # fmt: skip

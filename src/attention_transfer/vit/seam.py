@@ -7,6 +7,7 @@ RoPE and masks, and the fused kernel stays in use. `torch.nn.MultiheadAttention`
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -100,7 +101,7 @@ def _intercepted(seat: _Seat, forward: Forward, *args: Any, **kwargs: Any) -> An
         heard.append(call)
         return seat.listener(call)
 
-    if isinstance(seat.module, nn.MultiheadAttention) and is_bare(forward) and takes_kernel(seat.module, args[0]):
+    if isinstance(seat.module, nn.MultiheadAttention) and takes_kernel(seat.module, args[0]):
         return _around_kernel(seat, seat.module, hear, forward, *args, **kwargs)
     with _AttentionMode(seat, hear):
         output = forward(*args, **kwargs)
@@ -112,17 +113,34 @@ def _intercepted(seat: _Seat, forward: Forward, *args: Any, **kwargs: Any) -> An
     return output
 
 
+_waiting = threading.local()
+
+
 def _around_kernel(
     seat: _Seat, module: nn.MultiheadAttention, listener: Listener, forward: Forward, *args: Any, **kwargs: Any
 ) -> Any:
-    """Leave an inference kernel as it is, where the listener replaces nothing; q and k are projected for it alone."""
-    q, k, v = projected(module, *args[:3])
-    seen = AttentionCall(q, k, v, None, module.head_dim**-0.5, seat.layer, seat.tokens)
-    used = listener(seen)
-    if not isinstance(used, Tensor) and _same_operands(used, seen):
-        return forward(*args, **kwargs)
-    with _AttentionMode(seat, lambda _: used):
-        return forward(*args, **kwargs)
+    """Leave an inference kernel as it is, where no listener replaces anything; q, k and v are projected for them alone.
+
+    A mode would keep the kernel from running. So the listeners of one module wait for the innermost, which asks them
+    all in turn, and runs the module.
+    """
+    waiting: list[Listener] = _waiting.__dict__.setdefault("listeners", [])
+    waiting.append(listener)
+    try:
+        if not is_bare(forward):
+            return forward(*args, **kwargs)
+        q, k, v = projected(module, *args[:3])
+        seen = AttentionCall(q, k, v, None, module.head_dim**-0.5, seat.layer, seat.tokens)
+        used: AttentionCall | Tensor = seen
+        for hear in reversed(waiting):
+            if isinstance(used, AttentionCall):
+                used = hear(used)
+        if isinstance(used, AttentionCall) and _same_operands(used, seen):
+            return forward(*args, **kwargs)
+        with _AttentionMode(seat, lambda _: used):
+            return forward(*args, **kwargs)
+    finally:
+        waiting.pop()
 
 
 class _AttentionMode(TorchFunctionMode):

@@ -43,6 +43,8 @@ class _Tap:
         return type(self.module).forward(self.module, *args, **kwargs)
 
     def _from(self, wrappers: tuple[Wrapper, ...], *args: Any, **kwargs: Any) -> Any:
+        if not wrappers:  # in a deep copy
+            return self.original(*args, **kwargs)
         inner = self.original if len(wrappers) == 1 else partial(self._from, wrappers[:-1])
         return wrappers[-1](inner, *args, **kwargs)
 

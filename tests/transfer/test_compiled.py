@@ -235,9 +235,9 @@ SILENT = pytest.mark.xfail(
 @pytest.mark.parametrize(
     ("how", "rules", "use_reentrant"),
     [
-        pytest.param(compile_transfer, "distill", True, marks=SILENT),
-        pytest.param(compile_student, "copy", True, marks=SILENT),
-        pytest.param(compile_blocks, "copy", True, marks=SILENT),
+        (compile_transfer, "distill", True),
+        (compile_student, "copy", True),
+        (compile_blocks, "copy", True),
         (compile_student, "copy", False),
         (compile_student, "distill", True),
         (compile_blocks, "copy", False),

@@ -20,7 +20,6 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import Checkpoi
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 from torch.overrides import TorchFunctionMode
-from torch.utils.checkpoint import CheckpointError
 from torchvision.models import VisionTransformer
 
 from attention_transfer.errors import UserError
@@ -323,18 +322,7 @@ def test_a_checkpointed_model_is_recorded_once_and_keeps_its_gradients(
             assert torch.equal(a, b)
 
 
-MULTIHEAD_BACKWARD = pytest.param(
-    "torchvision",
-    marks=pytest.mark.xfail(
-        strict=True,
-        raises=CheckpointError,
-        reason="the seam's projections of nn.MultiheadAttention save other tensors than the module's own, which "
-        "checkpointing runs again once the context has ended",
-    ),
-)
-
-
-@pytest.mark.parametrize("library", ["timm", "hf", MULTIHEAD_BACKWARD])
+@pytest.mark.parametrize("library", ["timm", "hf", "torchvision"])
 def test_a_loss_on_the_maps_of_a_checkpointed_model_has_its_gradients(
     library: str, make: Build, pictures: Tensor
 ) -> None:

@@ -208,26 +208,7 @@ def test_maps_of_each_process_are_those_of_the_plain_model_on_its_batch(case: st
         assert all(torch.equal(actual[name], expected[name]) for name in expected)
 
 
-STATIC_GRAPH = "DDP distill, static graph"
-
-
-@pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param(
-            name,
-            marks=pytest.mark.xfail(
-                strict=True,
-                raises=AssertionError,
-                reason="DDP finds no tensors in a TransferOutput, which is no pytree: with a static graph the "
-                "gradients of the processes are never averaged",
-            )
-            if name == STATIC_GRAPH
-            else (),
-        )
-        for name in STEPS
-    ],
-)
+@pytest.mark.parametrize("case", STEPS)
 def test_gradients_are_those_of_one_process_with_the_joined_batch(case: str, results: Any) -> None:
     expected = gradients(transfer_of(vit(2), STEPS[case][0]), IMAGES, TARGETS)
     for rank in range(PROCESSES):

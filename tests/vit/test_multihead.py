@@ -145,11 +145,6 @@ def test_inference_keeps_its_own_kernel(pictures: Tensor) -> None:
     assert within.names.count("_native_multi_head_attention") == 3
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="with gradients enabled but nothing that requires one, the module takes its inference kernel, and under "
-    "capture the seam's own path",
-)
 def test_a_frozen_model_has_the_same_logits_where_gradients_are_enabled(pictures: Tensor) -> None:
     model = vit().double().requires_grad_(False)
     with Kernels() as without:
@@ -160,24 +155,7 @@ def test_a_frozen_model_has_the_same_logits_where_gradients_are_enabled(pictures
     assert torch.equal(output, before)
 
 
-LAYOUT = pytest.mark.xfail(
-    strict=True,
-    reason="the seam projects and merges in another memory layout than F.multi_head_attention_forward: (batch, tokens) "
-    "and not (tokens, batch)",
-)
-NO_MODULE_RUNS = pytest.mark.xfail(
-    strict=True,
-    raises=(AssertionError, KeyError),
-    reason="with gradients or in training the outermost listener computes the attention itself, so that the listeners "
-    "within are never asked",
-)
-
-
-def failing_but_in_inference(mark: pytest.MarkDecorator) -> list[Any]:
-    return [mode if mode == (False, False) else pytest.param(*mode, marks=mark) for mode in MODES]
-
-
-@pytest.mark.parametrize(("training", "grad"), failing_but_in_inference(LAYOUT))
+@pytest.mark.parametrize(("training", "grad"), MODES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_logits_are_bitwise_those_without_under_autocast(
     dtype: torch.dtype, training: bool, grad: bool, pictures: Tensor
@@ -193,7 +171,7 @@ def test_logits_are_bitwise_those_without_under_autocast(
 
 @pytest.mark.parametrize(
     ("training", "grad"),
-    [(False, False), (False, True), *(pytest.param(True, grad, marks=LAYOUT) for grad in (False, True))],
+    MODES,
 )
 def test_dropout_draws_the_same_random_numbers_under_capture(training: bool, grad: bool, pictures: Tensor) -> None:
     model = vit(attention_dropout=0.3, dropout=0.3).train(training)
@@ -217,7 +195,7 @@ def test_dropout_of_the_attention_stays_in_use_in_training_only(pictures: Tensor
         assert torch.equal(calls[0].maps(), calls[3].maps())  # of the attention before dropout
 
 
-@pytest.mark.parametrize(("training", "grad"), failing_but_in_inference(NO_MODULE_RUNS))
+@pytest.mark.parametrize(("training", "grad"), MODES)
 def test_captures_nest(training: bool, grad: bool, pictures: Tensor) -> None:
     model = vit().train(training)
     with torch.set_grad_enabled(grad):
@@ -228,7 +206,6 @@ def test_captures_nest(training: bool, grad: bool, pictures: Tensor) -> None:
     assert torch.equal(outer[1].q, inner[0].q)
 
 
-@NO_MODULE_RUNS
 @pytest.mark.parametrize("rule", [Copy(), Distill()])
 def test_a_bound_student_can_be_captured_too(rule: Any, pictures: Tensor) -> None:
     transfer = AttentionTransfer(vit(1), vit(2), [rule]).train()
@@ -400,7 +377,6 @@ def test_operands_that_a_listener_gives_are_used(kind: str, batch_first: bool, t
     torch.testing.assert_close(output if batch_first else output.transpose(0, 1), expected, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="the maps are not given back where operands are replaced")
 def test_maps_that_are_asked_for_are_those_of_the_operands_that_a_listener_gives() -> None:
     module = attention(batch_first=True)
     q, k = torch.randn(2, BATCH, HEADS, QUERIES, 6)

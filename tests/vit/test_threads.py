@@ -113,12 +113,7 @@ def test_each_thread_gets_the_calls_of_its_own_forwards_only(
 
 @pytest.mark.parametrize("library", ["timm", "hf", "torchvision"])
 @pytest.mark.parametrize("training", [False, True])
-def test_the_capture_that_began_first_gets_its_calls_too(
-    library: str, training: bool, make: Build, request: pytest.FixtureRequest
-) -> None:
-    if library == "torchvision" and training:
-        reason = "the latest listener of nn.MultiheadAttention computes the attention itself; others are never asked"
-        request.applymarker(pytest.mark.xfail(strict=True, raises=AssertionError, reason=reason))
+def test_the_capture_that_began_first_gets_its_calls_too(library: str, training: bool, make: Build) -> None:
     model = make(library).train(training)
     began, both = threading.Event(), threading.Event()
     layers: list[int] = []
@@ -165,11 +160,6 @@ def test_a_capture_that_ends_while_another_thread_is_within_the_model_disturbs_n
     assert tapped(model) == []
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="in compiled code the thread is not asked for, so that the forwards of all threads are recorded",
-)
 def test_a_compiled_forward_of_another_thread_is_not_recorded(tiny_vit: Build, images: Tensor) -> None:
     model = tiny_vit(depth=1)
     torch._dynamo.reset()
@@ -303,12 +293,6 @@ def test_a_probe_and_a_plain_forward_of_its_teacher_do_not_meet(tiny_vit: Build,
     at_once(probes, runs)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="the step that is running is known to every thread, so that a student that runs by itself in another "
-    "thread meanwhile takes the teacher's attention",
-)
 @pytest.mark.parametrize("library", ["timm", "hf"])
 def test_a_student_by_itself_in_another_thread_is_not_affected_by_a_step(library: str, make: Build) -> None:
     teacher, student = make(library), make(library)

@@ -220,13 +220,14 @@ class AttentionTransfer(nn.Module):
             self.head_pairs.set(call.layer, divergences)
 
     def _check_gradients(self, calls: dict[int, AttentionCall]) -> None:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() and not self._replay.checkpoints():
             return
         for layer, call in calls.items():
             if not carries_gradient(self.student, call):
                 raise UserError(
                     f"the queries of block {layer} carry no gradient, so no rule can train them: re-entrant gradient "
-                    "checkpointing hides them; use the other kind (timm.layers.set_reentrant_ckpt(False))"
+                    "checkpointing hides them; use the other kind (timm.layers.set_reentrant_ckpt(False), or for transformers "
+                    "gradient_checkpointing_kwargs={'use_reentrant': False})"
                 )
 
     def train(self, mode: bool = True) -> AttentionTransfer:

@@ -28,6 +28,7 @@ class Replay(Generic[State]):
         self._running: State | None = None
         self._thread = 0
         self._recalled: State | None = None
+        self._network = network
         self.handle = tap(network, self._run)
 
     @contextmanager
@@ -53,8 +54,17 @@ class Replay(Generic[State]):
 
     def remember(self, tensor: Tensor, state: State | None) -> None:
         """Recall this state when a backward pass comes through `tensor`."""
-        if tensor.requires_grad and not torch.compiler.is_compiling():
-            tensor.register_hook(lambda _: self._recall(state))
+        if tensor.requires_grad and (not torch.compiler.is_compiling() or self.checkpoints()):
+            self._hook(tensor, state)
+
+    def checkpoints(self) -> bool:
+        """Whether the network recomputes blocks in its backward pass, by the switch of timm or of transformers."""
+        switches = ("grad_checkpointing", "gradient_checkpointing")
+        return any(getattr(module, switch, False) is True for module in self._network.modules() for switch in switches)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # a graph break, or an error where none is allowed
+    def _hook(self, tensor: Tensor, state: State | None) -> None:
+        tensor.register_hook(lambda _: self._recall(state))
 
     def _run(self, forward: Forward, *args: Any, **kwargs: Any) -> Any:
         self._recalled = None

@@ -160,6 +160,7 @@ def test_a_capture_that_ends_while_another_thread_is_within_the_model_disturbs_n
     assert tapped(model) == []
 
 
+@pytest.mark.xfail(strict=True, reason="compiled code does not know its thread; the documentation says so")
 def test_a_compiled_forward_of_another_thread_is_not_recorded(tiny_vit: Build, images: Tensor) -> None:
     model = tiny_vit(depth=1)
     torch._dynamo.reset()

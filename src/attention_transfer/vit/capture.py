@@ -20,7 +20,8 @@ def capture(model: nn.Module, *, layers: Indices = None, pool: bool = False) -> 
     """Collect the attention calls of every forward of `model` inside the `with` block.
 
     The model's output is bitwise what it is without, and nothing stays on the model, also after an exception. Forwards
-    of the same model in other threads are not collected.
+    of the same model in other threads are not collected, unless the model is compiled. A compiled model is compiled
+    anew for each further forward in one block; use a block for each.
 
     Args:
         model: a plain vision transformer of timm, Hugging Face transformers or torchvision, also inside

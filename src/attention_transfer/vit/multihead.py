@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from attention_transfer.attention import attention_maps
 from attention_transfer.errors import UserError
+from attention_transfer.vit.call import AttentionCall
 
-Attend = Callable[[Tensor, Tensor, Tensor, float], Tensor | None]
-"""Gets q, k, v (B, H, tokens, D) and the dropout; gives the output, or `None` where nothing was replaced."""
+Attend = Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, AttentionCall] | None]
+"""Gets q, k, v (B, H, tokens, D) and the dropout; gives the output and its call, or `None` where nothing is replaced."""
 
 _packed: Any = getattr(F, "_in_projection_packed")  # noqa: B009 (torch does not export it to type checkers)
 
@@ -67,17 +67,19 @@ def run_function(
     _check(in_proj_weight, bias_k, add_zero_attn)
     q, k, v = _heads(_packed(query, key, value, in_proj_weight, in_proj_bias), num_heads)
     dropout = dropout_p if training else 0.0
-    attended = attend(q, k, v, dropout)
-    if attended is None and need_weights:  # the function forms the maps itself
+    replaced = attend(q, k, v, dropout)
+    if replaced is None and need_weights:  # the function forms the maps itself
         arguments = (embed_dim_to_check, num_heads, in_proj_weight, in_proj_bias, bias_k, bias_v, add_zero_attn)
         more = {"training": training, "need_weights": True, **kwargs}
         return func(query, key, value, *arguments, dropout_p, out_proj_weight, out_proj_bias, **more)
-    if attended is None:
-        attended = F.scaled_dot_product_attention(q, k, v, None, dropout)
+    attended = F.scaled_dot_product_attention(q, k, v, None, dropout) if replaced is None else replaced[0]
     tokens, batch, width = query.shape
     joined = attended.permute(2, 0, 1, 3).contiguous().view(batch * tokens, width)
     output = F.linear(joined, out_proj_weight, out_proj_bias).view(tokens, batch, width)
-    return output, attention_maps(q, k).mean(dim=1) if need_weights else None
+    if replaced is None or not need_weights:
+        return output, None
+    maps = replaced[1].maps()
+    return output, maps.mean(dim=1) if kwargs.get("average_attn_weights", True) else maps
 
 
 def _heads(parts: list[Tensor], heads: int) -> list[Tensor]:

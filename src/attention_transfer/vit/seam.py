@@ -101,7 +101,8 @@ def _intercepted(seat: _Seat, forward: Forward, *args: Any, **kwargs: Any) -> An
         heard.append(call)
         return seat.listener(call)
 
-    if isinstance(seat.module, nn.MultiheadAttention) and takes_kernel(seat.module, args[0]):
+    eager = not torch.compiler.is_compiling()
+    if eager and isinstance(seat.module, nn.MultiheadAttention) and takes_kernel(seat.module, args[0]):
         return _around_kernel(seat, seat.module, hear, forward, *args, **kwargs)
     with _AttentionMode(seat, hear):
         output = forward(*args, **kwargs)
@@ -195,13 +196,15 @@ def _attend(
     return attend(used)
 
 
-def _heard(seat: _Seat, listener: Listener, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor | None:
-    """The output of `torch.nn.MultiheadAttention`'s attention, or `None` where its operands are left as they are."""
+def _heard(
+    seat: _Seat, listener: Listener, q: Tensor, k: Tensor, v: Tensor, dropout: float
+) -> tuple[Tensor, AttentionCall] | None:
+    """The output of `torch.nn.MultiheadAttention`'s attention and its call, or `None` where nothing is replaced."""
     seen = AttentionCall(q, k, v, None, q.shape[-1] ** -0.5, seat.layer, seat.tokens, dropout)
     used = listener(seen)
     if isinstance(used, Tensor):
-        return used
-    return None if _same_operands(used, seen) else attend(used)
+        return used, seen
+    return None if _same_operands(used, seen) else (attend(used), used)
 
 
 def _attend_again(

@@ -18,7 +18,7 @@ from attention_transfer.errors import UserError
 from attention_transfer.vit.call import AttentionCall
 
 Attend = Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, AttentionCall] | None]
-"""Gets q, k, v (B, H, tokens, D) and the dropout; gives the output and its call, or `None` where nothing is replaced."""
+"""Gets q, k, v (B, H, tokens, D) and the dropout; gives output and call, or `None` where it replaces nothing."""
 
 _packed: Any = getattr(F, "_in_projection_packed")  # noqa: B009 (torch does not export it to type checkers)
 

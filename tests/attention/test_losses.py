@@ -114,7 +114,7 @@ def naive_logits(q: Array, k: Array, scale: float | None, mask: Tensor | None) -
 def naive_row(loss: Loss, a: Array, b: Array) -> float:
     keys = range(len(a))
     if loss in (logit_l2, class_logit_l2):
-        return sum((a[j] - b[j]) ** 2 for j in keys if not (a[j] == b[j] == -math.inf))
+        return float(sum((a[j] - b[j]) ** 2 for j in keys if not (a[j] == b[j] == -math.inf)))
     if (a == -math.inf).all() or (b == -math.inf).all():
         return 0.0
     p, q = scipy.special.softmax(a), scipy.special.softmax(b)
@@ -134,7 +134,7 @@ def reach(inputs: Sequence[Tensor]) -> float:
     """How far a logit and its log-sum-exp can be from 0, without masks: what rounding errors are relative to."""
     q_s, k_s, q_t, k_t = (x.detach().double().abs() for x in inputs)
     largest = max(float((q @ k.mT).max()) * q.shape[-1] ** -0.5 for q, k in ((q_s, k_s), (q_t, k_t)))
-    return largest + math.log(k_s.shape[2]) + 1
+    return float(largest + math.log(k_s.shape[2]) + 1)
 
 
 def budget(loss: Loss, inputs: Sequence[Tensor], dtype: torch.dtype, expected: Array) -> Array:
@@ -198,7 +198,7 @@ def test_matches_loops_with_other_dimensions_scales_and_biases_on_the_two_sides(
     np.testing.assert_allclose(actual, naive(loss, inputs, (scale_s, scale_t), masks), rtol=1e-10)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=150)
 @given(
     way=st.sampled_from(WAYS),
     dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16]),
@@ -217,7 +217,7 @@ def test_every_way_is_within_the_rounding_of_its_dtype(
     assert (error <= budget(loss, inputs, dtype, expected)).all()
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=150)
 @given(
     way=st.sampled_from(WAYS),
     dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16]),
@@ -448,7 +448,7 @@ def test_a_teacher_of_one_key_or_of_all_alike(loss: Loss, impl: str) -> None:
     assert value.tolist() == pytest.approx(expected[loss], rel=1e-11)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=50)
 @given(seed=SEED, spread=st.sampled_from([0.1, 1.0, 10.0, 1000.0]), way=st.sampled_from(WAYS))
 def test_distances_of_maps_stay_in_their_range_and_are_zero_where_the_maps_agree(
     seed: int, spread: float, way: tuple[Loss, str]
@@ -472,17 +472,17 @@ def test_distances_of_maps_stay_in_their_range_and_are_zero_where_the_maps_agree
     torch.testing.assert_close(same, torch.zeros_like(same), atol=rounding, rtol=0)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=50)
 @given(seed=SEED, impl=st.sampled_from(["reference", "chunked"]))
-def test_symmetric_distances_do_not_mind_which_side_is_which(seed: int, impl: str) -> None:
+def test_symmetric_distances_do_not_mind_which_side_is_which(seed: int, impl: Any) -> None:
     q_s, k_s, q_t, k_t = operands(seed, d_t=2)
     for loss in (attention_js, attention_mse, attention_cosine, logit_l2):
         torch.testing.assert_close(loss(q_s, k_s, q_t, k_t, impl=impl), loss(q_t, k_t, q_s, k_s, impl=impl))
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=50)
 @given(seed=SEED, impl=st.sampled_from(["reference", "chunked", "flash"]))
-def test_kl_and_cross_entropy_have_the_same_gradient_for_the_student(seed: int, impl: str) -> None:
+def test_kl_and_cross_entropy_have_the_same_gradient_for_the_student(seed: int, impl: Any) -> None:
     inputs = leaves(operands(seed), teacher=False)
     _, kl = value_and_gradients(lambda *qk: attention_kl(*qk, impl=impl), inputs)
     _, cross_entropy = value_and_gradients(lambda *qk: attention_cross_entropy(*qk, impl=impl), inputs)
@@ -572,7 +572,9 @@ def test_autocast_stays_within_its_rounding(loss: Loss, impl: str) -> None:
         assert (gradient - true).norm() < 0.05 * true.norm()
 
 
-@pytest.mark.xfail(strict=True, reason="reference and chunked round every step to bfloat16, and return it; flash float32")
+@pytest.mark.xfail(
+    strict=True, reason="reference and chunked round every step to bfloat16, and return it; flash float32"
+)
 @pytest.mark.parametrize("loss", FUSED, ids=_name)
 def test_half_precision_operands_give_the_same_dtype_in_every_way(loss: Loss) -> None:
     inputs = [x.bfloat16() for x in operands()]

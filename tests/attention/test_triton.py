@@ -16,6 +16,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import pytest
@@ -192,7 +193,7 @@ def least(*shape: int) -> Tensor:
 
 
 def only_one_result_used(device: str) -> None:
-    """A loss on the output alone is plain attention; a student whose values alone learn needs no gradient of q and k."""
+    """A loss on the output alone is plain attention's, also where only the values learn."""
     q, k, v, q_t, k_t = torch.randn(5, 1, 2, 18, 16, generator=torch.Generator().manual_seed(8)).to(device)
     v.requires_grad_()
     s, t = Side(q, k, None, None), Side(q_t, k_t, None, None)
@@ -216,6 +217,24 @@ def equal_sides_have_no_divergence(device: str) -> None:
     kl = triton_kernels.kl(Side(q, k, None, None), Side(q.detach(), k.detach(), None, None), tune=False)
     assert not kl.any()
     assert not any(gradient.any() for gradient in torch.autograd.grad(kl.sum(), [q, k]))
+
+
+def large_logits_worked_by_hand(device: str) -> None:
+    """Logits of 1e4 and -1e4 and two just under 1e4, which only they share the weights with."""
+    q = torch.tensor([[[[100.0], [-100.0]]]], device=device).requires_grad_()
+    k = torch.tensor([[[[100.0], [-100.0], [99.99], [99.98]]]], device=device).requires_grad_()
+    t = Side(q.detach().clone(), k.detach() * torch.tensor([[1.0], [1.0], [1.0], [-1.0]], device=device), 1.0, None)
+    out, ce = triton_kernels.distilled(Side(q, k, 1.0, None), k, t, tune=False)
+    total = 1 + math.exp(-1) + math.exp(-2)
+    log_p = [-math.log(total), -1 - math.log(total)]
+    of_teacher = [1 / (1 + math.exp(-1)), 1 / (1 + math.e)]
+    # Row 1 turns the signs: the student's weight is on key 1, the teacher's on keys 1 and, e^-2 as likely, 3.
+    expected = [
+        -sum(p * log for p, log in zip(of_teacher, log_p, strict=True)),
+        math.exp(-2) / (1 + math.exp(-2)) * 19998,
+    ]
+    torch.testing.assert_close(ce[0, 0].tolist(), expected, rtol=2e-3, atol=2e-3)
+    assert all(x.isfinite().all() for x in (out, *torch.autograd.grad(ce.sum(), [q, k])))
 
 
 def nothing_to_do(device: str) -> None:
@@ -243,6 +262,7 @@ def what_has_no_gradient_is_refused(device: str) -> None:
         (plain, Side(q, q, None, mask), "mask requires a gradient"),
         (Side(q.double(), q.double(), None, None), plain, "are float64, not all float16, bfloat16 or float32"),
         (plain, Side(q, q.half(), None, None), "float16 and float32"),
+        (plain, Side(q, q, None, torch.ones(4, 4, dtype=torch.int32, device=device)), "neither boolean nor floating"),
         (Side(wide, wide, None, None), plain, "over 128"),
     ):
         with pytest.raises(UserError, match=reason):
@@ -253,6 +273,7 @@ def what_has_no_gradient_is_refused(device: str) -> None:
         assert not triton_kernels.kl(Side(q, q, None, mask), Side(learning, q, None, mask), tune=False).any()
 
 
+LATE = (torch.arange(35) >= 16).float()
 LEAST = torch.finfo(SINGLE).min
 SIZES = {
     "odd rows and keys": Case(),
@@ -272,23 +293,24 @@ MASKS = {
     "boolean, keys": Case(mask_s=drawn_bool(2, 1, 1, 35), mask_t=drawn_bool(2, 1, 1, 35), batch=2, n=5),
     "boolean, rows and keys, bfloat16": Case(mask_s=drawn_bool(33, 35), mask_t=drawn_bool(33, 35), dtype=BRAIN),
     "the student masks what the teacher uses": Case(mask_s=drawn_bool(1, 1, 33, 35)),
-    "the teacher alone masks": Case(mask_t=drawn_bool(1, 2, 33, 35), dtype=HALF),
+    "the teacher alone masks": Case(mask_t=drawn_bool(1, 2, 20, 35), dtype=HALF, n=20),
     "a bias that is the same for all keys": Case(mask_s=drawn_bias(2, 33, 1)),
     "biases of both": Case(mask_s=drawn_bias(2, 33, 35), mask_t=drawn_bias(1, 2, 33, 35).to(BRAIN), dtype=BRAIN),
-    "biases with -inf": Case(mask_s=drawn_bias(33, 35, hidden=0.2), mask_t=drawn_bias(33, 35, hidden=0.2)),
+    "biases with -inf": Case(mask_s=drawn_bias(20, 35, hidden=0.2), mask_t=drawn_bias(20, 35, hidden=0.2), n=20),
     "a float64 bias": Case(mask_t=drawn_bias(1, 35).double(), n=9),
     "dead rows of the student": Case(mask_s=dead([0, 7, 32])),
     "dead rows of the teacher, boolean": Case(mask_t=dead([0, 7, 32]) == 0),
     "dead rows of both": Case(mask_s=dead([1, 2]), mask_t=dead([2, 3]), dtype=HALF),
     "nothing but dead rows": Case(mask_s=dead([*range(9)], n=9), n=9, dtype=BRAIN),
-    "the least float on some keys": Case(mask_s=least(33, 35), mask_t=drawn_bool(33, 35)),
+    "the student masks what the teacher uses in the end no more": Case(mask_s=LATE > 0, mask_t=LATE * 2000.0, n=9),
+    "the least float on some keys": Case(mask_s=least(20, 35), mask_t=drawn_bool(20, 35), n=20),
     "the least float on whole rows": Case(mask_s=dead([0, 5], fill=LEAST), mask_t=dead([0, 8], fill=LEAST)),
 }
 EXTREMES = {
     "logits of 1e4": Case(spread=1e4),
     "logits of 1e4, float16": Case(scale_s=2500.0, scale_t=2500.0, dtype=HALF, g_scale=0.1),
     "logits of 1e4, bfloat16": Case(spread=1e4, dtype=BRAIN, n=20),
-    "a bias of -1e4": Case(mask_s=drawn_bool(33, 35) * 1e4 - 1e4, mask_t=drawn_bool(33, 35) * 1e4 - 1e4),
+    "a bias of -1e4": Case(mask_s=drawn_bool(20, 35) * 1e4 - 1e4, mask_t=drawn_bool(20, 35) * 1e4 - 1e4, n=20),
     "a bias of 1e4": Case(mask_s=drawn_bias(35) + 1e4, n=9),
 }
 Checks = dict[str, Callable[[str], None]]
@@ -299,13 +321,14 @@ BATCHES: dict[str, Checks] = {
         **{name: partial(compare, case) for name, case in EXTREMES.items()},
         "only one result used": only_one_result_used,
         "equal sides have no divergence": equal_sides_have_no_divergence,
+        "large logits worked by hand": large_logits_worked_by_hand,
         "nothing to do": nothing_to_do,
         "what has no gradient is refused": what_has_no_gradient_is_refused,
     },
 }
 
 
-@pytest.mark.skipif(triton_kernels.triton is None, reason="Triton is not installed")
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("batch", BATCHES)
 def test_the_kernels_agree_with_the_reference(batch: str, device: str) -> None:
@@ -333,7 +356,7 @@ def test_the_library_imports_without_triton() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.skipif(triton_kernels.triton is None, reason="Triton is not installed")
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 def test_without_a_gpu_the_reason_is_given() -> None:
     """In the words of the error, too."""
     q = torch.zeros(1, 1, 2, 16)

@@ -84,6 +84,8 @@ def obstacle(s: Side, t: Side, v_s: Tensor | None = None) -> str | None:
             return f"queries, keys and values of one side are {names}, not all float16, bfloat16 or float32"
     if any(x.shape[-1] > _WIDEST for x in operands):
         return f"a head dimension is over {_WIDEST}"
+    if not all(mask.is_floating_point() or mask.dtype == torch.bool for mask in masks):
+        return "a mask is neither boolean nor floating"
     if torch.is_grad_enabled() and (t.q.requires_grad or t.k.requires_grad):
         return "the teacher requires a gradient, and the kernels have none for it"
     if torch.is_grad_enabled() and any(mask.requires_grad for mask in masks):
@@ -340,11 +342,11 @@ def _weights(x, factor, m, log_l, mask):
 
 
 @_jit
-def _forward_kernel(
+def _forward_kernel(  # noqa: PLR0915
     q_s, q_s_b, q_s_h, q_s_n, k_s, k_s_b, k_s_h, k_s_m, v_s, v_s_b, v_s_h, v_s_m,
     q_t, q_t_b, q_t_h, q_t_n, k_t, k_t_b, k_t_h, k_t_m,
     mask_s, mask_s_b, mask_s_h, mask_s_n, mask_s_m, mask_t, mask_t_b, mask_t_h, mask_t_n, mask_t_m,
-    out, out_b, out_h, out_n, ce, own, stats, scale_s, scale_t, H, N, M, SIZE,
+    out, out_b, out_h, out_n, ce, own, stats, scale_s, scale_t, H, N, M, SIZE,  # noqa: ARG001 - SIZE is for the tuning
     D_S: tl.constexpr, D_T: tl.constexpr, D_V: tl.constexpr,
     WIDE_S: tl.constexpr, WIDE_T: tl.constexpr, WIDE_V: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
@@ -436,7 +438,7 @@ def _rows_kernel(
     q_t, q_t_b, q_t_h, q_t_n, k_t, k_t_b, k_t_h, k_t_m,
     mask_s, mask_s_b, mask_s_h, mask_s_n, mask_s_m, mask_t, mask_t_b, mask_t_h, mask_t_n, mask_t_m,
     out, out_b, out_h, out_n, d_out, d_out_b, d_out_h, d_out_n, d_q, d_q_b, d_q_h, d_q_n,
-    g, delta, unit, stats, scale_s, scale_t, H, N, M, SIZE,
+    g, delta, unit, stats, scale_s, scale_t, H, N, M, SIZE,  # noqa: ARG001 - SIZE is for the tuning
     D_S: tl.constexpr, D_T: tl.constexpr, D_V: tl.constexpr,
     WIDE_S: tl.constexpr, WIDE_T: tl.constexpr, WIDE_V: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
@@ -498,7 +500,7 @@ def _keys_kernel(
     q_t, q_t_b, q_t_h, q_t_n, k_t, k_t_b, k_t_h, k_t_m,
     mask_s, mask_s_b, mask_s_h, mask_s_n, mask_s_m, mask_t, mask_t_b, mask_t_h, mask_t_n, mask_t_m,
     d_out, d_out_b, d_out_h, d_out_n, d_k, d_k_b, d_k_h, d_k_m, d_v, d_v_b, d_v_h, d_v_m,
-    g, delta, unit, stats, scale_s, scale_t, H, N, M, SIZE,
+    g, delta, unit, stats, scale_s, scale_t, H, N, M, SIZE,  # noqa: ARG001 - SIZE is for the tuning
     D_S: tl.constexpr, D_T: tl.constexpr, D_V: tl.constexpr,
     WIDE_S: tl.constexpr, WIDE_T: tl.constexpr, WIDE_V: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,

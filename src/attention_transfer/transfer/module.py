@@ -226,8 +226,8 @@ class AttentionTransfer(nn.Module):
             if not carries_gradient(self.student, call):
                 raise UserError(
                     f"the queries of block {layer} carry no gradient, so no rule can train them: re-entrant gradient "
-                    "checkpointing hides them; use the other kind (timm.layers.set_reentrant_ckpt(False), or for transformers "
-                    "gradient_checkpointing_kwargs={'use_reentrant': False})"
+                    "checkpointing hides them; use the other kind (timm.layers.set_reentrant_ckpt(False), or for "
+                    "transformers gradient_checkpointing_kwargs={'use_reentrant': False})"
                 )
 
     def train(self, mode: bool = True) -> AttentionTransfer:

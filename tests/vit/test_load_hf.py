@@ -728,8 +728,8 @@ def test_a_name_that_can_not_be_had_is_refused_with_what_to_do(name: str, pretra
     "error",
     [
         OSError("You are trying to access a gated repo.\nMake sure to have access to it at https://…"),
-        OSError("We couldn't connect to 'https://huggingface.co' to load the files."),
-        ConnectionError("Cannot reach https://huggingface.co: offline mode is enabled."),
+        OSError("We couldn't connect to the hub to load the files."),
+        ConnectionError("Cannot reach the hub: offline mode is enabled."),
         TimeoutError(),
     ],
     ids=["gated", "no network", "offline", "too slow"],

@@ -33,12 +33,13 @@ from attention_transfer.errors import UserError
 try:
     import triton
     import triton.language as tl
+    from triton import knobs
 except ImportError:  # the library works without; available() says so
     triton = tl = None
 
 _jit: Any = triton.jit if triton else lambda function: function
 _constant: Any = tl.constexpr if triton else lambda value: value
-_INTERPRETS = bool(triton) and triton.knobs.runtime.interpret  # Triton's interpreter on the CPU, for tests
+_INTERPRETS = bool(triton) and knobs.runtime.interpret  # Triton's interpreter on the CPU, for tests
 
 _MASKED = _constant(-3e38)  # the logit of a key that doesn't take part
 _HIDDEN = _constant(-2e38)  # any lower logit is _MASKED
@@ -56,7 +57,7 @@ _WIDEST = 128
 def available() -> str | None:
     """Why the kernels can't run on this machine, or `None`."""
     if triton is None:
-        return "Triton is not installed"
+        return "Triton is not installed, or older than 3.4"
     if _INTERPRETS:
         return None
     if not torch.cuda.is_available():
@@ -82,14 +83,37 @@ def obstacle(s: Side, t: Side, v_s: Tensor | None = None) -> str | None:
         if len(dtypes) > 1 or side[0].dtype not in _DTYPES:
             names = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
             return f"queries, keys and values of one side are {names}, not all float16, bfloat16 or float32"
+    misfit = _misfit(s, t, v_s)
+    if misfit:
+        return misfit
     if any(x.shape[-1] > _WIDEST for x in operands):
         return f"a head dimension is over {_WIDEST}"
     if not all(mask.is_floating_point() or mask.dtype == torch.bool for mask in masks):
         return "a mask is neither boolean nor floating"
+    if any(side.scale is not None and side.scale < 0 for side in (s, t)):
+        return "a scale is negative"
     if torch.is_grad_enabled() and (t.q.requires_grad or t.k.requires_grad):
         return "the teacher requires a gradient, and the kernels have none for it"
     if torch.is_grad_enabled() and any(mask.requires_grad for mask in masks):
         return "a mask requires a gradient, and the kernels have none for it"
+    return None
+
+
+def _misfit(s: Side, t: Side, v_s: Tensor | None) -> str | None:
+    """Which shapes don't fit together: kernels would read beyond their operands."""
+    expected_k = (*s.q.shape[:2], *s.k.shape[2:3], s.q.shape[-1])
+    expected = {
+        "the student's keys": (s.k, expected_k),
+        "the teacher's queries": (t.q, (*s.q.shape[:3], *t.q.shape[3:])),
+        "the teacher's keys": (t.k, (*expected_k[:3], t.q.shape[-1])),
+    }
+    if v_s is not None:
+        expected["the student's values"] = (v_s, (*expected_k[:3], *v_s.shape[3:]))
+    if s.q.dim() != 4:
+        return f"the student's queries are {tuple(s.q.shape)}, not (B, H, N, D)"
+    for name, (x, shape) in expected.items():
+        if tuple(x.shape) != shape:
+            return f"{name} are {tuple(x.shape)}, which doesn't fit the student's queries {tuple(s.q.shape)}"
     return None
 
 

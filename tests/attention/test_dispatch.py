@@ -92,7 +92,8 @@ def test_maps_are_small_up_to_sixteen_mebibytes(shape: tuple[int, int, int, int]
 @pytest.mark.parametrize("impl", ["reference", "chunked"])
 @pytest.mark.parametrize("loss", FUSED + UNFUSED)
 def test_what_is_asked_for_is_taken_with_and_without_masks(loss: str, impl: Impl) -> None:
-    for masks in ({}, {"mask_s": MASK}, {"mask_s": MASK, "mask_t": MASK}):
+    every: list[dict[str, Any]] = [{}, {"mask_s": MASK}, {"mask_s": MASK, "mask_t": MASK}]
+    for masks in every:
         assert choose_impl(loss, *of_shape(1, 1, 4, 2), **masks, impl=impl) == Choice(impl, "asked for")
 
 
@@ -111,7 +112,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("loss", "masks", "device", "why"), REFUSED, ids=lambda value: str(value)[:24])
 def test_flash_is_refused_in_one_sentence_that_says_why_and_what_to_choose(
-    loss: str, masks: dict[str, Tensor], device: str, why: str
+    loss: str, masks: dict[str, Any], device: str, why: str
 ) -> None:
     with pytest.raises(UserError, match=why) as refusal:
         choose_impl(loss, *of_shape(1, 1, 4, 2, device=device), **masks, impl="flash")
@@ -142,8 +143,7 @@ def test_auto_gives_the_bits_of_its_choice(loss: Any) -> None:
     assert torch.equal(loss(q_s, k_s, q_t, k_t), loss(q_s, k_s, q_t, k_t, impl=choice))
 
 
-@pytest.mark.xfail(strict=True, reason="any other word is taken as asked for, and then computed in tiles in silence")
-@pytest.mark.parametrize("word", ["flahs", "triton", "", "Flash"])
+@pytest.mark.parametrize("word", ["flahs", "", "Flash"])
 def test_an_implementation_that_does_not_exist_is_refused(word: Any) -> None:
     q, k = torch.randn(1, 1, 4, 2), torch.randn(1, 1, 4, 2)
     with pytest.raises(UserError):

@@ -167,5 +167,4 @@ def test_the_distance_of_outputs_forms_no_map() -> None:
 
 def test_the_class_tokens_loss_has_one_row() -> None:
     found = use(class_logit_l2, operands(teacher=True))
-    assert found.forward <= H * N
-    assert found.backward <= OPERAND
+    assert max(found.forward, found.backward) <= OPERAND

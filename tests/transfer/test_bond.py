@@ -33,7 +33,7 @@ def test_rules_are_laid_out_by_the_students_layers(tiny_vit: Build) -> None:
     assert bond.layers == (0, 1, 2)
     assert bond.bound == ((2,), (0,), (1, 2), (1,), (0, 1, 2))
     assert bond.losses == {"distill": 0, "guide": 2, "distill_2": 3}
-    assert bond.loss_layers == {1, 2}
+    assert [bond.losses_at(layer) for layer in range(3)] == [[], [2, 3], [0, 2]]
     assert [bond.loss(index) for index in (0, 2, 3)] == [rules[0], rules[2], rules[3]]
     assert [[index for index, _ in bond.copies(layer)] for layer in (0, 1, 2)] == [[1, 4], [4], [4]]
     assert bond.copies(0)[0][1] is rules[1]

@@ -19,3 +19,4 @@ from attention_transfer.attention.losses import output_l2 as output_l2
 from attention_transfer.attention.maps import attention_logits as attention_logits
 from attention_transfer.attention.maps import attention_maps as attention_maps
 from attention_transfer.attention.maps import class_logits as class_logits
+from attention_transfer.attention.tiles import Side as Side

@@ -4,18 +4,22 @@
 - "chunked" forms a tile of rows at a time and forms it again in the backward pass: any device, any mask, O(tile · M).
 - "flash" uses PyTorch's fused kernels on the CPU (see `flash.py`): no map is formed; cross-entropy and KL divergence,
   without masks.
+- "triton" uses our own fused kernels on a GPU (see `triton_kernels.py`): no map is formed; cross-entropy and KL
+  divergence, with masks and biases.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor
 
-from attention_transfer.errors import UserError
+from attention_transfer.attention import triton_kernels
+from attention_transfer.attention.tiles import Side
+from attention_transfer.errors import UserError, nearest
 
-Impl = Literal["auto", "reference", "chunked", "flash"]
+Impl = Literal["auto", "reference", "chunked", "flash", "triton"]
 _SMALL = 1 << 22  # elements of a map that is formed without a thought: 16 MiB in float32
 _FUSED = ("attention_cross_entropy", "attention_kl", "distilled_attention")
 
@@ -25,41 +29,63 @@ class Choice:
     """An implementation and the reason for it.
 
     Attributes:
-        impl: "reference", "chunked" or "flash".
+        impl: "reference", "chunked", "flash" or "triton".
         reason: half a sentence.
     """
 
     impl: str
     reason: str
 
+    def __str__(self) -> str:
+        return f"{self.impl} ({self.reason})"
+
 
 def choose_impl(
     loss: str,
     q_s: Tensor,
     k_s: Tensor,
+    q_t: Tensor | None = None,
+    k_t: Tensor | None = None,
     *,
+    v_s: Tensor | None = None,
+    scale_s: float | None = None,
+    scale_t: float | None = None,
     mask_s: Tensor | None = None,
     mask_t: Tensor | None = None,
     impl: Impl = "auto",
 ) -> Choice:
     """The implementation that a loss will use for these tensors.
 
+    "auto" never takes "triton": its kernels agree with the reference in Triton's interpreter, but no GPU has run them
+    yet. Ask for them by name.
+
     Args:
         loss: name of the function, e.g. "attention_cross_entropy".
         q_s: student queries, (B, H, N, D).
         k_s: student keys, (B, H, M, D).
+        q_t: teacher queries; `None` is some like the student's, without gradient.
+        k_t: teacher keys; likewise.
+        v_s: student values, where attention is computed too.
+        scale_s: scale of the student's logits.
+        scale_t: scale of the teacher's logits.
         mask_s: mask of the student's logits.
         mask_t: mask of the teacher's logits.
         impl: what was asked for; anything but "auto" is checked and taken.
 
     Raises:
-        UserError: what was asked for cannot serve these tensors, with the reason.
+        UserError: there is no such implementation, or it cannot serve these tensors, with the reason.
     """
-    obstacle = _no_flash(loss, q_s, mask_s, mask_t)
-    if impl == "flash" and obstacle:
-        raise UserError(f'impl="flash" can\'t compute {loss} here: {obstacle}; choose impl="chunked"')
+    if impl not in get_args(Impl):
+        raise UserError(f"there is no impl={impl!r}; {nearest(impl, get_args(Impl))}")
+    s = Side(q_s, k_s, scale_s, mask_s)
+    t = Side(q_s.detach() if q_t is None else q_t, k_s.detach() if k_t is None else k_t, scale_t, mask_t)
+    if impl in ("flash", "triton"):
+        obstacle = _no_flash(loss, s, t) if impl == "flash" else _no_triton(loss, s, t, v_s)
+        if obstacle:
+            raise UserError(f'impl="{impl}" can\'t compute {loss} here: {obstacle}; choose impl="chunked"')
     if impl != "auto":
         return Choice(impl, "asked for")
+    obstacle = _no_flash(loss, s, t)
     if obstacle is None:
         return Choice("flash", "fused kernels of the CPU serve it")
     size = q_s.shape[0] * q_s.shape[1] * q_s.shape[2] * k_s.shape[2]
@@ -68,12 +94,21 @@ def choose_impl(
     return Choice("chunked", obstacle)
 
 
-def _no_flash(loss: str, q_s: Tensor, mask_s: Tensor | None, mask_t: Tensor | None) -> str | None:
+def _no_flash(loss: str, s: Side, t: Side) -> str | None:
     """Why the fused CPU kernels can't be used, or `None`."""
     if loss not in _FUSED:
         return "this distance has no fused form"
-    if q_s.device.type != "cpu":
-        return f"the fused form is for the CPU, not {q_s.device.type}"
-    if mask_s is not None or mask_t is not None:
+    if s.q.device.type != "cpu":
+        return f"the fused form is for the CPU, not {s.q.device.type}"
+    if s.mask is not None or t.mask is not None:
         return "there is a mask or bias"
+    if not all(x.shape[-2] and x.shape[-1] and x.shape[-3] for x in (s.q, s.k, t.q, t.k)):
+        return "there are no queries, keys or heads"  # PyTorch's kernels divide by their number
     return None
+
+
+def _no_triton(loss: str, s: Side, t: Side, v_s: Tensor | None) -> str | None:
+    """Why our GPU kernels can't be used, or `None`."""
+    if loss not in _FUSED:
+        return "this distance has no fused form"
+    return triton_kernels.available() or triton_kernels.obstacle(s, t, v_s)

@@ -10,16 +10,18 @@ The head dimensions and scales of the two sides may differ; B, H, N and M may no
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import handle_torch_function, has_torch_function
 
-from attention_transfer.attention import flash, rows
+from attention_transfer.attention import flash, rows, triton_kernels
 from attention_transfer.attention.dispatch import Impl, choose_impl
-from attention_transfer.attention.maps import class_logits
+from attention_transfer.attention.maps import under_autocast
 from attention_transfer.attention.tiles import Side, in_tiles
+from attention_transfer.errors import UserError
 
 
 def attention_cross_entropy(
@@ -53,7 +55,7 @@ def attention_cross_entropy(
             same values, and the same gradients of all operands and additive masks.
 
     Returns:
-        Nats per query row, (B, H, N).
+        Nats per query row, (B, H, N), in float32 or wider.
 
     Raises:
         ValueError: batch, heads or tokens of the two sides differ.
@@ -200,9 +202,8 @@ def class_logit_l2(
         Squared logits per head, summed over keys, (B, H).
     """
     _check_shapes(q_s, k_s, q_t, k_t)
-    row_s = class_logits(q_s, k_s, scale=scale_s, mask=mask_s)
-    row_t = class_logits(q_t, k_t, scale=scale_t, mask=mask_t)
-    return rows.logit_l2(row_s, row_t)
+    s, t = _cast(Side(q_s, k_s, scale_s, mask_s)), _cast(Side(q_t, k_t, scale_t, mask_t))
+    return rows.logit_l2(s.rows(0, 1).logits(), t.rows(0, 1).logits()).squeeze(-1)
 
 
 def output_l2(
@@ -247,14 +248,27 @@ _DISTANCES: dict[str, rows.RowDistance] = {
 
 def _rows(name: str, s: Side, t: Side, impl: Impl) -> Tensor:
     _check_shapes(s.q, s.k, t.q, t.k)
-    choice = choose_impl(name, s.q, s.k, mask_s=s.mask, mask_t=t.mask, impl=impl)
-    if choice.impl == "flash":
+    s, t = _cast(s), _cast(t)
+    way = _chosen(name, s, t, None, impl)
+    if way == "flash":
         cross_entropy = flash.cross_entropy(s, t)
         return cross_entropy - flash.entropy(t) if name == "attention_kl" else cross_entropy
+    if way == "triton":
+        return triton_kernels.kl(s, t) if name == "attention_kl" else triton_kernels.cross_entropy(s, t)
     distance = _DISTANCES[name]
-    if choice.impl == "reference":
+    if way == "reference":
         return distance(s.logits(), t.logits())
     return in_tiles(lambda a, b: (distance(a.logits(), b.logits()),), s, t)[0]
+
+
+def _chosen(name: str, s: Side, t: Side, v_s: Tensor | None, impl: Impl) -> str:
+    masks = {"mask_s": s.mask, "mask_t": t.mask}
+    return choose_impl(name, s.q, s.k, t.q, t.k, v_s=v_s, scale_s=s.scale, scale_t=t.scale, impl=impl, **masks).impl
+
+
+def _cast(side: Side) -> Side:
+    q, k = under_autocast(side.q, side.k)
+    return Side(q, k, side.scale, side.mask)
 
 
 def distilled_attention(
@@ -269,33 +283,60 @@ def distilled_attention(
     mask_s: Tensor | None = None,
     mask_t: Tensor | None = None,
     impl: Impl = "auto",
+    reduction: Literal["none", "mean"] = "none",
 ) -> tuple[Tensor, Tensor]:
     """The student's attention, and its cross-entropy against the teacher's, in one.
 
     The student's logits are computed once for both, and their gradients meet before the products that give those of
     q and k: the loss costs one more pass of products forward and one backward, those of the teacher's logits.
-    Beside the student's values v_s, (B, H, M, D_s), arguments and errors are those of
-    [`attention_cross_entropy`][attention_transfer.attention.attention_cross_entropy].
+    Under autocast operands are cast as those of PyTorch's attention are.
+
+    Args:
+        q_s: student queries, (B, H, N, D_s).
+        k_s: student keys, (B, H, M, D_s).
+        v_s: student values, (B, H, M, E).
+        q_t: teacher queries, (B, H, N, D_t).
+        k_t: teacher keys, (B, H, M, D_t).
+        scale_s: scale of the student's logits; `None` is D_s^-0.5.
+        scale_t: scale of the teacher's logits; `None` is D_t^-0.5.
+        mask_s: additive or boolean mask of the student's logits.
+        mask_t: additive or boolean mask of the teacher's logits.
+        impl: how it is computed, see [`choose_impl`][attention_transfer.attention.choose_impl].
+        reduction: "mean" over all rows keeps less between the passes, where fused kernels serve: its gradients are
+            formed in the forward pass, and nothing of the teacher is kept.
 
     Returns:
-        The attention's output, (B, H, N, D_s), and the cross-entropy in nats per query row, (B, H, N).
+        The attention's output in the dtype of the values, (B, H, N, E), and the cross-entropy in nats, float32 or
+        wider: per query row, (B, H, N), or a scalar.
+
+    Raises:
+        ValueError: batch, heads or tokens of the two sides differ.
+        UserError: `impl` can't compute it for these tensors.
     """
     operands = (q_s, k_s, v_s, q_t, k_t)
+    options: Any = {"scale_s": scale_s, "scale_t": scale_t, "mask_s": mask_s, "mask_t": mask_t, "impl": impl}
     if has_torch_function(operands):  # whoever stands at attention calls sees this one too
-        options: Any = {"scale_s": scale_s, "scale_t": scale_t, "mask_s": mask_s, "mask_t": mask_t, "impl": impl}
-        return handle_torch_function(distilled_attention, operands, *operands, **options)
-    s, t = Side(q_s, k_s, scale_s, mask_s), Side(q_t, k_t, scale_t, mask_t)
+        return handle_torch_function(distilled_attention, operands, *operands, **options, reduction=reduction)
+    if reduction not in ("none", "mean"):
+        raise UserError(f'there is no reduction={reduction!r}; choose "none" or "mean"')
     _check_shapes(q_s, k_s, q_t, k_t)
-    choice = choose_impl("distilled_attention", q_s, k_s, mask_s=mask_s, mask_t=mask_t, impl=impl)
-    if choice.impl == "flash":
-        return flash.distilled(s, v_s, t)
+    q_s, k_s, v_s, q_t, k_t = under_autocast(*operands)
+    s, t = Side(q_s, k_s, scale_s, mask_s), Side(q_t, k_t, scale_t, mask_t)
+    way = _chosen("distilled_attention", s, t, v_s, impl)
+    if way == "flash":
+        return flash.distilled(s, v_s, t, mean=reduction == "mean")
+    if way == "triton":
+        out, rows_BHN = triton_kernels.distilled(s, v_s, t)
+    elif way == "reference":
+        out, rows_BHN = _distilled_by_maps(v_s, s, t)
+    else:
+        out, rows_BHN = in_tiles(partial(_distilled_by_maps, v_s), s, t)
+    return out, rows_BHN.mean() if reduction == "mean" else rows_BHN
 
-    def tile(a: Side, b: Side) -> tuple[Tensor, Tensor]:
-        logits = a.logits()
-        return rows.softmax(logits) @ v_s, rows.cross_entropy(logits, b.logits())
 
-    out, ce = tile(s, t) if choice.impl == "reference" else in_tiles(tile, s, t)
-    return out, ce
+def _distilled_by_maps(v_s: Tensor, s: Side, t: Side) -> tuple[Tensor, Tensor]:
+    logits = s.logits()
+    return rows.softmax(logits).to(v_s.dtype) @ v_s, rows.cross_entropy(logits, t.logits())
 
 
 def frozen_attention(
@@ -318,8 +359,12 @@ def frozen_attention(
     if has_torch_function((q, k, v)):
         options: Any = {"scale": scale, "mask": mask}
         return handle_torch_function(frozen_attention, (q, k, v), q, k, v, **options)
-    if q.device.type == "cpu" and mask is None and q.dtype == k.dtype == v.dtype:
+    q, k, v = under_autocast(q, k, v)
+    fused = q.device.type == "cpu" and mask is None and q.dtype == k.dtype == v.dtype
+    if fused and all(x.shape[-3:].numel() for x in (q, k, v)):
         return flash.attend_frozen(q, k, v, scale=q.shape[-1] ** -0.5 if scale is None else scale)
+    if mask is not None and mask.dim() < 2:  # PyTorch's attention wants two dimensions
+        mask = mask.expand(1, k.shape[-2])
     return F.scaled_dot_product_attention(q, k, v, mask, scale=scale)
 
 

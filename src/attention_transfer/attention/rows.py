@@ -59,10 +59,11 @@ def cosine(logits_s: Tensor, logits_t: Tensor) -> Tensor:
 
 def logit_l2(logits_s: Tensor, logits_t: Tensor) -> Tensor:
     """Squared distance of the logits, `Σ_j (S_s[j] - S_t[j])²`."""
+    logits_s, logits_t, alive = _alive(logits_s, logits_t)
     both_masked = logits_s.isneginf() & logits_t.isneginf()
     # Both operands are filled, not their difference: the gradient of inf - inf would be NaN.
     difference = logits_s.masked_fill(both_masked, 0.0) - logits_t.masked_fill(both_masked, 0.0)
-    return difference.square().sum(dim=-1)
+    return _kept(difference.square().sum(dim=-1), alive)
 
 
 def softmax(logits: Tensor) -> Tensor:

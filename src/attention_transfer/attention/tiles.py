@@ -6,7 +6,7 @@ In the backward pass a tile is computed again, so that between the passes only t
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,8 +27,21 @@ class Side(NamedTuple):
     mask: Tensor | None
 
     def logits(self) -> Tensor:
-        """Attention logits, (B, H, N, M)."""
-        return attention_logits(self.q, self.k, scale=self.scale, mask=self.mask)
+        """Attention logits, (B, H, N, M), in float32 or wider: half precision is too coarse for what follows."""
+        wide = torch.promote_types(self.q.dtype, torch.float32)
+        with torch.autocast(self.q.device.type, enabled=False):
+            if self.q.shape[-2] == 1:
+                return self._row(wide)
+            return attention_logits(self.q.to(wide), self.k.to(wide), scale=self.scale, mask=self.mask)
+
+    def _row(self, wide: torch.dtype) -> Tensor:
+        factor = self.q.shape[-1] ** -0.5 if self.scale is None else self.scale
+        row_BH1M: Tensor = _RowLogits.apply(self.q.to(wide) * factor, self.k)
+        if self.mask is None:
+            return row_BH1M
+        if self.mask.dtype == torch.bool:
+            return row_BH1M.masked_fill(~self.mask, float("-inf"))
+        return row_BH1M + self.mask
 
     def rows(self, start: int, stop: int) -> Side:
         """The same with some of the queries."""
@@ -36,6 +49,24 @@ class Side(NamedTuple):
         if mask is not None and mask.dim() > 1 and mask.shape[-2] > 1:
             mask = mask[..., start:stop, :]
         return Side(self.q[..., start:stop, :], self.k, self.scale, mask)
+
+
+class _RowLogits(torch.autograd.Function):
+    """The inner products of one query, (B, H, 1, D), and all keys, (B, H, M, D), in the dtype of the query.
+
+    It keeps the keys as they are: a matrix product would keep a copy that lies as it likes.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor) -> Tensor:
+        ctx.save_for_backward(q, k)
+        return (q * k).sum(dim=-1)[..., None, :]
+
+    @staticmethod
+    def backward(ctx: Any, g_BH1M: Tensor) -> tuple[Tensor, Tensor]:
+        q, k = ctx.saved_tensors
+        g_BHM1 = g_BH1M.transpose(-2, -1)
+        return (g_BHM1 * k).sum(dim=-2, keepdim=True), (g_BHM1 * q).to(k.dtype)
 
 
 def in_tiles(compute: Callable[[Side, Side], tuple[Tensor, ...]], s: Side, t: Side) -> tuple[Tensor, ...]:
@@ -52,7 +83,7 @@ def in_tiles(compute: Callable[[Side, Side], tuple[Tensor, ...]], s: Side, t: Si
     rows = s.q.shape[2]
     size = tile_rows(s.q, s.k)
     parts = []
-    for start in range(0, rows, size):
+    for start in range(0, max(1, rows), size):
         sides = s.rows(start, start + size), t.rows(start, start + size)
         if torch.is_grad_enabled():
             parts.append(_recomputed(compute, *sides))

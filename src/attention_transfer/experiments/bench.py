@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import platform
 import random
-import resource
-import time
 from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -20,7 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 from attention_transfer.errors import UserError
-from attention_transfer.experiments.steps import METHODS, Bench, Step, check_methods, step_of, teacher_of
+from attention_transfer.experiments.runners import Runner, runner
+from attention_transfer.experiments.steps import METHODS, Bench, check_methods, teacher_of
 from attention_transfer.training import Display, write_whole
 from attention_transfer.viewing import cost_chart, save
 from attention_transfer.vit import describe
@@ -38,8 +36,7 @@ class Cost:
         low: lower end of the ratio's 95 % interval (bootstrap).
         high: upper end.
         images: images a second.
-        memory: peak memory of a step in bytes: on the CPU that of its process above what it had before the models were
-            made, on a GPU that of the allocator.
+        memory: peak memory of models and steps in bytes, by PyTorch's allocator.
         memory_ratio: memory against the floor's.
     """
 
@@ -69,7 +66,7 @@ def bench(
     """Measure what each method costs a step, in time and memory, against the floor.
 
     The floor is a student's step and a teacher's forward pass. In each repeat every method runs once, in random order,
-    so that its ratio to the floor is of the same moment. Peak memory is of a process of its own.
+    so that its ratio to the floor is of the same moment; on the CPU each in a process of its own.
 
     Args:
         model: architecture of teacher and student, in the forms of load_vit; weights are random.
@@ -120,26 +117,26 @@ def _sizes(text: str) -> list[int]:
 
 
 def _measure(setting: Bench, names: list[str], repeats: int, bar: Any) -> list[Cost]:
-    memory = {}
-    for name in names:
-        bar.note(f"memory of {name}")
-        memory[name] = _peak_memory(name, setting)
-        bar.advance()
     tokens = describe(teacher_of(setting)).sequence
-    # A teacher each: what one method attaches must not slow another's.
-    steps = {name: step_of(name, teacher_of(setting), setting) for name in names}
+    runners: dict[str, Runner] = {}
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    for step in steps.values():
-        step()
-    for _ in range(repeats):
-        bar.note(f"{tokens} tokens")
-        for name in random.sample(names, len(names)):
-            seconds[name].append(_seconds(steps[name], setting))
-        bar.advance()
-    return [_cost(name, tokens, seconds, memory, setting) for name in names]
+    try:
+        for name in names:
+            bar.note(f"{tokens} tokens, {name}")
+            runners[name] = runner(name, setting)
+            bar.advance()
+        for _ in range(repeats):
+            bar.note(f"{tokens} tokens")
+            for name in random.sample(names, len(names)):
+                seconds[name].append(runners[name].seconds())
+            bar.advance()
+    finally:
+        for ready in runners.values():
+            ready.close()
+    return [_cost(name, tokens, seconds, runners[name].memory, runners["floor"].memory, setting) for name in names]
 
 
-def _cost(name: str, tokens: int, seconds: dict[str, list[float]], memory: dict[str, int], setting: Bench) -> Cost:
+def _cost(name: str, tokens: int, seconds: dict[str, list[float]], memory: int, of_floor: int, setting: Bench) -> Cost:
     ratios = np.array(seconds[name]) / np.array(seconds["floor"])
     resamples = np.median(np.random.default_rng(0).choice(ratios, (10_000, len(ratios))), axis=1)
     low, high = np.percentile(resamples, [2.5, 97.5])
@@ -152,39 +149,9 @@ def _cost(name: str, tokens: int, seconds: dict[str, list[float]], memory: dict[
         low=float(low),
         high=float(high),
         images=setting.batch_size / median,
-        memory=memory[name],
-        memory_ratio=memory[name] / max(1, memory["floor"]),
+        memory=memory,
+        memory_ratio=memory / max(1, of_floor),
     )
-
-
-def _seconds(step: Step, setting: Bench) -> float:
-    start = time.perf_counter()
-    step()
-    if setting.device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def _peak_memory(name: str, setting: Bench) -> int:
-    if setting.device == "cuda":
-        step = step_of(name, teacher_of(setting), setting)
-        step()
-        torch.cuda.reset_peak_memory_stats()
-        step()
-        return torch.cuda.max_memory_allocated()
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_peak_of_process, (name, setting, torch.get_num_threads()))
-
-
-def _peak_of_process(name: str, setting: Bench, threads: int) -> int:
-    """Bytes above the process's peak before the models were made, after two steps."""
-    torch.set_num_threads(threads)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    step = step_of(name, teacher_of(setting), setting)
-    step()
-    step()
-    unit = 1 if platform.system() == "Darwin" else 1024
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit
 
 
 def _write(costs: list[Cost], setting: Bench, repeats: int, folder: Path) -> None:
@@ -207,15 +174,15 @@ def _write(costs: list[Cost], setting: Bench, repeats: int, folder: Path) -> Non
 
 
 def _show(costs: list[Cost]) -> None:
-    table = Table("method", "tokens", "step, s", "time against floor (95 %)", "images/s", "memory, GB", "against floor")
+    table = Table("method", "tokens", "step, s", "images/s", "GB", "time ÷ floor (95 %)", "memory ÷ floor")
     for cost in costs:
         table.add_row(
             cost.method,
             str(cost.tokens),
             f"{cost.seconds:.3f}",
-            f"{cost.ratio:.2f} ({cost.low:.2f} to {cost.high:.2f})",
             f"{cost.images:.1f}",
             f"{cost.memory / 1e9:.2f}",
+            f"{cost.ratio:.2f} ({cost.low:.2f} to {cost.high:.2f})",
             f"{cost.memory_ratio:.2f}",
         )
     Console().print(table)

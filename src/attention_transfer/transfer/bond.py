@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from attention_transfer.errors import UserError, raise_all
 from attention_transfer.transfer.copying import Copy
 from attention_transfer.transfer.rule import LossRule, OperandRule, Rule
-from attention_transfer.vit import AttentionCall, Correspondence, Pairing, Skipped, ViTSpec, check_transfer
+from attention_transfer.vit import POOL, AttentionCall, Correspondence, Pairing, Skipped, ViTSpec, check_transfer
 
 
 class Bond:
@@ -36,9 +36,10 @@ class Bond:
         raise_all(_contradictions(rules, self.student))
         self.losses = _named(self.rules)
         self.bound = tuple(rule.chosen_layers(self.student.depth) for rule in self.rules)
-        self.loss_layers = {layer for index in self.losses.values() for layer in self.bound[index]}
         self.layers = tuple(sorted({layer for layers in self.bound for layer in layers}))
         self.teacher_layers = {layer: pairing.teacher_layer(layer, self.teacher, self.student) for layer in self.layers}
+        last = {self.teacher_layers[layer]: layer for layer in sorted(self.layers, key=lambda n: (n == POOL, n))}
+        self._last_uses = set(last.values())
         self._copies = {
             layer: [i for i, rule in enumerate(self.rules) if isinstance(rule, OperandRule) and layer in self.bound[i]]
             for layer in self.layers
@@ -57,6 +58,21 @@ class Bond:
         )
         return "queries and keys" if copied else ""
 
+    def losses_at(self, layer: int) -> list[int]:
+        """The numbers of the loss rules that bind a layer of the student."""
+        return [index for index in self.losses.values() if layer in self.bound[index]]
+
+    def is_last_use(self, layer: int) -> bool:
+        """Whether no later layer of the student takes the attention that this one takes."""
+        return layer in self._last_uses
+
+    def kept(self, call: AttentionCall) -> AttentionCall:
+        """What the rules need of a teacher's call: its logits alone where all of them read the same single row."""
+        layers = {layer for layer, index in self.teacher_layers.items() if index == call.layer}
+        rows = {rule.row for rule, bound in zip(self.rules, self.bound, strict=True) if layers & set(bound)}
+        row = rows.pop() if len(rows) == 1 else None
+        return call if row is None or self.pairing.heads == "match" else call.query_row(row).as_logits()
+
     def loss(self, index: int) -> LossRule:
         """The loss rule of a number."""
         return cast(LossRule, self.rules[index])
@@ -73,7 +89,7 @@ class Bond:
             heads: the teacher's head of each of the student's, (H_s,), where they are paired by "match".
         """
         call, rule = calls[self.teacher_layers[layer]], self.rules[index]
-        if rule.row is not None:
+        if rule.row is not None and call.q.shape[-2] > 1:  # not narrowed yet
             call = call.query_row(rule.row)
         return self._correspondence.seen(call, reading=rule.reading, heads=heads)
 

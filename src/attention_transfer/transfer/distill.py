@@ -57,7 +57,7 @@ class Distill(LossRule):
         """By fused kernels, where they serve the block and all its heads are distilled."""
         if not self._in_one(student, teacher):
             return None
-        output, rows_BHN = distilled_attention(
+        return distilled_attention(
             student.q,
             student.k,
             student.v,
@@ -65,26 +65,40 @@ class Distill(LossRule):
             teacher.k,
             scale_s=student.scale,
             scale_t=teacher.scale,
-            impl="flash",
+            mask_s=student.mask,
+            mask_t=teacher.mask,
+            impl=self.impl,
+            reduction="mean",
         )
-        return output, rows_BHN.mean()
 
     def how(self, student: AttentionCall, teacher: AttentionCall) -> str:
         """The implementation, and why it was chosen."""
         if self.target != "map":
             return ""
-        choice = self._choice("attention_cross_entropy", student, teacher)
         if self._in_one(student, teacher):
-            return f"attention and loss in one, {choice.impl} ({choice.reason})"
-        return f"{choice.impl} ({choice.reason})"
+            return f"attention and loss in one, {self._choice(student, teacher, in_one=True)}"
+        return str(self._choice(student, teacher))
 
     def _in_one(self, student: AttentionCall, teacher: AttentionCall) -> bool:
         plain = self.target == "map" and student.dropout == 0 and student.q.requires_grad
         whole = len(self.chosen_heads(student.q.shape[1])) == student.q.shape[1]
-        return plain and whole and self._choice("distilled_attention", student, teacher).impl == "flash"
+        fused = ("flash", "triton")
+        return plain and whole and self._choice(student, teacher, in_one=True).impl in fused
 
-    def _choice(self, loss: str, student: AttentionCall, teacher: AttentionCall) -> Choice:
-        return choose_impl(loss, student.q, student.k, mask_s=student.mask, mask_t=teacher.mask, impl=self.impl)
+    def _choice(self, student: AttentionCall, teacher: AttentionCall, *, in_one: bool = False) -> Choice:
+        return choose_impl(
+            "distilled_attention" if in_one else "attention_cross_entropy",
+            student.q,
+            student.k,
+            teacher.q,
+            teacher.k,
+            v_s=student.v if in_one else None,
+            scale_s=student.scale,
+            scale_t=teacher.scale,
+            mask_s=student.mask,
+            mask_t=teacher.mask,
+            impl=self.impl,
+        )
 
     def layer_loss(self, student: AttentionCall, teacher: AttentionCall) -> Tensor:
         """Mean cross-entropy of the maps in nats, or mean squared distance of the operands, a scalar."""

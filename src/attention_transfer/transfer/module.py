@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -33,7 +34,10 @@ from attention_transfer.vit import (
     in_backward,
     listen,
     logits_of,
+    may_run_again,
 )
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -64,8 +68,9 @@ class _Step:
 
     owner: AttentionTransfer  # lives until the backward pass, which may run blocks again, and needs what it attached
     masks: Sequence[Tensor] | None
+    ways: dict[tuple[int, str], list[int]] | None  # to note how each rule's loss is computed: in which layers
     teacher_calls: dict[int, AttentionCall] = field(default_factory=dict)
-    student_calls: dict[int, AttentionCall] = field(default_factory=dict)
+    student_calls: dict[tuple[int, int], AttentionCall] = field(default_factory=dict)  # by rule and layer
     attended: dict[tuple[int, int], Tensor] = field(default_factory=dict)  # losses that came with the attention
     mapped: dict[tuple[int, int], AttentionCall] = field(default_factory=dict)  # by rule and layer
 
@@ -75,6 +80,13 @@ class _Step:
             heads = None if head_pairs is None else head_pairs.of(layer)
             self.mapped[index, layer] = bond.teacher_call(self.teacher_calls, index, layer, heads)
         return self.mapped[index, layer]
+
+    def release(self, bond: Bond, layer: int) -> None:
+        """Let go of the teacher's call for a layer of the student that has all it needs of it."""
+        for place in [place for place in self.mapped if place[1] == layer]:
+            del self.mapped[place]
+        if bond.is_last_use(layer):
+            self.teacher_calls.pop(bond.teacher_layers[layer], None)
 
 
 class AttentionTransfer(nn.Module):
@@ -144,12 +156,14 @@ class AttentionTransfer(nn.Module):
                 teacher,
                 bond.teacher_layers.values(),
                 values=bond.reads_values,
+                keep=bond.kept,
                 dtype=teacher_dtype,
                 compiled=compile_teacher,
             )
             self.head_pairs = HeadPairs(bond.student.depth, bond.student.heads) if _matches(bond) else None
             handles += [*self._probe.handles, *_bind(student, bond, self._replay, self.head_pairs)]
         self._released = False
+        self._said = False
         self._release = weakref.finalize(self, _remove, handles)
 
     @property
@@ -164,13 +178,15 @@ class AttentionTransfer(nn.Module):
         if self._bond is None:
             return TransferOutput(logits_of(self.student(images)), {}, {})
         masks = self._drop_path.draw(len(images), images.device) if self._drop_path and self.training else None
-        step = _Step(self, masks)
+        step = _Step(self, masks, None if self._said or torch.compiler.is_compiling() else {})
         with self._replay.step(step):
             step.teacher_calls.update(self._probe(self._input(images)))
         self._pair_heads(self._bond, images, step)
         with self._replay.step(step):
             logits = logits_of(self.student(images))
         self._check_gradients(step.student_calls)
+        if step.ways is not None:
+            self._say(self._bond, step.ways)
         losses = {name: self._loss(self._bond, index, step) for name, index in self._bond.losses.items()}
         for loss in losses.values():  # a backward pass may come through a loss and not through the logits
             self._replay.remember(loss, step)
@@ -202,10 +218,16 @@ class AttentionTransfer(nn.Module):
             if (index, layer) in step.attended:
                 losses.append(step.attended[index, layer])
                 continue
-            call = step.student_calls[layer]
-            narrowed = call if rule.row is None else call.query_row(rule.row)
-            losses.append(rule.layer_loss(narrowed, step.teacher_call(bond, index, layer, self.head_pairs)))
+            call = step.student_calls[index, layer]
+            losses.append(rule.layer_loss(call, step.teacher_call(bond, index, layer, self.head_pairs)))
         return torch.stack(losses).sum()
+
+    def _say(self, bond: Bond, ways: dict[tuple[int, str], list[int]]) -> None:
+        """Log how the losses are computed, once."""
+        self._said = True
+        names = {index: name for name, index in bond.losses.items()}
+        for (index, way), layers in ways.items():
+            _log.info("%s in layers %s: %s", names[index], ", ".join(map(str, layers)), way)
 
     @torch.no_grad()
     def _pair_heads(self, bond: Bond, images: Tensor, step: _Step) -> None:
@@ -219,10 +241,10 @@ class AttentionTransfer(nn.Module):
             divergences = head_divergences(call.maps().float(), bond.whole_maps(step.teacher_calls, call.layer).float())
             self.head_pairs.set(call.layer, divergences)
 
-    def _check_gradients(self, calls: dict[int, AttentionCall]) -> None:
+    def _check_gradients(self, calls: dict[tuple[int, int], AttentionCall]) -> None:
         if torch.compiler.is_compiling() and not self._replay.checkpoints():
             return
-        for layer, call in calls.items():
+        for (_, layer), call in calls.items():
             if not carries_gradient(self.student, call):
                 raise UserError(
                     f"the queries of block {layer} carry no gradient, so no rule can train them: re-entrant gradient "
@@ -284,24 +306,42 @@ def _bind(student: nn.Module, bond: Bond, replay: Replay[_Step], head_pairs: Hea
             return call
         for index, rule in bond.copies(call.layer):
             call = rule.operands(call, step.teacher_call(bond, index, call.layer, head_pairs))
-        # Gradient checkpointing runs blocks again in the backward pass; their calls were heard in the forward pass.
+        # Gradient checkpointing runs blocks again in the backward pass; their losses are those of the forward pass.
         again = not torch.compiler.is_compiling() and in_backward()
-        if call.layer in bond.loss_layers and not again:
-            step.student_calls[call.layer] = call
-        for index in bond.losses.values():
-            if call.layer not in bond.bound[index]:
-                continue
-            attended = bond.loss(index).attend(call, step.teacher_call(bond, index, call.layer, head_pairs))
-            if attended is not None:
-                if not again:
-                    step.attended[index, call.layer] = attended[1]
-                return attended[0]
-        return call
+        output, waits = _attended(bond, step, call, head_pairs, again=again)
+        if not (waits or again or torch.compiler.is_compiling() or may_run_again()):
+            step.release(bond, call.layer)
+        return call if output is None else output
 
     def skips(layer: int) -> Skipped:
         return "" if replay.state() is None else bond.skips(layer)
 
     return listen(student, dict.fromkeys(bond.layers, hear), skips=skips)
+
+
+def _attended(
+    bond: Bond, step: _Step, call: AttentionCall, head_pairs: HeadPairs | None, *, again: bool
+) -> tuple[Tensor | None, bool]:
+    """The output of a block's attention where a loss came with it, and whether any loss is still to be computed."""
+    output, waits = None, False
+    for index in bond.losses_at(call.layer):
+        rule, teacher_call = bond.loss(index), step.teacher_call(bond, index, call.layer, head_pairs)
+        # A row becomes its logits here, among the block's operations, so that their gradients are formed with the
+        # block's, and not those of all blocks before the first.
+        heard = call if rule.row is None else call.query_row(rule.row).as_logits()
+        way = rule.how(call, teacher_call) if step.ways is not None and not again else ""
+        if step.ways is not None and way:
+            step.ways.setdefault((index, way), []).append(call.layer)
+        attended = rule.attend(call, teacher_call) if output is None else None
+        if attended is None:
+            waits = True
+            if not again:
+                step.student_calls[index, call.layer] = heard
+            continue
+        output = attended[0]
+        if not again:
+            step.attended[index, call.layer] = attended[1]
+    return output, waits
 
 
 def _matches(bond: Bond) -> bool:

@@ -36,6 +36,7 @@ from attention_transfer.vit.student import student_from as student_from
 from attention_transfer.vit.student import student_like as student_like
 from attention_transfer.vit.tap import TapHandle as TapHandle
 from attention_transfer.vit.tap import in_backward as in_backward
+from attention_transfer.vit.tap import may_run_again as may_run_again
 from attention_transfer.vit.tap import tap as tap
 from attention_transfer.vit.tokens import Query as Query
 from attention_transfer.vit.tokens import Tokens as Tokens

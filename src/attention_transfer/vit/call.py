@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from attention_transfer.attention import attention_logits, attention_maps
+from attention_transfer.attention import Side, attention_logits, attention_maps
 from attention_transfer.errors import UserError
 from attention_transfer.vit.tokens import Query, Tokens
 
@@ -83,6 +83,17 @@ class AttentionCall:
                 raise UserError('query="mean" is not defined where rows are masked differently; choose another query')
             mask = mask.mean(dim=-2, keepdim=True)
         return replace(self, q=self.q[..., rows, :].mean(dim=-2, keepdim=True), mask=mask)
+
+    def as_logits(self) -> AttentionCall:
+        """A call with these logits, in float32 or wider, and nothing else: a bias of queries and keys of width 0.
+
+        Nothing of the model's tensors is kept alive by it.
+        """
+        logits_BHNM = Side(self.q, self.k, self.scale, self.mask).logits()
+        batch, heads, queries, keys = logits_BHNM.shape
+        q_BHN0 = self.q.new_empty(batch, heads, queries, 0)
+        k_BHM0 = self.k.new_empty(batch, heads, keys, 0)
+        return replace(self, q=q_BHN0, k=k_BHM0, v=k_BHM0, mask=logits_BHNM, scale=1.0)
 
 
 def _rows(mask: Tensor | None, rows: slice) -> Tensor | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 
 import torch
@@ -30,6 +30,7 @@ class AttentionProbe:
         model: a plain vision transformer; put it in eval mode first.
         layers: blocks whose calls are wanted; -1 is the attention-pool head.
         values: also the values of the last layer are wanted.
+        keep: what to keep of a call; default all of it.
         dtype: autocast to this precision; `None` runs in the precision that is current.
         compiled: run the model through `torch.compile`.
     """
@@ -40,6 +41,7 @@ class AttentionProbe:
         layers: Iterable[int],
         *,
         values: bool = False,
+        keep: Callable[[AttentionCall], AttentionCall] = lambda call: call,
         dtype: torch.dtype | None = None,
         compiled: bool = False,
     ) -> None:
@@ -48,6 +50,7 @@ class AttentionProbe:
         self.dtype = dtype
         self._last = POOL if POOL in self.layers else max(self.layers)
         self._values = values
+        self._keep = keep
         self._calls: dict[int, AttentionCall] | None = None
         self._thread = 0
         listeners = dict.fromkeys(self.layers, self._hear)
@@ -92,7 +95,7 @@ class AttentionProbe:
 
     def _hear(self, call: AttentionCall) -> AttentionCall:
         if self._calls is not None and self._listening():
-            self._calls[call.layer] = call
+            self._calls[call.layer] = self._keep(call)
             if call.layer == self._last and not torch.compiler.is_compiling():
                 raise _EnoughSeen
         return call

@@ -78,7 +78,7 @@ def carries_gradient(model: nn.Module, call: AttentionCall) -> bool:
     if call.layer == POOL:
         return True
     trainable = any(p.requires_grad for p in attention_modules(model)[call.layer].parameters())
-    carried = call.q.requires_grad or call.k.requires_grad or call.v.requires_grad
+    carried = any(x is not None and x.requires_grad for x in (call.q, call.k, call.v, call.mask))
     return carried or not (trainable and torch.is_grad_enabled())
 
 

@@ -91,6 +91,11 @@ def tap(module: nn.Module, wrapper: Wrapper) -> TapHandle:
     return TapHandle(tapped, wrapper)
 
 
+def may_run_again() -> bool:
+    """Whether what runs now may run again in the backward pass: inside gradient checkpointing, of either kind."""
+    return not torch.is_grad_enabled() or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+
+
 def in_backward() -> bool:
     """Whether autograd is running a backward pass in this thread, as it is while checkpointing recomputes a forward."""
     return bool(torch._C._current_graph_task_id() != -1)

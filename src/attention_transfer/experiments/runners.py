@@ -1,0 +1,100 @@
+"""Where `bench` runs a method's steps: on the CPU in a process of its own, on a GPU in this one."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from attention_transfer.experiments.steps import Bench, Step, step_of, teacher_of
+
+
+class Runner(Protocol):
+    """A method that is ready to run."""
+
+    memory: int
+    """Peak memory of making the models and of two steps in bytes, by PyTorch's allocator."""
+
+    def seconds(self) -> float:
+        """Run a step; how long it took."""
+
+    def close(self) -> None:
+        """Let go of the models."""
+
+
+def runner(method: str, setting: Bench) -> Runner:
+    """Make a method ready; its first steps are behind it."""
+    return _OnGPU(method, setting) if setting.device == "cuda" else _InProcess(method, setting)
+
+
+class _OnGPU:
+    def __init__(self, method: str, setting: Bench) -> None:
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        self._step: Step | None = step_of(method, teacher_of(setting), setting)
+        self._step()
+        self._step()
+        torch.cuda.synchronize()
+        self.memory = torch.cuda.max_memory_allocated() - before
+
+    def seconds(self) -> float:
+        assert self._step is not None
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        self._step()
+        torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    def close(self) -> None:
+        self._step = None
+        torch.cuda.empty_cache()
+
+
+class _InProcess:
+    """A process of its own: what one method leaves of its memory must neither help nor hinder another."""
+
+    def __init__(self, method: str, setting: Bench) -> None:
+        self._process = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+        self.memory = self._process.submit(_prepare, method, setting, torch.get_num_threads()).result()
+
+    def seconds(self) -> float:
+        return self._process.submit(_time).result()
+
+    def close(self) -> None:
+        self._process.shutdown()
+
+
+_steps: list[Step] = []  # of a process that runs one method
+
+
+def _prepare(method: str, setting: Bench, threads: int) -> int:
+    """Make the models and run two steps; the peak of what PyTorch had allocated at once, in bytes."""
+    torch.set_num_threads(threads)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        step = step_of(method, teacher_of(setting), setting)
+        step()
+        step()
+    _steps.append(step)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        record.export_chrome_trace(str(path))
+        events = json.loads(path.read_text())["traceEvents"]
+    changes = sorted((e["ts"], e["args"]["Bytes"]) for e in events if e["name"] == "[memory]")
+    peak = total = 0
+    for _, change in changes:
+        total += change
+        peak = max(peak, total)
+    return peak
+
+
+def _time() -> float:
+    start = time.perf_counter()
+    _steps[0]()
+    return time.perf_counter() - start

@@ -1,7 +1,8 @@
 """Transfer the attention of a pre-trained vision transformer: copy it, distil it, or be guided by it.
 
 The library for a training loop of one's own (`capture`, `AttentionTransfer`, the rules, the losses) loads torch and
-timm only. The verbs (`pretrain`, `train`, `compare`, `predict`, `demo`) load the rest when they are first used.
+timm only. The verbs (`pretrain`, `train`, `compare`, `predict`, `ensemble`, `demo`) load the rest when they are first
+used.
 """
 
 from __future__ import annotations
@@ -55,17 +56,19 @@ from attention_transfer.vit import (
 )
 
 if TYPE_CHECKING:
-    from attention_transfer.evaluation import doctor, load_run, predict
+    from attention_transfer.evaluation import Ensemble, doctor, ensemble, load_run, predict
     from attention_transfer.experiments import bench, compare, demo
     from attention_transfer.training import Recipe, Run, pretrain, train
 
 _LAZY = {
+    "Ensemble": "evaluation",
     "Recipe": "training",
     "Run": "training",
     "bench": "experiments",
     "compare": "experiments",
     "demo": "experiments",
     "doctor": "evaluation",
+    "ensemble": "evaluation",
     "load_run": "evaluation",
     "predict": "evaluation",
     "pretrain": "training",
@@ -80,6 +83,7 @@ __all__ = [
     "Copy",
     "Difference",
     "Distill",
+    "Ensemble",
     "Guide",
     "LossRule",
     "OperandRule",
@@ -111,6 +115,7 @@ __all__ = [
     "describe",
     "distilled_attention",
     "doctor",
+    "ensemble",
     "frozen_attention",
     "load_run",
     "load_vit",

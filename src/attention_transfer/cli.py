@@ -13,7 +13,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 from rich.logging import RichHandler
 
 from attention_transfer.errors import UserError, nearest
-from attention_transfer.evaluation import doctor, predict
+from attention_transfer.evaluation import doctor, ensemble, predict
 from attention_transfer.experiments import bench, compare, demo
 from attention_transfer.training import Interrupted, Recipe, console, pretrain, train
 from attention_transfer.transfer import PRESETS
@@ -24,6 +24,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "train": train,
     "compare": compare,
     "predict": predict,
+    "ensemble": ensemble,
     "doctor": doctor,
     "bench": bench,
 }
@@ -55,6 +56,9 @@ def build_parser(arguments: Sequence[str] = ()) -> ArgumentParser:
         elif verb is predict:
             sub.add_function_arguments(verb, skip={"images"}, as_positional=True)
             sub.add_argument("images", type=str, nargs="+", help="image files")
+        elif verb is ensemble:
+            sub.add_function_arguments(verb, skip={"runs"}, as_positional=True)
+            sub.add_argument("runs", type=str, nargs="+", help="folders of finished runs of train, at least two")
         elif verb is doctor:
             sub.add_function_arguments(verb, skip={"student"}, as_positional=True)
             sub.add_argument("student", type=str | None, nargs="?", help="another model, or standard")

@@ -69,7 +69,7 @@ def load_run(path: str | Path) -> LoadedRun:
     teacher = None
     if rules:
         try:
-            teacher = load_vit(config["teacher"], pretrained=config["pretrained"], image_size=config["image_size"])
+            teacher = _teacher(folder, config)
         except UserError as error:
             raise UserError(
                 f"the student in {path} copies its teacher's attention, but the teacher is gone: {error}"
@@ -82,3 +82,11 @@ def load_run(path: str | Path) -> LoadedRun:
     spec = describe(student)
     classes = tuple(labels_of(student) or map(str, range(spec.classes)))
     return LoadedRun(network, spec, classes, summary, folder.path)
+
+
+def _teacher(folder: RunFolder, config: dict[str, Any]) -> nn.Module:
+    """The teacher that was saved with the run; runs of before that have only its name."""
+    own = folder.path / "teacher"
+    if own.is_dir():
+        return load_vit(str(own))
+    return load_vit(config["teacher"], pretrained=config["pretrained"], image_size=config["image_size"])

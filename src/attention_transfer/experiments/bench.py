@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import random
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -65,8 +66,9 @@ def bench(
 ) -> list[Cost]:
     """Measure what each method costs a step, in time and memory, against the floor.
 
-    The floor is a student's step and a teacher's forward pass. In each repeat every method runs once, in random order,
-    so that its ratio to the floor is of the same moment; on the CPU each in a process of its own.
+    The floor is a student's step and a teacher's forward pass. A method's steps alternate with the floor's, in random
+    order, so that each ratio is of one moment; the floor's own line, two of it side by side, shows the noise. On the
+    CPU both run in processes of their own.
 
     Args:
         model: architecture of teacher and student, in the forms of load_vit; weights are random.
@@ -97,7 +99,7 @@ def bench(
         raise UserError("batch_size and repeats must be at least 1")
     first = Bench(model, sizes[0], batch_size, device, dtype, compiled)
     costs: list[Cost] = []
-    with Display.open() as display, display.bar("bench", len(sizes) * (len(names) + repeats)) as bar:
+    with Display.open() as display, display.bar("bench", len(sizes) * len(names)) as bar:
         for size in sizes:
             fewer = max(1, round(batch_size * (sizes[0] / size) ** 2))
             costs += _measure(replace(first, image_size=size, batch_size=fewer), names, repeats, bar)
@@ -117,30 +119,35 @@ def _sizes(text: str) -> list[int]:
 
 
 def _measure(setting: Bench, names: list[str], repeats: int, bar: Any) -> list[Cost]:
+    """Each method beside the floor, one after the other: at most two are in memory."""
     tokens = describe(teacher_of(setting)).sequence
-    runners: dict[str, Runner] = {}
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    try:
+    bar.note(f"{tokens} tokens, floor")
+    costs = []
+    with closing(runner("floor", setting)) as floor:
         for name in names:
             bar.note(f"{tokens} tokens, {name}")
-            runners[name] = runner(name, setting)
+            with closing(runner(name, setting)) as method:
+                pairs = [_pair(floor, method) for _ in range(repeats)]
+            costs.append(_cost(name, tokens, pairs, (floor.memory, method.memory), setting))
             bar.advance()
-        for _ in range(repeats):
-            bar.note(f"{tokens} tokens")
-            for name in random.sample(names, len(names)):
-                seconds[name].append(runners[name].seconds())
-            bar.advance()
-    finally:
-        for ready in runners.values():
-            ready.close()
-    return [_cost(name, tokens, seconds, runners[name].memory, runners["floor"].memory, setting) for name in names]
+    return costs
 
 
-def _cost(name: str, tokens: int, seconds: dict[str, list[float]], memory: int, of_floor: int, setting: Bench) -> Cost:
-    ratios = np.array(seconds[name]) / np.array(seconds["floor"])
+def _pair(floor: Runner, method: Runner) -> tuple[float, float]:
+    """Seconds of a step of the floor and of the method, in random order."""
+    if random.random() < 0.5:
+        first = floor.seconds()
+        return first, method.seconds()
+    second = method.seconds()
+    return floor.seconds(), second
+
+
+def _cost(name: str, tokens: int, pairs: list[tuple[float, float]], memory: tuple[int, int], setting: Bench) -> Cost:
+    of_floor, own = np.array(pairs).T
+    ratios = own / of_floor
     resamples = np.median(np.random.default_rng(0).choice(ratios, (10_000, len(ratios))), axis=1)
     low, high = np.percentile(resamples, [2.5, 97.5])
-    median = float(np.median(seconds[name]))
+    median = float(np.median(own))
     return Cost(
         method=name,
         tokens=tokens,
@@ -149,8 +156,8 @@ def _cost(name: str, tokens: int, seconds: dict[str, list[float]], memory: int, 
         low=float(low),
         high=float(high),
         images=setting.batch_size / median,
-        memory=memory,
-        memory_ratio=memory / max(1, of_floor),
+        memory=memory[1],
+        memory_ratio=memory[1] / max(1, memory[0]),
     )
 
 

@@ -17,7 +17,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibratio
 
 from attention_transfer.training.objective import Objective
 from attention_transfer.training.recipe import Recipe
-from attention_transfer.vit import anatomy
+from attention_transfer.vit import anatomy, head_names
 
 Batch = tuple[Tensor, Tensor]
 
@@ -46,6 +46,9 @@ class ObjectiveModule(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002
         """One step; logs every term of the loss, averaged over the epoch."""
         images, targets = batch
+        advance = getattr(self.objective, "advance", None)
+        if advance is not None:
+            advance(self.global_step / self.steps)
         output = cast(Objective, self.objective)(images, targets)
         self._log("train", {"loss": output.loss, **output.losses}, len(images))
         return output.loss
@@ -57,6 +60,16 @@ class ObjectiveModule(L.LightningModule):
     def test_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
         """The same on the test split."""
         self._evaluate("test", batch)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:  # noqa: ARG002
+        """In the first `recipe.head_epochs`, leave everything but the classification layer as it is."""
+        if self.current_epoch >= self.recipe.head_epochs:
+            return
+        vit = cast(Objective, self.objective).vit
+        heads = {id(p) for name, p in vit.named_parameters() if name.startswith(head_names(vit))}
+        for parameter in self.objective.parameters():
+            if id(parameter) not in heads:
+                parameter.grad = None
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with decay groups; linear warm-up and half a cosine, as factors on each group's learning rate."""
@@ -130,7 +143,7 @@ def decay_used_rows(optimizer: torch.optim.Optimizer, *_: Any) -> None:
     for group in optimizer.param_groups:
         if "used_from" in group:
             with torch.no_grad():
-                for parameter in group["params"]:
+                for parameter in [p for p in group["params"] if p.grad is not None]:
                     parameter[group["used_from"] :].mul_(1 - group["lr"] * group["used_decay"])
 
 

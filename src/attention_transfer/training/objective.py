@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from attention_transfer.training.mixing import LastBlock, MixedLoss, Mixing
 from attention_transfer.transfer import AttentionTransfer
 
 
@@ -49,12 +50,32 @@ class SupervisedOutput:
 
 
 class Supervised(nn.Module):
-    """Cross-entropy with the labels, plus the losses of the rules."""
+    """Cross-entropy with the labels, plus the losses of the rules.
 
-    def __init__(self, transfer: AttentionTransfer, *, label_smoothing: float = 0.0) -> None:
+    Args:
+        transfer: the student, bound to its teacher.
+        label_smoothing: share of each label that is spread over all classes, in training.
+        mixing: how batches are mixed, in training.
+        teacher_block: with transmix="teacher", what sees the teacher's attention.
+        frozen_rows: rows of weights that are not trained.
+    """
+
+    def __init__(
+        self,
+        transfer: AttentionTransfer,
+        *,
+        label_smoothing: float = 0.0,
+        mixing: Mixing | None = None,
+        teacher_block: LastBlock | None = None,
+        frozen_rows: Sequence[tuple[nn.Parameter, slice]] = (),
+    ) -> None:
         super().__init__()
         self.transfer = transfer
         self.label_smoothing = label_smoothing
+        self._frozen_rows = list(frozen_rows)
+        self._mixed: MixedLoss | None = None
+        if mixing is not None and mixing.on:
+            self._mixed = MixedLoss(transfer, mixing, label_smoothing=label_smoothing, teacher_block=teacher_block)
 
     @property
     def vit(self) -> nn.Module:
@@ -63,10 +84,20 @@ class Supervised(nn.Module):
 
     def unused_rows(self) -> list[tuple[nn.Parameter, slice]]:
         """Rows of weights that no forward uses, which must not decay."""
-        return self.transfer.unused_rows()
+        return [*self.transfer.unused_rows(), *self._frozen_rows]
+
+    def advance(self, progress: float) -> None:
+        """Say which share of the training is done; the weights of rules may depend on it."""
+        self.transfer.progress = progress
 
     def forward(self, images: Tensor, targets: Tensor) -> SupervisedOutput:
-        """Losses of images (B, channels, height, width) with classes (B,). Labels are smoothed in training only."""
+        """Losses of images (B, channels, height, width) with classes (B,).
+
+        Labels are smoothed and batches are mixed in training only.
+        """
+        if self.training and self._mixed is not None:
+            output, task = self._mixed(images, targets)
+            return SupervisedOutput(output.total(task), {"task": task, **output.losses}, output.logits)
         output = self.transfer(images)
         smoothing = self.label_smoothing if self.training else 0.0
         task = F.cross_entropy(output.logits, targets, label_smoothing=smoothing)

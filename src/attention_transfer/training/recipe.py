@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+from attention_transfer.training.mixing import Mixing, TransMix
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -23,6 +25,12 @@ class Recipe:
         label_smoothing: share of each label that is spread over all classes.
         ema_decay: decay of the exponential moving average of the weights, which is what is validated and kept;
             warmed up as min(decay, (1 + step) / (10 + step)); `None` keeps the raw weights.
+        mixup: α of the Beta(α, α) from which mixup draws a batch's share; 0 is off.
+        cutmix: α for the share of CutMix; 0 is off.
+        mix_probability: share of the batches that are mixed.
+        mix_switch: share of the mixed batches that CutMix mixes, where mixup is on too.
+        transmix: whose attention weighs the labels of CutMix (TransMix): off, student or teacher.
+        head_epochs: epochs at the beginning in which the classification layer alone is trained.
         drop_path: stochastic depth of the student's last block, linearly less before it.
         share_drop_path: drop the same branches in the teacher, as the paper does; needs drop_path above 0 and rules.
         validate_every: epochs between validations and checkpoints; the last epoch always has one.
@@ -41,10 +49,27 @@ class Recipe:
     clip_grad: float | None = 1.0
     label_smoothing: float = 0.1
     ema_decay: float | None = 0.99
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    mix_probability: float = 1.0
+    mix_switch: float = 0.5
+    transmix: TransMix = "off"
+    head_epochs: int = 0
     drop_path: float = 0.0
     share_drop_path: bool = False
     validate_every: int = 20
     workers: int = 0
+
+    @property
+    def mixing(self) -> Mixing:
+        """How batches are mixed."""
+        return Mixing(
+            mixup=self.mixup,
+            cutmix=self.cutmix,
+            mix_probability=self.mix_probability,
+            mix_switch=self.mix_switch,
+            transmix=self.transmix,
+        )
 
     def problems(self) -> list[str]:
         """What is wrong with the settings, a sentence each."""
@@ -61,19 +86,23 @@ class Recipe:
             "clip_grad": (1e-12, float("inf")),
             "label_smoothing": (0, 1 - 1e-9),
             "ema_decay": (0, 1 - 1e-9),
+            "head_epochs": (0, max(0, self.epochs - 1)),
             "drop_path": (0, 1 - 1e-9),
             "validate_every": (1, float("inf")),
             "workers": (0, float("inf")),
         }
-        return [
+        found = [
             f"recipe.{f.name} is {value}; give a number {_range(low, high)}"
             for f in fields(self)
             if f.name in bounds and (value := getattr(self, f.name)) is not None
             for low, high in [bounds[f.name]]
             if not low <= value <= high  # also refuses NaN
         ]
+        return found + [f"recipe.{problem}" for problem in self.mixing.problems()]
 
 
 def _range(low: float, high: float) -> str:
     lowest = f"of at least {low:g}" if low > 1e-6 or low == 0 else "above 0"
-    return lowest if high == float("inf") else f"{lowest} and {'at most 1' if high == 1 else 'below 1'}"
+    if high == float("inf"):
+        return lowest
+    return f"{lowest} and below 1" if 0.5 < high < 1 else f"{lowest} and at most {high:g}"

@@ -15,21 +15,26 @@ from attention_transfer.errors import raise_all
 from attention_transfer.training.configuration import rule_config
 from attention_transfer.training.engine import fit
 from attention_transfer.training.log import logging_to
+from attention_transfer.training.mixing import LastBlock
 from attention_transfer.training.objective import Supervised
 from attention_transfer.training.recipe import Recipe
 from attention_transfer.training.run_folder import RunFolder
 from attention_transfer.training.seeds import seeded
-from attention_transfer.transfer import AttentionTransfer, Init, OperandRule, Rule
+from attention_transfer.transfer import AttentionTransfer, Guide, OperandRule, Rule
 from attention_transfer.transfer import preset as find_preset
 from attention_transfer.vit import (
     Pairing,
+    Part,
     check_transfer,
     describe,
+    freeze,
     load_vit,
+    parts_problems,
     save_vit,
     set_drop_path,
     student_from,
     student_like,
+    take_part,
 )
 
 log = logging.getLogger("attention_transfer")
@@ -55,6 +60,22 @@ class Run:
         return float(self.summary["test"]["accuracy"])
 
 
+@dataclass(frozen=True)
+class Start:
+    """Where a student's weights come from, and which of them are trained."""
+
+    init: str
+    parts: tuple[Part, ...]
+    trained: tuple[Part, ...]
+
+    def problems(self) -> list[str]:
+        """What is wrong, a sentence each."""
+        found = [*parts_problems(self.parts), *parts_problems(self.trained)]
+        if self.parts and self.init == "random":
+            found.append("init_parts has no effect on random weights; set init to teacher or to a network")
+        return found
+
+
 def train(
     preset: str = "distill",
     *,
@@ -68,8 +89,11 @@ def train(
     seed: int = 0,
     epochs: int | None = None,
     image_size: int | None = None,
-    init: Init | None = None,
+    init: str | None = None,
+    init_parts: list[Part] | None = None,
+    trained: list[Part] | None = None,
     rules: list[Rule] | None = None,
+    tune_teacher: bool | None = None,
     recipe: Recipe | None = None,
     out: str | None = None,
     overwrite: bool = False,
@@ -91,8 +115,14 @@ def train(
         seed: of the labelled subset, the initial weights, the order and the augmentation.
         epochs: passes over the labelled images; takes the place of recipe.epochs.
         image_size: input pixels, height and width; default the teacher's.
-        init: where the student's weights come from; default the preset's.
+        init: where the student's weights come from: random, teacher, or another network in the forms of teacher;
+            default the preset's.
+        init_parts: which parts come from there, the rest at random: all, embeddings, blocks, attention, qkv, qk, mlp,
+            norms, pool, head; default the preset's, which is all but the head.
+        trained: which parts are trained, by the same names; default the preset's, which is all.
         rules: what binds the student to the teacher; default the preset's.
+        tune_teacher: fine-tune the teacher on the same images first, in a run of its own beside this one (preset
+            finetune); default the preset's.
         recipe: optimisation settings; default the preset's.
         out: folder of the run; default runs/<preset>-<data>-<labels>-seed<seed>.
         overwrite: replace another run in that folder.
@@ -106,10 +136,22 @@ def train(
     method = find_preset(preset)
     settings = recipe or Recipe(**method.recipe)  # type: ignore[arg-type]
     settings = settings if epochs is None else replace(settings, epochs=epochs)
-    start: Init = init or method.init
     bound: Sequence[Rule] = method.rules if rules is None else rules
-    raise_all(_problems(preset, teacher, pretrained, student, pairing, start, bound, fraction, shots, settings))
+    weights = Start(
+        init or method.init,
+        tuple(method.init_parts if init_parts is None else init_parts),
+        tuple(method.trained if trained is None else trained),
+    )
+    raise_all(
+        [
+            *_problems(preset, teacher, pretrained, student, pairing, weights.init, bound, fraction, shots, settings),
+            *weights.problems(),
+        ]
+    )
     labels = f"{shots}shot" if shots is not None else f"{fraction:g}"
+    place = str(out or f"runs/{preset}-{data}-{labels}-seed{seed}")
+    if method.tune_teacher if tune_teacher is None else tune_teacher:
+        teacher, pretrained = _tuned(place, teacher, pretrained, data, fraction, shots, seed, image_size), True
     config = {
         "preset": preset,
         "teacher": teacher,
@@ -121,10 +163,12 @@ def train(
         "shots": shots,
         "seed": seed,
         "image_size": image_size,
-        "init": start,
+        "init": weights.init,
+        "init_parts": list(weights.parts),
+        "trained": list(weights.trained),
         "rules": [rule_config(rule) for rule in bound],
         "recipe": asdict(settings),
-        "out": str(out or f"runs/{preset}-{data}-{labels}-seed{seed}"),
+        "out": place,
         "overwrite": False,
     }
     return _train(config, settings, bound, overwrite=overwrite)
@@ -137,7 +181,16 @@ def _train(config: dict[str, Any], recipe: Recipe, rules: Sequence[Rule], *, ove
     )
     with seeded(config["seed"]):
         teacher, student = _networks(config, len(splits.classes))
+        frozen = freeze(student, ["all"], but=config["trained"]) if config["trained"] else None
+        block = LastBlock(teacher) if teacher is not None and recipe.transmix == "teacher" else None
         transfer = _bound(teacher, student, rules, config, recipe)
+        objective = Supervised(
+            transfer,
+            label_smoothing=recipe.label_smoothing,
+            mixing=recipe.mixing,
+            teacher_block=block,
+            frozen_rows=[] if frozen is None else frozen.rows,
+        )
     folder = RunFolder.open(config["out"], config, overwrite=overwrite)
     name = f"{config['preset']} seed {config['seed']}"
     if folder.finished:
@@ -147,7 +200,7 @@ def _train(config: dict[str, Any], recipe: Recipe, rules: Sequence[Rule], *, ove
     with logging_to(folder.path / "log.txt"):
         log.debug("%s: %d labelled images, student %s", name, len(subset), spec)
         fitted = fit(
-            Supervised(transfer, label_smoothing=recipe.label_smoothing),
+            objective,
             folder,
             recipe,
             train=splits.train.take(subset).with_transform(train_transform(spec)),
@@ -159,6 +212,8 @@ def _train(config: dict[str, Any], recipe: Recipe, rules: Sequence[Rule], *, ove
         )
         transfer.release()
         save_vit(student, folder.model, labels=list(splits.classes))
+        if teacher is not None and any(isinstance(rule, OperandRule) for rule in rules):
+            save_vit(teacher, folder.path / "teacher")  # a copied student is not complete without it
         summary = {
             "preset": config["preset"],
             "seed": config["seed"],
@@ -180,47 +235,88 @@ def _train(config: dict[str, Any], recipe: Recipe, rules: Sequence[Rule], *, ove
     return Run(folder.path, summary)
 
 
+def _tuned(
+    place: str,
+    teacher: str | None,
+    pretrained: bool | str,
+    data: str,
+    fraction: float,
+    shots: int | None,
+    seed: int,
+    image_size: int | None,
+) -> str:
+    """Fine-tune the teacher on the same images; the folder of its run."""
+    log.info("fine-tuning the teacher first, in %s-teacher", place)
+    run = train(
+        "finetune",
+        teacher=teacher,
+        pretrained=pretrained,
+        data=data,
+        fraction=fraction,
+        shots=shots,
+        seed=seed,
+        image_size=image_size,
+        out=f"{place}-teacher",
+    )
+    return str(run.path)
+
+
 def _problems(
     preset: str,
     teacher: str | None,
     pretrained: bool | str,
     student: str | None,
     pairing: Pairing | None,
-    init: Init,
+    init: str,
     rules: Sequence[Rule],
     fraction: float,
     shots: int | None,
     recipe: Recipe,
 ) -> list[str]:
     problems = check_subset(fraction, shots) + recipe.problems()
-    if teacher is None and (rules or init == "teacher"):
+    taught = [rule for rule in rules if rule.needs_teacher]
+    if teacher is None and (taught or init == "teacher"):
         problems.append(
             f"preset {preset!r} needs a teacher; name one with --teacher, or make one first: "
             "attention-transfer pretrain --out runs/teacher"
         )
     if teacher is None and pretrained is not True:
         problems.append("pretrained says which weights the teacher has, but no teacher is named; add --teacher")
-    if student is not None and init == "teacher":
+    if student is not None and init != "random":
         problems.append("a student of its own starts from random weights; leave --student out, or set --init random")
-    if pairing is not None and not rules:
+    if pairing is not None and not taught:
         problems.append(f"pairing has no effect without rules, which preset {preset!r} does not have; leave it out")
-    if recipe.share_drop_path and not (rules and recipe.drop_path > 0):
+    if init == "random" and any(isinstance(rule, Guide) for rule in rules):
+        log.warning("Guide keeps attention where it was, but a student that starts at random has none to keep")
+    if recipe.share_drop_path and not (taught and recipe.drop_path > 0):
         problems.append("recipe.share_drop_path has no effect without rules and a drop_path above 0; leave it out")
     return problems
 
 
 def _networks(config: dict[str, Any], classes: int) -> tuple[nn.Module | None, nn.Module]:
     """Teacher and student; where no teacher is named, only an architecture is needed."""
-    if config["teacher"] is None:
+    size, teacher = config["image_size"], None
+    if config["teacher"] is not None:
+        teacher = load_vit(config["teacher"], pretrained=config["pretrained"], image_size=size)
+    if config["init"] not in ("random", "teacher"):
+        return teacher, _started(load_vit(config["init"], image_size=size), config, classes)
+    if teacher is None or config["student"] is not None:
         if config["student"] is None:
             log.info("no teacher named: the architecture is %s", DEFAULT_ARCHITECTURE)
-        return None, _fresh(config["student"] or DEFAULT_ARCHITECTURE, config, classes)
-    teacher = load_vit(config["teacher"], pretrained=config["pretrained"], image_size=config["image_size"])
-    if config["student"] is not None:
-        return teacher, _fresh(config["student"], config, classes)
-    if config["init"] == "teacher":
-        return teacher, student_from(teacher, num_classes=classes)
-    return teacher, student_like(teacher, num_classes=classes)
+        return teacher, _fresh(config["student"] or DEFAULT_ARCHITECTURE, config, classes)
+    if config["init"] == "random":
+        return teacher, student_like(teacher, num_classes=classes)
+    return teacher, _started(teacher, config, classes)
+
+
+def _started(source: nn.Module, config: dict[str, Any], classes: int) -> nn.Module:
+    """A student with the weights of a network, or some parts of them."""
+    if not config["init_parts"]:
+        return student_from(source, num_classes=classes)
+    student = student_like(source, num_classes=classes)
+    taken = take_part(student, source, config["init_parts"])
+    log.info("%d parameters from %s (%s), the rest at random", len(taken), config["init"], config["init_parts"])
+    return student
 
 
 def _fresh(architecture: str, config: dict[str, Any], classes: int) -> nn.Module:
@@ -234,7 +330,7 @@ def _bound(
     set_drop_path(student, recipe.drop_path)
     pairing = Pairing(**config["pairing"]) if config["pairing"] else None
     transfer = AttentionTransfer(teacher, student, rules, pairing=pairing, share_drop_path=recipe.share_drop_path)
-    if teacher is not None and rules:
+    if teacher is not None and any(rule.needs_teacher for rule in rules):
         report = check_transfer(teacher, student, pairing=pairing)
         for message in (*report.warnings, *report.notes):
             log.warning(message)

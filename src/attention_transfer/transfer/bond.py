@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from attention_transfer.errors import UserError, raise_all
 from attention_transfer.transfer.copying import Copy
-from attention_transfer.transfer.rule import LossRule, OperandRule, Rule
+from attention_transfer.transfer.rule import AttentionRule, LossRule, OperandRule, Rule
 from attention_transfer.vit import POOL, AttentionCall, Correspondence, Pairing, Skipped, ViTSpec, check_transfer
 
 
@@ -27,14 +27,16 @@ class Bond:
         UserError: the pair does not fit, or a rule cannot bind it; every reason is listed.
     """
 
-    def __init__(self, teacher: nn.Module, student: nn.Module, rules: Sequence[Rule], pairing: Pairing) -> None:
+    def __init__(
+        self, teacher: nn.Module, student: nn.Module, rules: Sequence[AttentionRule], pairing: Pairing
+    ) -> None:
         report = check_transfer(teacher, student, pairing=pairing)
         self.teacher, self.student = report.teacher, report.student
         self.rules = tuple(rules)
         self.pairing = pairing
         raise_all([*report.problems, *(p for rule in rules for p in self._problems(rule))])
         raise_all(_contradictions(rules, self.student))
-        self.losses = _named(self.rules)
+        self.losses = named(self.rules, LossRule)
         self.bound = tuple(rule.chosen_layers(self.student.depth) for rule in self.rules)
         self.layers = tuple(sorted({layer for layers in self.bound for layer in layers}))
         self.teacher_layers = {layer: pairing.teacher_layer(layer, self.teacher, self.student) for layer in self.layers}
@@ -97,7 +99,7 @@ class Bond:
         """The teacher's maps for a layer of the student, all its heads, over the student's tokens, (B, H_t, N, N)."""
         return self._correspondence.seen(calls[self.teacher_layers[layer]], reading="maps").maps()
 
-    def _problems(self, rule: Rule) -> list[str]:
+    def _problems(self, rule: AttentionRule) -> list[str]:
         problems = rule.problems(self.teacher, self.student)
         if problems:
             return problems
@@ -118,20 +120,20 @@ class Bond:
         return problems
 
 
-def _named(rules: Sequence[Rule]) -> dict[str, int]:
-    """Numbers of the loss rules by name; rules of one kind are numbered from the second on."""
-    named: dict[str, int] = {}
+def named(rules: Sequence[Rule], kind: type[Rule]) -> dict[str, int]:
+    """Places of the rules of a kind by name; those of one class are numbered from the second on."""
+    names: dict[str, int] = {}
     for index, rule in enumerate(rules):
-        if isinstance(rule, LossRule):
-            same = sum(type(rules[other]) is type(rule) for other in named.values())
-            named[rule.name if same == 0 else f"{rule.name}_{same + 1}"] = index
-    return named
+        if isinstance(rule, kind):
+            same = sum(type(rules[other]) is type(rule) for other in names.values())
+            names[rule.name if same == 0 else f"{rule.name}_{same + 1}"] = index
+    return names
 
 
-def _contradictions(rules: Sequence[Rule], student: ViTSpec) -> list[str]:
+def _contradictions(rules: Sequence[AttentionRule], student: ViTSpec) -> list[str]:
     """Losses on attention that is copied: there is nothing left to learn, and nothing that a gradient could reach."""
 
-    def bound(rule: Rule) -> set[tuple[int, int]]:
+    def bound(rule: AttentionRule) -> set[tuple[int, int]]:
         return set(product(rule.chosen_layers(student.depth), rule.chosen_heads(student.heads)))
 
     copied = {place for rule in rules if isinstance(rule, Copy) and rule.parts == "qk" for place in bound(rule)}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from attention_transfer.errors import UserError
+from attention_transfer.transfer.averaging import Average, averaged
 from attention_transfer.transfer.rule import OperandRule
 from attention_transfer.vit import AttentionCall, Reading, ViTSpec
 
@@ -24,9 +25,18 @@ class Copy(OperandRule):
         parts: which operands are the teacher's: "qk" (the method), or "q", "k", "v" alone (the paper's variants).
         layers: blocks that copy; default all.
         heads: heads that copy; default all.
+        average: the teacher's maps are averaged over a batch's images, its queries or its heads first (an ablation of
+            the paper, which loses most of the gain); needs parts="qk" and all heads.
     """
 
     parts: Literal["qk", "q", "k", "v"] = "qk"
+    average: Average | None = None
+
+    def __post_init__(self) -> None:
+        if self.parts not in ("qk", "q", "k", "v"):
+            raise UserError(f'Copy.parts is {self.parts!r}; choose "qk", "q", "k" or "v"')
+        if self.average is not None and (self.parts != "qk" or self.heads is not None):
+            raise UserError('Copy.average is of whole maps; leave parts at "qk" and heads out')
 
     @property
     def reading(self) -> Reading:
@@ -52,6 +62,7 @@ class Copy(OperandRule):
         """The student's call with the chosen parts and heads of the teacher's, (B, H, N, D)."""
         heads = self.chosen_heads(student.q.shape[1])
         if self.parts == "qk" and len(heads) == student.q.shape[1]:
+            teacher = averaged(teacher, self.average)
             mask = teacher.mask
             if mask is not None and mask.is_floating_point():
                 mask = mask.to(student.v.dtype)

@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor
 from torch.nn import functional as F
 
-from attention_transfer.attention import Choice, Impl, attention_cross_entropy, choose_impl, distilled_attention
+from attention_transfer.attention import (
+    Choice,
+    Impl,
+    attention_cross_entropy,
+    attention_js,
+    attention_kl,
+    attention_mse,
+    choose_impl,
+    distilled_attention,
+    logit_l2,
+    output_l2,
+)
+from attention_transfer.errors import UserError
+from attention_transfer.transfer.averaging import Average, averaged
 from attention_transfer.transfer.rule import LossRule, check_heads, take_heads
 from attention_transfer.vit import AttentionCall, Reading, ViTSpec
+
+_DIVERGENCES: dict[str, Callable[..., Tensor]] = {
+    "ce": attention_cross_entropy,
+    "kl": attention_kl,
+    "js": attention_js,
+    "mse": attention_mse,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,32 +42,54 @@ class Distill(LossRule):
     paper's weight is 3. The teacher is not needed after training.
 
     Attributes:
-        weight: factor on the loss.
-        layers: blocks that distil; default all (the paper takes the first 18 of 24 of ViT-L).
+        weight: factor on the loss; `schedule` and `until` may let it fall.
+        layers: blocks that distil; default all (the paper takes the first 18 of 24 of ViT-L: "first 18").
         heads: heads that distil; default all.
-        target: "map" (the method), or "q", "k" or "v" for the mean squared distance of one operand (the paper's
-            variants).
-        impl: how the cross-entropy is computed; see `choose_impl`. Every way gives the same.
+        target: "map" (the method); "logits" for the mean squared distance of the attention logits; "q", "k" or "v"
+            for that of one operand (the paper's variants); "output" for that of what the heads read, P V, which also
+            works where student and teacher attend in different ways (Qin et al. 2026).
+        divergence: between maps: "ce" cross-entropy (the method), "kl", "js", or "mse", the sum of squares.
+        average: the teacher's maps are averaged over a batch's images, its queries or its heads first (an ablation of
+            the paper, which loses most of the gain).
+        impl: how the distance is computed; see `choose_impl`. Every way gives the same.
     """
 
     weight: float = 3.0
-    target: Literal["map", "q", "k", "v"] = "map"
+    target: Literal["map", "logits", "q", "k", "v", "output"] = "map"
+    divergence: Literal["ce", "kl", "js", "mse"] = "ce"
+    average: Average | None = None
     impl: Impl = "auto"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.target not in ("map", "logits", "q", "k", "v", "output"):
+            raise UserError(f'Distill.target is {self.target!r}; choose "map", "logits", "q", "k", "v" or "output"')
+        if self.divergence not in _DIVERGENCES:
+            raise UserError(f"Distill.divergence is {self.divergence!r}; choose one of: {', '.join(_DIVERGENCES)}")
+        if self.target != "map" and (self.divergence != "ce" or self.average is not None):
+            raise UserError(
+                f"Distill.divergence and average are of maps, and target is {self.target!r}; leave them out, or set "
+                'target="map"'
+            )
+        if self.target not in ("map", "logits") and self.impl != "auto":
+            raise UserError(f"Distill.impl has no effect with target={self.target!r}; leave it out")
 
     @property
     def reading(self) -> Reading:
-        """Maps, or single operands."""
-        return "maps" if self.target == "map" else "operands"
+        """Maps, logits, or single operands."""
+        if self.target == "map":
+            return "maps"
+        return "logits" if self.target == "logits" else "operands"
 
     @property
     def reads_values(self) -> bool:
-        """Only where the values themselves are the teacher's."""
-        return self.target == "v"
+        """Only where the values themselves are compared."""
+        return self.target in ("v", "output")
 
     def problems(self, teacher: ViTSpec, student: ViTSpec) -> list[str]:
         """Single operands are compared as they are, so their head dimensions must agree."""
         found = super().problems(teacher, student)
-        if self.target != "map" and teacher.head_dim != student.head_dim:
+        if self.reading == "operands" and teacher.head_dim != student.head_dim:
             found.append(
                 f"Distill(target={self.target!r}) compares operands of head dimension {teacher.head_dim} (teacher) and "
                 f"{student.head_dim} (student); use target='map', or a student of the teacher's width"
@@ -73,21 +116,22 @@ class Distill(LossRule):
 
     def how(self, student: AttentionCall, teacher: AttentionCall) -> str:
         """The implementation, and why it was chosen."""
-        if self.target != "map":
+        if self.reading == "operands" or self.average is not None:
             return ""
         if self._in_one(student, teacher):
             return f"attention and loss in one, {self._choice(student, teacher, in_one=True)}"
         return str(self._choice(student, teacher))
 
     def _in_one(self, student: AttentionCall, teacher: AttentionCall) -> bool:
-        plain = self.target == "map" and student.dropout == 0 and student.q.requires_grad
+        paper = self.target == "map" and self.divergence == "ce" and self.average is None
+        plain = paper and student.dropout == 0 and student.q.requires_grad
         whole = len(self.chosen_heads(student.q.shape[1])) == student.q.shape[1]
         fused = ("flash", "triton")
         return plain and whole and self._choice(student, teacher, in_one=True).impl in fused
 
     def _choice(self, student: AttentionCall, teacher: AttentionCall, *, in_one: bool = False) -> Choice:
         return choose_impl(
-            "distilled_attention" if in_one else "attention_cross_entropy",
+            "distilled_attention" if in_one else self._distance.__name__,
             student.q,
             student.k,
             teacher.q,
@@ -101,12 +145,22 @@ class Distill(LossRule):
         )
 
     def layer_loss(self, student: AttentionCall, teacher: AttentionCall) -> Tensor:
-        """Mean cross-entropy of the maps in nats, or mean squared distance of the operands, a scalar."""
+        """Mean over images, heads and query rows: nats, squared weights, logits or operands; a scalar."""
         check_heads(student, teacher)
         heads = self.chosen_heads(student.q.shape[1])
         s, t = take_heads(student, heads), take_heads(teacher, heads)
-        if self.target != "map":
+        if self.target == "output":
+            masks = {"mask_s": s.mask, "mask_t": t.mask}
+            rows_BHN = output_l2(s.q, s.k, s.v, t.q, t.k, t.v, scale_s=s.scale, scale_t=t.scale, **masks)
+            return rows_BHN.mean() / s.v.shape[-1]
+        if self.reading == "operands":
             return F.mse_loss(getattr(s, self.target), getattr(t, self.target))
-        return attention_cross_entropy(
+        t = averaged(t, self.average)
+        rows_BHN = self._distance(
             s.q, s.k, t.q, t.k, scale_s=s.scale, scale_t=t.scale, mask_s=s.mask, mask_t=t.mask, impl=self.impl
-        ).mean()
+        )
+        return rows_BHN.mean() / (s.k.shape[-2] if self.target == "logits" else 1)
+
+    @property
+    def _distance(self) -> Callable[..., Tensor]:
+        return logit_l2 if self.target == "logits" else _DIVERGENCES[self.divergence]

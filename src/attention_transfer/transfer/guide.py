@@ -7,7 +7,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from attention_transfer.attention import logit_l2
+from attention_transfer.attention import attention_mse, logit_l2
+from attention_transfer.errors import UserError
 from attention_transfer.transfer.rule import LossRule, check_heads, take_heads
 from attention_transfer.vit import POOL, AttentionCall, Query, Reading, ViTSpec
 
@@ -20,28 +21,46 @@ class Guide(LossRule):
     A row costs O(N·D), so that the rule is almost free.
 
     Attributes:
-        weight: factor on the loss (λ in the paper); the best one depends on the data.
+        weight: factor on the loss (λ in the paper); the best one depends on the data. `schedule` and `until` may let
+            it fall.
         layers: blocks that are guided; default all.
         heads: heads that are guided; default all.
         reduction: over the keys of a row: "mean", which does not depend on the image size, or "sum", the plain norm.
         query: whose row: "class" (the paper's, the default), "mean" for the mean of the patches' rows, or "pool" for
             the attention-pool head, which is one call and has no layers. Models without a class token (SigLIP, I-JEPA)
             need one of the other two.
+        rows: "query", that one row (the paper's), or "all" rows, as an ablation.
+        on: "logits" (the paper's), or "maps", the weights after the softmax, as an ablation.
     """
 
     weight: float = 0.1
     reduction: Literal["mean", "sum"] = "mean"
     query: Query = "class"
+    rows: Literal["query", "all"] = "query"
+    on: Literal["logits", "maps"] = "logits"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, value, choices in (
+            ("reduction", self.reduction, ("mean", "sum")),
+            ("query", self.query, ("class", "mean", "pool")),
+            ("rows", self.rows, ("query", "all")),
+            ("on", self.on, ("logits", "maps")),
+        ):
+            if value not in choices:
+                raise UserError(f"Guide.{name} is {value!r}; choose one of: {', '.join(choices)}")
+        if self.rows == "all" and self.query != "class":
+            raise UserError('Guide.query has no effect with rows="all"; leave one of the two out')
 
     @property
     def reading(self) -> Reading:
-        """Logits."""
-        return "logits"
+        """Logits, or maps."""
+        return "logits" if self.on == "logits" else "maps"
 
     @property
-    def row(self) -> Query:
-        """The row that is guided."""
-        return self.query
+    def row(self) -> Query | None:
+        """The row that is guided, or `None` for all."""
+        return None if self.rows == "all" else self.query
 
     def chosen_layers(self, depth: int) -> tuple[int, ...]:
         """The guided blocks; the pooling head where that is guided."""
@@ -53,7 +72,7 @@ class Guide(LossRule):
         if self.query == "pool" and self.layers is not None:
             found.append('Guide(query="pool") guides the pooling head, which has no layers; leave layers out')
         for role, spec in (("teacher", teacher), ("student", student)):
-            if self.query == "class" and not spec.class_token:
+            if self.row == "class" and not spec.class_token:
                 others = 'query="mean" or query="pool"' if spec.pool else 'query="mean"'
                 found.append(f"Guide needs a class token, which {role} {spec.name} does not have; choose {others}")
             if self.query == "pool" and not spec.pool:
@@ -63,9 +82,10 @@ class Guide(LossRule):
         return found
 
     def layer_loss(self, student: AttentionCall, teacher: AttentionCall) -> Tensor:
-        """Mean squared distance of the rows' logits, a scalar; both calls have one query."""
+        """Mean squared distance of the rows, a scalar."""
         check_heads(student, teacher)
         heads = self.chosen_heads(student.q.shape[1])
         s, t = take_heads(student, heads), take_heads(teacher, heads)
-        distance_BH1 = logit_l2(s.q, s.k, t.q, t.k, scale_s=s.scale, scale_t=t.scale, mask_s=s.mask, mask_t=t.mask)
-        return distance_BH1.mean() / (s.k.shape[-2] if self.reduction == "mean" else 1)
+        distance = logit_l2 if self.on == "logits" else attention_mse
+        rows_BHN = distance(s.q, s.k, t.q, t.k, scale_s=s.scale, scale_t=t.scale, mask_s=s.mask, mask_t=t.mask)
+        return rows_BHN.mean() / (s.k.shape[-2] if self.reduction == "mean" else 1)

@@ -6,6 +6,7 @@ import copy
 import logging
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -14,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from attention_transfer.errors import UserError
-from attention_transfer.transfer.bond import Bond
+from attention_transfer.transfer.bond import Bond, named
 from attention_transfer.transfer.heads import HeadPairs, head_divergences
-from attention_transfer.transfer.rule import Rule
+from attention_transfer.transfer.networks import NetworkLosses
+from attention_transfer.transfer.rule import AttentionRule, NetworkRule, Rule, Weighted
 from attention_transfer.vit import (
     POOL,
     AttentionCall,
@@ -31,6 +33,7 @@ from attention_transfer.vit import (
     capture,
     carries_gradient,
     check_shared_drop_path,
+    describe,
     in_backward,
     listen,
     logits_of,
@@ -129,7 +132,9 @@ class AttentionTransfer(nn.Module):
         compile_teacher: bool = False,
     ) -> None:
         super().__init__()
-        bond = _bond(teacher, student, rules, pairing, share_drop_path)
+        _check(teacher, student, rules, pairing, share_drop_path)
+        attention = [rule for rule in rules if isinstance(rule, AttentionRule)]
+        bond = Bond(teacher, student, attention, pairing or Pairing()) if attention and teacher is not None else None
         self.student = student
         self.rules = tuple(rules)
         self.share_drop_path = share_drop_path
@@ -146,22 +151,28 @@ class AttentionTransfer(nn.Module):
         self._drop_path: SharedDropPath | None = None
         self.head_pairs: HeadPairs | None = None
         handles = [self._replay.handle]
-        if bond is not None and teacher is not None:
+        self.networks = _network_losses(teacher, student, rules, pairing or Pairing())
+        handles += [] if self.networks is None else self.networks.handles
+        self.progress = 0.0
+        if teacher is not None and any(rule.needs_teacher for rule in rules):
             self._unregistered = (teacher.eval().requires_grad_(False),)
-            self._input = InputFor(bond.teacher, bond.student)
+            self._input = InputFor(describe(teacher), describe(student))
             if share_drop_path:
                 self._drop_path = SharedDropPath(student, teacher, partial(_masks, self._replay))
                 handles += self._drop_path.handles
+            seen: dict[str, Any] = {} if bond is None else {"values": bond.reads_values, "keep": bond.kept}
             self._probe = AttentionProbe(
                 teacher,
-                bond.teacher_layers.values(),
-                values=bond.reads_values,
-                keep=bond.kept,
+                [] if bond is None else bond.teacher_layers.values(),
+                whole=self.networks is not None and self.networks.reads_teacher,
                 dtype=teacher_dtype,
                 compiled=compile_teacher,
+                **seen,
             )
+            handles += self._probe.handles
+        if bond is not None:
             self.head_pairs = HeadPairs(bond.student.depth, bond.student.heads) if _matches(bond) else None
-            handles += [*self._probe.handles, *_bind(student, bond, self._replay, self.head_pairs)]
+            handles += _bind(student, bond, self._replay, self.head_pairs)
         self._released = False
         self._said = False
         self._release = weakref.finalize(self, _remove, handles)
@@ -175,23 +186,47 @@ class AttentionTransfer(nn.Module):
         """Run teacher and student on a batch of images, (B, channels, height, width), normalised for the student."""
         if self._released:
             raise RuntimeError("this AttentionTransfer was released; make a new one")
-        if self._bond is None:
+        if not self.rules:
             return TransferOutput(logits_of(self.student(images)), {}, {})
         masks = self._drop_path.draw(len(images), images.device) if self._drop_path and self.training else None
         step = _Step(self, masks, None if self._said or torch.compiler.is_compiling() else {})
+        with nullcontext() if self.networks is None else self.networks.watching() as watches:
+            known = self._run_teacher(images, step)
+            with self._replay.step(step):
+                logits = logits_of(self.student(images))
+        losses = {} if self._bond is None else self._attention_losses(self._bond, step)
+        if self.networks is not None and watches is not None:
+            losses |= self.networks.losses(self.student, logits, known, watches)
+        return TransferOutput(logits, losses, self.weights())
+
+    def weights(self) -> dict[str, float]:
+        """Each loss rule's weight now, by name; `progress`, the share of the training that is done, decides."""
+        rules: dict[str, Weighted] = {}
+        if self._bond is not None:
+            rules |= {name: self._bond.loss(index) for name, index in self._bond.losses.items()}
+        if self.networks is not None:
+            rules |= self.networks.rules
+        return {name: rule.weight_at(self.progress) for name, rule in rules.items()}
+
+    def _run_teacher(self, images: Tensor, step: _Step) -> Tensor | None:
+        """The teacher's forward; its calls go into the step, its logits come back where a rule reads them."""
+        if self.teacher is None:
+            return None
         with self._replay.step(step):
-            step.teacher_calls.update(self._probe(self._input(images)))
-        self._pair_heads(self._bond, images, step)
-        with self._replay.step(step):
-            logits = logits_of(self.student(images))
+            calls, logits = self._probe.run(self._input(images))
+        step.teacher_calls.update(calls)
+        if self._bond is not None:
+            self._pair_heads(self._bond, images, step)
+        return logits
+
+    def _attention_losses(self, bond: Bond, step: _Step) -> dict[str, Tensor]:
         self._check_gradients(step.student_calls)
         if step.ways is not None:
-            self._say(self._bond, step.ways)
-        losses = {name: self._loss(self._bond, index, step) for name, index in self._bond.losses.items()}
+            self._say(bond, step.ways)
+        losses = {name: self._loss(bond, index, step) for name, index in bond.losses.items()}
         for loss in losses.values():  # a backward pass may come through a loss and not through the logits
             self._replay.remember(loss, step)
-        weights = {name: self._bond.loss(index).weight for name, index in self._bond.losses.items()}
-        return TransferOutput(logits, losses, weights)
+        return losses
 
     def release(self) -> None:
         """Take everything off the student and the teacher that this module attached; it can't be used afterwards."""
@@ -271,30 +306,43 @@ class AttentionTransfer(nn.Module):
         twin = AttentionTransfer(self.teacher, student, self.rules, **self._options)
         memo[id(self)] = twin
         twin.training = self.training
+        if twin.networks is not None and self.networks is not None:
+            twin.networks.load_state_dict(self.networks.state_dict())
+            twin.networks.take_start(self.networks)
+        twin.progress = self.progress
         if twin.head_pairs is not None and self.head_pairs is not None:
             twin.head_pairs.load_state_dict(self.head_pairs.state_dict())
         return twin
 
 
-def _bond(
+def _check(
     teacher: nn.Module | None,
     student: nn.Module,
     rules: Sequence[Rule],
     pairing: Pairing | None,
     share_drop_path: bool,
-) -> Bond | None:
-    """The rules laid out by layer, or `None` where there are none."""
-    if not rules:
-        if share_drop_path or pairing is not None:
-            raise UserError("share_drop_path and pairing need rules: without them the teacher does not run")
-        return None
-    if teacher is None:
-        raise UserError(f"{', '.join(type(rule).__name__ for rule in rules)} needs a teacher; pass one")
-    if teacher is student:
+) -> None:
+    """Refuse what no pair can satisfy."""
+    unknown = [type(rule).__name__ for rule in rules if not isinstance(rule, AttentionRule | NetworkRule)]
+    if unknown:
+        raise UserError(f"{', '.join(unknown)} is no rule; derive it from OperandRule, LossRule or NetworkRule")
+    taught = [type(rule).__name__ for rule in rules if rule.needs_teacher]
+    if not taught and (share_drop_path or pairing is not None):
+        raise UserError("share_drop_path and pairing need rules on a teacher: without them the teacher does not run")
+    if taught and teacher is None:
+        raise UserError(f"{', '.join(taught)} needs a teacher; pass one")
+    if taught and teacher is student:
         raise UserError("teacher and student are the same object; make the student with student_like(teacher, …)")
-    if share_drop_path:
+    if share_drop_path and teacher is not None:
         check_shared_drop_path(student, teacher)
-    return Bond(teacher, student, rules, pairing or Pairing())
+
+
+def _network_losses(
+    teacher: nn.Module | None, student: nn.Module, rules: Sequence[Rule], pairing: Pairing
+) -> NetworkLosses | None:
+    chosen = {name: rules[index] for name, index in named(rules, NetworkRule).items()}
+    own = {name: rule for name, rule in chosen.items() if isinstance(rule, NetworkRule)}
+    return NetworkLosses(teacher, student, own, pairing) if own else None
 
 
 def _bind(student: nn.Module, bond: Bond, replay: Replay[_Step], head_pairs: HeadPairs | None) -> list[TapHandle]:

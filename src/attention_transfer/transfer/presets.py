@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 from attention_transfer.errors import UserError, nearest
 from attention_transfer.transfer.copying import Copy
 from attention_transfer.transfer.distill import Distill
 from attention_transfer.transfer.guide import Guide
+from attention_transfer.transfer.outputs import FeatureKD, LogitKD
+from attention_transfer.transfer.regularisers import BSS, L2SP
 from attention_transfer.transfer.rule import Rule
-
-Init = Literal["random", "teacher"]
+from attention_transfer.vit import Part
 
 
 @dataclass(frozen=True)
@@ -21,21 +21,27 @@ class Preset:
 
     Attributes:
         summary: one line for tables and help texts.
-        init: where the student's weights come from.
+        init: where the student's weights come from: "random", "teacher", or the name of a network.
+        init_parts: parts that are taken from there, the rest at random; none is all of it.
+        trained: parts that are trained; none is all of them.
+        tune_teacher: fine-tune the teacher on the same images first.
         rules: what binds the student to its teacher.
         recipe: values of the training recipe that differ from its defaults.
         source: where the method comes from.
     """
 
     summary: str
-    init: Init
+    init: str
     rules: tuple[Rule, ...] = ()
+    init_parts: tuple[Part, ...] = ()
+    trained: tuple[Part, ...] = ()
+    tune_teacher: bool = False
     recipe: Mapping[str, float | int | str | bool | None] = field(default_factory=dict)
     source: str = ""
 
 
-# Learning rates and weights are those with the best validation accuracy on the embedded digits, 5 labels a class;
-# docs/log.md has the search.
+# Learning rates and weights of the first five are those with the best validation accuracy on the embedded digits, 5
+# labels a class (docs/log.md has the search); the others have the learning rate of their like, and published weights.
 PRESETS: dict[str, Preset] = {
     "scratch": Preset(
         "random weights, no teacher: the floor",
@@ -67,6 +73,82 @@ PRESETS: dict[str, Preset] = {
         rules=(Guide(weight=0.03),),
         recipe={"lr": 4e-3},
         source="GTA, Seo et al. 2024",
+    ),
+    "gta-transmix": Preset(
+        "GTA, with CutMix whose labels are weighed by attention",
+        init="teacher",
+        rules=(Guide(weight=0.03),),
+        recipe={"lr": 4e-3, "cutmix": 1.0, "mix_probability": 0.5, "transmix": "student"},
+        source="Seo et al. 2024; TransMix, Chen et al. 2022",
+    ),
+    "copy-q": Preset(
+        "random weights, the teacher's queries in place of the student's own",
+        init="random",
+        rules=(Copy(parts="q"),),
+        recipe={"lr": 8e-3},
+        source="Li et al. 2024",
+    ),
+    "distill-output": Preset(
+        "random weights, learns what the teacher's heads read",
+        init="random",
+        rules=(Distill(target="output", weight=10.0),),
+        recipe={"lr": 8e-3},
+        source="Qin et al. 2026",
+    ),
+    "feature-kd": Preset(
+        "random weights, learns what the teacher's blocks put out",
+        init="random",
+        rules=(FeatureKD(),),
+        recipe={"lr": 8e-3},
+        source="Li et al. 2024, for comparison",
+    ),
+    "logit-kd": Preset(
+        "random weights, learns the class logits of the teacher, which is fine-tuned first",
+        init="random",
+        rules=(LogitKD(),),
+        tune_teacher=True,
+        recipe={"lr": 8e-3},
+        source="Hinton et al. 2015",
+    ),
+    "tuned-distill": Preset(
+        "random weights, learns to attend as the teacher does after its fine-tuning",
+        init="random",
+        rules=(Distill(weight=10.0),),
+        tune_teacher=True,
+        recipe={"lr": 8e-3},
+        source="Li et al. 2024",
+    ),
+    "linear-probe": Preset(
+        "the teacher's weights, of which only a new classification layer is trained",
+        init="teacher",
+        trained=("head",),
+        recipe={"lr": 2e-2},
+    ),
+    "qkv-only": Preset(
+        "the teacher's weights, of which queries, keys, values and the classification layer are trained",
+        init="teacher",
+        trained=("qkv", "head"),
+        recipe={"lr": 4e-3},
+    ),
+    "attention-init": Preset(
+        "the teacher's attention weights, all else at random",
+        init="teacher",
+        init_parts=("attention",),
+        recipe={"lr": 4e-3},
+    ),
+    "l2sp": Preset(
+        "the teacher's weights, fine-tuned near where they were",
+        init="teacher",
+        rules=(L2SP(),),
+        recipe={"lr": 4e-3},
+        source="Li, Grandvalet and Davoine 2018",
+    ),
+    "bss": Preset(
+        "the teacher's weights, fine-tuned with the smallest singular values of the features pressed down",
+        init="teacher",
+        rules=(BSS(),),
+        recipe={"lr": 4e-3},
+        source="Chen et al. 2019",
     ),
 }
 

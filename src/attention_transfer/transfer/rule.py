@@ -1,23 +1,47 @@
-"""What a rule is: something that binds a student's attention to its teacher's, layer by layer."""
+"""What a rule is: something that binds a student to its teacher, or to where it came from."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from attention_transfer.errors import UserError
 from attention_transfer.vit import AttentionCall, Indices, Query, Reading, ViTSpec, select
 
+Schedule = Literal["constant", "cosine", "off"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """Base of all rules. Derive from `OperandRule` or `LossRule`.
+    """Base of all rules. Derive from `OperandRule`, `LossRule` or `NetworkRule`."""
+
+    @property
+    def name(self) -> str:
+        """Name in logs and loss dictionaries."""
+        return type(self).__name__.lower()
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the rule reads the teacher."""
+        return True
+
+    def problems(self, teacher: ViTSpec, student: ViTSpec) -> list[str]:  # noqa: ARG002
+        """Why the rule cannot bind this pair, a sentence each; called once, before any training."""
+        return []
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionRule(Rule):
+    """A rule on attention, layer by layer.
 
     Attributes:
-        layers: blocks that the rule binds: `None` for all, n for the last n, or indices (negative from the end).
+        layers: blocks that the rule binds: `None` for all, n for the last n, indices (negative from the end), or words:
+            "first n", "last n", "every n".
         heads: heads that it binds, by the same convention.
     """
 
@@ -39,11 +63,6 @@ class Rule:
         """Whether the rule needs the teacher's values; without them its last block stops at queries and keys."""
         return False
 
-    @property
-    def name(self) -> str:
-        """Name in logs and loss dictionaries."""
-        return type(self).__name__.lower()
-
     def chosen_layers(self, depth: int) -> tuple[int, ...]:
         """The blocks that the rule binds in a student of `depth` blocks."""
         return select(self.layers, depth, f"{type(self).__name__}.layers")
@@ -53,7 +72,7 @@ class Rule:
         return select(self.heads, heads, f"{type(self).__name__}.heads")
 
     def problems(self, teacher: ViTSpec, student: ViTSpec) -> list[str]:  # noqa: ARG002
-        """Why the rule cannot bind this pair, a sentence each; called once, before any training."""
+        """Choices of layers and heads that lie outside the student's."""
         found = []
         for choose, total in ((self.chosen_layers, student.depth), (self.chosen_heads, student.heads)):
             try:
@@ -64,7 +83,43 @@ class Rule:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OperandRule(Rule, ABC):
+class Weighted:
+    """A loss with a weight that may change during training.
+
+    Attributes:
+        weight: factor on the loss; finite and not negative.
+        schedule: "constant"; "cosine", which falls along half a cosine to 0; "off", which is 0 afterwards.
+        until: share of the training after which a "cosine" or "off" weight is 0.
+    """
+
+    weight: float = 1.0
+    schedule: Schedule = "constant"
+    until: float = 1.0
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__
+        if not (math.isfinite(self.weight) and self.weight >= 0):
+            raise UserError(f"{name}.weight is {self.weight}; give a finite number of at least 0")
+        if self.schedule not in ("constant", "cosine", "off"):
+            raise UserError(f'{name}.schedule is {self.schedule!r}; choose "constant", "cosine" or "off"')
+        if not 0 < self.until <= 1:
+            raise UserError(f"{name}.until is {self.until}; give a share of the training above 0 and at most 1")
+        if self.schedule == "constant" and self.until != 1:
+            raise UserError(f'{name}.until has no effect on a constant weight; set schedule to "cosine" or "off"')
+
+    def weight_at(self, progress: float) -> float:
+        """The weight after a share of the training, from 0 to 1."""
+        if self.schedule == "constant":
+            return self.weight
+        if progress >= self.until:
+            return 0.0
+        if self.schedule == "off":
+            return self.weight
+        return self.weight * 0.5 * (1 + math.cos(math.pi * progress / self.until))
+
+
+@dataclass(frozen=True, kw_only=True)
+class OperandRule(AttentionRule, ABC):
     """A rule that puts the teacher's operands in the place of the student's."""
 
     @abstractmethod
@@ -73,18 +128,8 @@ class OperandRule(Rule, ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LossRule(Rule, ABC):
-    """A rule that adds a loss.
-
-    Attributes:
-        weight: factor on the loss, which is summed over layers; finite and not negative.
-    """
-
-    weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.weight) and self.weight >= 0):
-            raise UserError(f"{type(self).__name__}.weight is {self.weight}; give a finite number of at least 0")
+class LossRule(Weighted, AttentionRule, ABC):
+    """A rule that adds a loss on attention, summed over layers."""
 
     def attend(self, student: AttentionCall, teacher: AttentionCall) -> tuple[Tensor, Tensor] | None:  # noqa: ARG002
         """The student's attention, (B, H, N, D), and the unweighted loss, computed in one; `None` where it can't be.
@@ -100,6 +145,66 @@ class LossRule(Rule, ABC):
     @abstractmethod
     def layer_loss(self, student: AttentionCall, teacher: AttentionCall) -> Tensor:
         """The unweighted loss of one block, a scalar."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a network rule can read after a forward pass; only what some rule said it needs is there.
+
+    Attributes:
+        student: the network that is trained.
+        start: its parameters as they were when it was bound, by name.
+        student_logits: class logits, (B, classes).
+        teacher_logits: the teacher's, (B, classes), without gradient.
+        student_blocks: output of blocks, (B, N, width), by the student's layers.
+        teacher_blocks: output of the blocks that are paired with them, (B, N, width), by the student's layers.
+        features: what enters the student's classification layer, (B, width).
+    """
+
+    student: nn.Module
+    start: Mapping[str, Tensor]
+    student_logits: Tensor
+    teacher_logits: Tensor | None = None
+    student_blocks: Mapping[int, Tensor] = field(default_factory=dict)
+    teacher_blocks: Mapping[int, Tensor] = field(default_factory=dict)
+    features: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkRule(Weighted, Rule, ABC):
+    """A rule that adds a loss on what the networks put out, or on the student's weights."""
+
+    @property
+    def reads_teacher_logits(self) -> bool:
+        """Whether it needs the teacher's class logits."""
+        return False
+
+    @property
+    def reads_features(self) -> bool:
+        """Whether it needs what enters the student's classification layer."""
+        return False
+
+    @property
+    def reads_start(self) -> bool:
+        """Whether it needs the student's first weights."""
+        return False
+
+    def read_blocks(self, depth: int) -> tuple[int, ...]:  # noqa: ARG002
+        """The blocks of a student of `depth` blocks whose outputs it needs, of both networks."""
+        return ()
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the rule reads the teacher."""
+        return self.reads_teacher_logits
+
+    def module(self, teacher: ViTSpec, student: ViTSpec) -> nn.Module | None:  # noqa: ARG002
+        """What the rule trains beside the student, if anything."""
+        return None
+
+    @abstractmethod
+    def loss(self, seen: Seen, module: nn.Module | None) -> Tensor:
+        """The unweighted loss, a scalar."""
 
 
 def check_heads(student: AttentionCall, teacher: AttentionCall) -> None:

@@ -24,6 +24,13 @@ from attention_transfer.vit.outputs import logits_of as logits_of
 from attention_transfer.vit.pairing import Correspondence as Correspondence
 from attention_transfer.vit.pairing import Pairing as Pairing
 from attention_transfer.vit.pairing import Reading as Reading
+from attention_transfer.vit.parts import PARTS as PARTS
+from attention_transfer.vit.parts import Frozen as Frozen
+from attention_transfer.vit.parts import Part as Part
+from attention_transfer.vit.parts import freeze as freeze
+from attention_transfer.vit.parts import parameters_of as parameters_of
+from attention_transfer.vit.parts import parts_problems as parts_problems
+from attention_transfer.vit.parts import take_part as take_part
 from attention_transfer.vit.probe import AttentionProbe as AttentionProbe
 from attention_transfer.vit.replay import Replay as Replay
 from attention_transfer.vit.seam import Listener as Listener
@@ -40,3 +47,7 @@ from attention_transfer.vit.tap import may_run_again as may_run_again
 from attention_transfer.vit.tap import tap as tap
 from attention_transfer.vit.tokens import Query as Query
 from attention_transfer.vit.tokens import Tokens as Tokens
+from attention_transfer.vit.watch import OutputWatch as OutputWatch
+from attention_transfer.vit.watch import Watched as Watched
+from attention_transfer.vit.watch import head_names as head_names
+from attention_transfer.vit.watch import head_of as head_of

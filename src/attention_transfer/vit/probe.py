@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from attention_transfer.vit.call import POOL, AttentionCall
+from attention_transfer.vit.outputs import logits_of
 from attention_transfer.vit.seam import Skipped, listen
 from attention_transfer.vit.tap import TapHandle
 
@@ -31,6 +32,7 @@ class AttentionProbe:
         layers: blocks whose calls are wanted; -1 is the attention-pool head.
         values: also the values of the last layer are wanted.
         keep: what to keep of a call; default all of it.
+        whole: run the model to its end, for its logits (`run`).
         dtype: autocast to this precision; `None` runs in the precision that is current.
         compiled: run the model through `torch.compile`.
     """
@@ -42,13 +44,15 @@ class AttentionProbe:
         *,
         values: bool = False,
         keep: Callable[[AttentionCall], AttentionCall] = lambda call: call,
+        whole: bool = False,
         dtype: torch.dtype | None = None,
         compiled: bool = False,
     ) -> None:
         self.model = model
         self.layers = tuple(sorted(set(layers)))
         self.dtype = dtype
-        self._last = POOL if POOL in self.layers else max(self.layers)
+        self._whole = whole
+        self._last = POOL if POOL in self.layers else max(self.layers, default=POOL)
         self._values = values
         self._keep = keep
         self._calls: dict[int, AttentionCall] | None = None
@@ -57,9 +61,13 @@ class AttentionProbe:
         self.handles: list[TapHandle] = listen(model, listeners, skips=self._skips)
         self._run = torch.compile(self._forward) if compiled else self._forward
 
-    @torch.no_grad()
     def __call__(self, images: Tensor) -> dict[int, AttentionCall]:
         """The calls by layer, of images (B, channels, height, width); without gradients."""
+        return self.run(images)[0]
+
+    @torch.no_grad()
+    def run(self, images: Tensor) -> tuple[dict[int, AttentionCall], Tensor | None]:
+        """The calls by layer, and the class logits, (B, classes), of a model that runs as a whole."""
         precision = nullcontext() if self.dtype is None else torch.autocast(images.device.type, self.dtype)
         with precision:
             return self._run(images)
@@ -69,33 +77,33 @@ class AttentionProbe:
         for handle in self.handles:
             handle.remove()
 
-    def _forward(self, images: Tensor) -> dict[int, AttentionCall]:
+    def _forward(self, images: Tensor) -> tuple[dict[int, AttentionCall], Tensor | None]:
         calls: dict[int, AttentionCall] = {}
         self._calls = calls
         if torch.compiler.is_compiling():
-            self.model(images)
+            output = self.model(images)
             self._calls = None
-            return calls
+            return calls, logits_of(output) if self._whole else None
         self._thread = threading.get_ident()
         try:
-            self.model(images)
+            output = self.model(images)
         except _EnoughSeen:
-            pass
+            output = None
         finally:
             self._calls = None
-        return calls
+        return calls, logits_of(output) if self._whole else None
 
     def _listening(self) -> bool:
         """Whether this probe is what runs the model: others may run it too, also in other threads."""
         return self._calls is not None and (torch.compiler.is_compiling() or self._thread == threading.get_ident())
 
     def _skips(self, layer: int) -> Skipped:
-        stops = layer == self._last and not torch.compiler.is_compiling() and self._listening()
+        stops = layer == self._last and not (self._whole or torch.compiler.is_compiling()) and self._listening()
         return "values" if stops and not self._values else ""
 
     def _hear(self, call: AttentionCall) -> AttentionCall:
         if self._calls is not None and self._listening():
             self._calls[call.layer] = self._keep(call)
-            if call.layer == self._last and not torch.compiler.is_compiling():
+            if call.layer == self._last and not (self._whole or torch.compiler.is_compiling()):
                 raise _EnoughSeen
         return call

@@ -1,0 +1,343 @@
+"""Mixed images and labels: mixup, CutMix, and TransMix, which weighs CutMix's labels by attention.
+
+Shapes: B batch, C channels, H and W pixels, K classes; in attention B batch, H heads, N tokens, P patches.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Beta
+from torch.nn import functional as F
+from torchvision.transforms import v2
+
+from attention_transfer.errors import UserError, nearest, raise_all
+from attention_transfer.transfer import AttentionTransfer, TransferOutput
+from attention_transfer.vit import POOL, AttentionCall, TapHandle, Tokens, ViTSpec, capture, describe, listen
+
+TransMix = Literal["off", "student", "teacher"]
+"""Whose attention weighs the labels of CutMix."""
+
+# Below, PyTorch's samples of the Beta distribution underflow: at 0.001 every fourth is 0.5. Above, all are near 0.5.
+_LOWEST, _HIGHEST = 0.01, 1000.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixing:
+    """How the images of a batch and their labels are mixed, in training only.
+
+    A batch is mixed as a whole: one share, and with CutMix one box, for all its images.
+
+    Attributes:
+        mixup: α of the Beta(α, α) from which mixup draws a batch's share (Zhang et al. 2018, arXiv 1710.09412);
+            0 is off, else from 0.01 to 1000.
+        cutmix: likewise for CutMix (Yun et al. 2019, arXiv 1905.04899).
+        mix_probability: share of the batches that are mixed.
+        mix_switch: share of the mixed batches that CutMix mixes, where mixup is on too.
+        transmix: whose attention weighs the labels of CutMix (Chen et al. 2022, arXiv 2111.09833); "off" weighs them
+            by area.
+    """
+
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    mix_probability: float = 1.0
+    mix_switch: float = 0.5
+    transmix: TransMix = "off"
+
+    @property
+    def on(self) -> bool:
+        """Whether any batch is mixed."""
+        return self.mixup > 0 or self.cutmix > 0
+
+    def problems(self) -> list[str]:
+        """What is wrong with the settings, a sentence each, which begins with the setting's name."""
+        found = []
+        for name in ("mixup", "cutmix"):
+            alpha = getattr(self, name)
+            if not (alpha == 0 or _LOWEST <= alpha <= _HIGHEST):  # also refuses NaN
+                found.append(f"{name} is {alpha}; give 0, which is off, or a number from {_LOWEST:g} to {_HIGHEST:g}")
+        for name in ("mix_probability", "mix_switch"):
+            if not 0 <= getattr(self, name) <= 1:
+                found.append(f"{name} is {getattr(self, name)}; give a number of at least 0 and at most 1")
+        if self.transmix not in get_args(TransMix):
+            found.append(f"transmix is {self.transmix!r}; {nearest(str(self.transmix), get_args(TransMix))}")
+        return found or self._without_effect()
+
+    def _without_effect(self) -> list[str]:
+        """Settings that are right in themselves and would do nothing."""
+        found = []
+        if self.transmix != "off" and self.cutmix == 0:
+            found.append(f"transmix={self.transmix!r} weighs the labels of CutMix, which is off; set cutmix above 0")
+        if self.mix_probability != Mixing.mix_probability and not self.on:
+            found.append("mix_probability has no effect without mixup and cutmix; leave it out")
+        if self.mix_switch != Mixing.mix_switch and not (self.mixup > 0 and self.cutmix > 0):
+            found.append("mix_switch has no effect unless mixup and cutmix are both on; leave it out")
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class Mixed:
+    """A batch in which each image is mixed with the one before it, and the first with the last.
+
+    Attributes:
+        images: mixed images, (B, C, H, W).
+        targets_a: classes of the images that were mixed into, (B,).
+        targets_b: classes of the images that were mixed in, (B,).
+        lam: share of the first image in each, in [0, 1]: of the pixels' values (mixup) or of the area (CutMix).
+        mask: (H, W), true where a pixel is the first image's; `None` where CutMix was not at work.
+    """
+
+    images: Tensor
+    targets_a: Tensor
+    targets_b: Tensor
+    lam: float
+    mask: Tensor | None = None
+
+
+def mix(images: Tensor, targets: Tensor, mixing: Mixing) -> Mixed:
+    """Mix a batch by settings that have no problems.
+
+    All randomness is drawn from torch's default generator of the CPU.
+
+    Args:
+        images: (B, C, H, W); they are not changed.
+        targets: classes, (B,).
+        mixing: what is mixed, and how often.
+    """
+    if not mixing.on or torch.rand(()).item() >= mixing.mix_probability:
+        return Mixed(images, targets, targets, lam=1.0)
+    # Batches are shuffled, so that a neighbour is a random partner.
+    partners, targets_b = images.roll(1, 0), targets.roll(1, 0)
+    if mixing.cutmix > 0 and (mixing.mixup == 0 or torch.rand(()).item() < mixing.mix_switch):
+        kept = _cutmix_mask(images, mixing.cutmix)
+        lam, mask = kept.double().mean().item(), kept.to(images.device)
+        return Mixed(torch.where(mask, images, partners), targets, targets_b, lam, mask)
+    lam = Beta(mixing.mixup, mixing.mixup).sample().item()
+    return Mixed(torch.lerp(partners, images, lam), targets, targets_b, lam)
+
+
+def _cutmix_mask(images: Tensor, alpha: float) -> Tensor:
+    """Where the images stay, (H, W), on the CPU: everywhere but in a random box."""
+    # torchvision's transform gives images and soft labels; TransMix needs the box as well, so it is asked for that.
+    left, top, right, bottom = v2.CutMix(alpha=alpha).make_params([images])["box"]
+    mask_HW = torch.ones(images.shape[-2:], dtype=torch.bool)
+    mask_HW[top:bottom, left:right] = False
+    return mask_HW
+
+
+@torch.no_grad()
+def row_of_last_block(call: AttentionCall) -> Tensor:
+    """The class token's row of the attention maps, (B, H, N), in float32 or wider, without gradient.
+
+    Raises:
+        UserError: there is no class token.
+    """
+    if not call.tokens.class_token:
+        raise UserError('TransMix needs a class token, which this network does not have; set transmix to "off"')
+    return call.query_row("class").as_logits().maps().squeeze(-2)
+
+
+@torch.no_grad()
+def transmix_weight(rows_BHN: Tensor, mask_HW: Tensor, *, tokens: Tokens, grid: tuple[int, int]) -> Tensor:
+    """Weight of the first image's label by TransMix (Chen et al. 2022, arXiv 2111.09833).
+
+    Half of it is the share of the image's area; the other half is the share of the attention that the class token
+    pays to the patches of the first image, mean over heads.
+
+    Args:
+        rows_BHN: the class token's row of the last block's attention maps, over all tokens, (B, H, N).
+        mask_HW: true where a pixel is the first image's, (H, W).
+        tokens: what the tokens are; only the patches count.
+        grid: patches (rows, columns); each counts as the image that its upper left pixel is of, as in the paper's code.
+
+    Returns:
+        (B,), in [0, 1], without gradient. Where no patch gets any attention, it is the share of the area.
+
+    Raises:
+        UserError: there are not as many patches as the grid has.
+    """
+    attention_BP = rows_BHN[..., tokens.patches(rows_BHN.shape[-1])].mean(dim=1)
+    if attention_BP.shape[-1] != grid[0] * grid[1]:
+        raise UserError(
+            f"TransMix expects attention to {grid[0]}×{grid[1]} patches, but there are {attention_BP.shape[-1]}; give "
+            "the network images of the size that it was made for"
+        )
+    pixels_HW = mask_HW.to(attention_BP)
+    is_first_P = F.interpolate(pixels_HW[None, None], size=grid, mode="nearest").flatten()
+    first_B, second_B = (attention_BP * is_first_P).sum(dim=-1), (attention_BP * (1 - is_first_P)).sum(dim=-1)
+    area, total_B = pixels_HW.mean(), first_B + second_B
+    attended_B = torch.where(total_B == 0, area, first_B / total_B)
+    return (attended_B + area) / 2
+
+
+def mixed_cross_entropy(
+    logits: Tensor, mixed: Mixed, weight: Tensor | float, *, label_smoothing: float = 0.0
+) -> Tensor:
+    """Cross-entropy with the two labels of each image, a scalar in nats, mean over the batch.
+
+    Args:
+        logits: (B, K).
+        mixed: the batch; its targets are read.
+        weight: of the first label, in [0, 1]: one for all, or (B,); the second label has the rest.
+        label_smoothing: share of the labels that is spread evenly over all classes.
+    """
+    first_B, second_B = (
+        F.cross_entropy(logits, targets, reduction="none", label_smoothing=label_smoothing)
+        for targets in (mixed.targets_a, mixed.targets_b)
+    )
+    return (weight * first_B + (1 - weight) * second_B).mean()
+
+
+class LastBlock:
+    """Sees the class token's attention in a teacher's last block. Make it before the `AttentionTransfer`.
+
+    The teacher's forward ends at the last block that a rule reads; what listens later than the rules hears nothing.
+
+    Args:
+        teacher: the network whose attention will be transferred.
+
+    Raises:
+        UserError: the teacher is no plain vision transformer, or has no class token.
+    """
+
+    def __init__(self, teacher: nn.Module) -> None:
+        self.teacher = teacher
+        self.spec = describe(teacher)
+        raise_all(_lacks_class_token(self.spec, "teacher"))
+        self._rows: list[Tensor] | None = None
+        self._thread = 0
+        watch = weakref.ref(self)  # so that what hangs on the teacher does not keep this alive
+
+        def hear(call: AttentionCall) -> AttentionCall:
+            seen = watch()
+            if seen is not None:
+                seen._hear(call)
+            return call
+
+        self.release = weakref.finalize(self, _remove, listen(teacher, {self.spec.depth - 1: hear}))
+
+    @contextmanager
+    def listening(self) -> Iterator[list[Tensor]]:
+        """Collect rows, (B, H, N), one a forward of this thread inside the block."""
+        self._rows, self._thread = [], threading.get_ident()
+        try:
+            yield self._rows
+        finally:
+            self._rows = None
+
+    def _hear(self, call: AttentionCall) -> None:
+        if self._rows is not None and (torch.compiler.is_compiling() or self._thread == threading.get_ident()):
+            self._rows.append(row_of_last_block(call))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LastBlock:
+        """The same: copies of an `AttentionTransfer` share their teacher."""
+        return self
+
+
+class MixedLoss:
+    """Mixes a batch, runs an `AttentionTransfer` on it once, and gives the task's loss.
+
+    Args:
+        transfer: what is trained.
+        mixing: how batches are mixed.
+        label_smoothing: share of each label that is spread over all classes.
+        teacher_block: with transmix="teacher", what sees the teacher's attention; made before `transfer`.
+
+    Raises:
+        UserError: the settings are wrong, or the attention that they name is not there; every reason is listed.
+
+    Example:
+        ```python
+        mixed_loss = MixedLoss(transfer, Mixing(cutmix=1.0, transmix="student"))
+        output, task = mixed_loss(images, targets)
+        output.total(task).backward()
+        ```
+    """
+
+    def __init__(
+        self,
+        transfer: AttentionTransfer,
+        mixing: Mixing,
+        *,
+        label_smoothing: float = 0.0,
+        teacher_block: LastBlock | None = None,
+    ) -> None:
+        raise_all(mixing.problems())
+        if teacher_block is not None and mixing.transmix != "teacher":
+            raise UserError(f"teacher_block has no effect with transmix={mixing.transmix!r}; leave it out")
+        self.transfer = transfer
+        self.mixing = mixing
+        self.label_smoothing = label_smoothing
+        self._teacher_block = teacher_block
+        self._spec: ViTSpec | None = None
+        if mixing.transmix == "student":
+            self._spec = describe(transfer.student)
+            raise_all(_lacks_class_token(self._spec, "student"))
+        if mixing.transmix == "teacher":
+            raise_all(_teacher_problems(transfer, teacher_block))
+            self._spec = teacher_block.spec if teacher_block else None
+
+    def __call__(self, images: Tensor, targets: Tensor) -> tuple[TransferOutput, Tensor]:
+        """What `transfer` gives for the mixed images, and the cross-entropy with the mixed labels, a scalar.
+
+        Args:
+            images: (B, C, H, W), normalised for the student.
+            targets: classes, (B,).
+        """
+        mixed = mix(images, targets, self.mixing)
+        weight: Tensor | float = mixed.lam
+        if self._spec is None or mixed.mask is None:
+            output = self.transfer(mixed.images)
+        else:
+            output, row_BHN = self._attending(mixed.images)
+            weight = transmix_weight(row_BHN, mixed.mask, tokens=self._spec.tokens, grid=self._spec.grid)
+        return output, mixed_cross_entropy(output.logits, mixed, weight, label_smoothing=self.label_smoothing)
+
+    def _attending(self, images: Tensor) -> tuple[TransferOutput, Tensor]:
+        """What `transfer` gives, and the class token's attention in the last block, (B, H, N)."""
+        if self._teacher_block is not None:
+            with self._teacher_block.listening() as rows:
+                output = self.transfer(images)
+            if not rows:
+                raise UserError(f"the teacher's last block was not seen; {_ORDER}")
+            return output, rows[-1]
+        with capture(self.transfer.student, layers=[-1]) as calls:
+            output = self.transfer(images)
+        return output, row_of_last_block(calls[-1])  # the last: on the first batch, heads may be matched before
+
+
+_ORDER = "make LastBlock(teacher) before the AttentionTransfer"
+
+
+def _lacks_class_token(spec: ViTSpec, role: str) -> list[str]:
+    if spec.class_token:
+        return []
+    return [f'TransMix needs a class token, which {role} {spec.name} does not have; set transmix to "off"']
+
+
+def _teacher_problems(transfer: AttentionTransfer, block: LastBlock | None) -> list[str]:
+    """Why the attention of the teacher's last block can't be seen."""
+    bond = transfer._bond
+    if transfer.teacher is None or bond is None:
+        return ['transmix="teacher" needs rules, without which the teacher does not run; choose "student"']
+    if block is None or block.teacher is not transfer.teacher:
+        return [f'transmix="teacher" needs its last block in view; {_ORDER}']
+    layers = set(bond.teacher_layers.values())
+    if layers.isdisjoint((POOL, block.spec.depth - 1)):
+        return [
+            f'transmix="teacher" needs the teacher\'s last block, {block.spec.depth - 1}, but the rules read none '
+            f'after {max(layers)}, where the teacher stops; bind the last layer too, or choose "student"'
+        ]
+    return []
+
+
+def _remove(handles: list[TapHandle]) -> None:
+    for handle in handles:
+        handle.remove()

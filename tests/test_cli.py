@@ -117,6 +117,9 @@ def test_the_flags_are_these() -> None:
             "--epochs",
             "--image-size",
             "--init",
+            "--init-parts",
+            "--trained",
+            "--tune-teacher",
             "--rules",
             "--out",
             "--overwrite",
@@ -135,6 +138,8 @@ def test_the_flags_are_these() -> None:
         },
         "predict": {"--top", "--batch-size", "--out", "--overwrite"},
         "doctor": {"--pretrained", "--image-size", "--pairing"},
+        "ensemble": {"--weights", "--mean", "--out", "--overwrite"},
+        "presets": set(),
         "bench": {
             "--model",
             "--methods",

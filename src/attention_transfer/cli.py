@@ -15,7 +15,7 @@ from rich.logging import RichHandler
 from attention_transfer.errors import UserError, nearest
 from attention_transfer.evaluation import doctor, ensemble, predict
 from attention_transfer.experiments import bench, compare, demo
-from attention_transfer.training import Interrupted, Recipe, console, pretrain, train
+from attention_transfer.training import Interrupted, Recipe, console, presets, pretrain, train
 from attention_transfer.transfer import PRESETS
 
 VERBS: dict[str, Callable[..., Any]] = {
@@ -27,7 +27,11 @@ VERBS: dict[str, Callable[..., Any]] = {
     "ensemble": ensemble,
     "doctor": doctor,
     "bench": bench,
+    "presets": presets,
 }
+
+
+RULES = ("Copy", "Distill", "Guide", "LogitKD", "FeatureKD", "L2SP", "BSS")
 
 
 class Parser(ArgumentParser):
@@ -140,7 +144,7 @@ def _sentence(message: str, options: list[str]) -> str:
     if (verb := re.search(r"invalid choice: '?([\w-]+)'?", text)) and verb[1] not in VERBS:
         return f"there is no verb {verb[1]!r}; {nearest(verb[1], VERBS)}"
     if rule := re.search(r"Expected a dot import path string: ([\w.]+)", text):
-        return f"there is no rule {rule[1]!r}; {nearest(rule[1], ['Copy', 'Distill', 'Guide'])}"
+        return f"there is no rule {rule[1]!r}; {nearest(rule[1], RULES)}"
     if 'expected "verb"' in text:
         return f"name a verb: {', '.join(VERBS)}"
     if missing := re.search(r"following arguments are required: (.+)", text):
@@ -149,6 +153,11 @@ def _sentence(message: str, options: list[str]) -> str:
     if unknown := re.search(r"Option '(.+?)' is not accepted|Key '(.+?)' is not expected", reasons[0]):
         name = unknown[1] or unknown[2]
         return f"there is no option {name!r}; {nearest(name, [o.removeprefix('--') for o in options])}"
+    if len(reasons) == 1 and (choices := re.search(r"Expected a typing\.Literal\[(.+?)\]", reasons[0])):
+        given = re.findall(r"(?:Got|Given) value: (\S+)", text)[0]
+        name = re.findall(r'[Pp]arser key "([\w.]+)"', text)[-1]
+        valid = re.findall(r"'([^']+)'", choices[1])
+        return f"{name} is {given!r}; {nearest(given, valid)}"
     value = re.search(r"(?:Got|Given) value: (.+?)$", text)
     types = re.findall(r"Expected an? <class '(?:[\w.]+\.)?(\w+)'>", " ".join(reasons))
     if key and value and types:

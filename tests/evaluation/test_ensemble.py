@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
+from scipy import optimize
 from torch import Tensor, nn
 
 from attention_transfer import Ensemble, UserError, cli, ensemble, load_run, pretrain, train
 from attention_transfer.data import DATA, Split, digits, eval_transform
-from attention_transfer.evaluation.ensemble import Mean, fitted_log_weights, likeness, score
+from attention_transfer.evaluation.ensemble import Mean, fitted_weights, likeness, score
 from attention_transfer.training import Recipe
 
 Build = Callable[..., Any]
@@ -140,7 +142,7 @@ def test_fitted_weights_are_those_worked_by_hand() -> None:
     # The right class has 0.8 and 0.2 by one member, 0.2 and 0.6 by the other: 0.6/(0.2+0.6w) = 0.4/(0.6-0.4w).
     first, other = [[0.8, 0.2], [0.8, 0.2]], [[0.2, 0.8], [0.4, 0.6]]
     given = torch.tensor([first, other], dtype=torch.float64).log()
-    weights = fitted_log_weights(given, torch.tensor([0, 1]), "probabilities").exp()
+    weights = fitted_weights(given, torch.tensor([0, 1]), "probabilities")
     torch.testing.assert_close(weights, torch.tensor([7 / 12, 5 / 12], dtype=torch.float64), atol=1e-5, rtol=0)
 
 
@@ -158,7 +160,7 @@ def test_no_other_weights_have_a_lower_cross_entropy(mean: Mean, seed: int) -> N
         mixed = mixed if mean == "probabilities" else np.exp(mixed)
         return float(-np.log(mixed[range(60), labels] / mixed.sum(axis=1)).mean())
 
-    fitted = fitted_log_weights(torch.from_numpy(z), torch.from_numpy(labels), mean).exp().numpy()
+    fitted = fitted_weights(torch.from_numpy(z), torch.from_numpy(labels), mean).numpy()
     assert fitted.sum() == pytest.approx(1)
     others = [*random.dirichlet([0.3] * 3, size=500), *np.eye(3), np.full(3, 1 / 3)]
     others += [0.99 * fitted + 0.01 * corner for corner in np.eye(3)]
@@ -170,9 +172,16 @@ def test_a_useless_member_gets_no_weight_and_equal_members_equal_ones() -> None:
     good = (3.0 * torch.eye(3, dtype=torch.float64)[labels]).log_softmax(dim=-1)
     bad = (-500.0 * torch.eye(3, dtype=torch.float64)[labels]).log_softmax(dim=-1)  # its probabilities underflow
     for mean in ("probabilities", "logits"):
-        assert float(fitted_log_weights(torch.stack([good, bad]), labels, mean).exp()[1]) < 1e-5
-        same = fitted_log_weights(torch.stack([good, good, good]), labels, mean).exp()
+        assert float(fitted_weights(torch.stack([good, bad]), labels, mean)[1]) < 1e-5
+        same = fitted_weights(torch.stack([good, good, good]), labels, mean)
         torch.testing.assert_close(same, torch.full((3,), 1 / 3, dtype=torch.float64))
+
+
+def test_a_search_that_fails_is_told_and_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = SimpleNamespace(success=False, message="no way down")
+    monkeypatch.setattr(optimize, "minimize", lambda *_, **__: failed)
+    with pytest.raises(UserError, match=r"\(no way down\); take equal ones"):
+        fitted_weights(torch.zeros(2, 3, 4), torch.zeros(3, dtype=torch.long), "logits")
 
 
 @pytest.mark.parametrize("mean", ["probabilities", "logits"])
@@ -318,9 +327,10 @@ def test_every_mistake_is_told_at_once(runs: list[str], spoilt: Spoil, tmp_path:
 
 
 def test_the_command_line_names_what_may_be_chosen() -> None:
-    for flag in ("--mean", "--weights"):
-        with pytest.raises(UserError, match=flag.removeprefix("--")):
-            cli.run(["ensemble", "a", "b", flag, "median"])
+    with pytest.raises(UserError, match=r"^mean is 'median'; choose one of: logits, probabilities$"):
+        cli.run(["ensemble", "a", "b", "--mean", "median"])
+    with pytest.raises(UserError, match=r"^weights is 'valid'; did you mean 'validation'\?$"):
+        cli.run(["ensemble", "a", "b", "--weights", "valid"])
     with pytest.raises(UserError, match="runs missing"):
         cli.run(["ensemble"])
 

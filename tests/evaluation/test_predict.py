@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -79,15 +80,15 @@ def test_impossible_requests_are_refused(run: Run, picture: str, top: int, out: 
         predict(str(run.path), [picture], top=top, out=out)
 
 
-def test_a_copied_student_says_when_its_teacher_is_gone(run: Run, tmp_path: Path) -> None:
+def test_a_copied_student_is_complete_by_itself_and_says_when_its_teacher_is_gone(run: Run, tmp_path: Path) -> None:
     moved = tmp_path / "run"
-    moved.mkdir()
-    for path in run.path.rglob("*"):
-        if path.is_file():
-            (moved / path.relative_to(run.path)).parent.mkdir(parents=True, exist_ok=True)
-            (moved / path.relative_to(run.path)).write_bytes(path.read_bytes())
+    shutil.copytree(run.path, moved)
     config = (moved / "config.yaml").read_text()
     (moved / "config.yaml").write_text(config.replace("teacher: ", "teacher: /nowhere"))
+    images = torch.randn(3, 1, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(load_run(moved).network(images), load_run(run.path).network(images))
+    shutil.rmtree(moved / "teacher")
     with pytest.raises(UserError, match="the teacher is gone"):
         load_run(moved)
 

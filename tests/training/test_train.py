@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,20 @@ import lightning as L
 import pytest
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from attention_transfer import PRESETS, Copy, Pairing, UserError, load_run, load_vit
+from attention_transfer import PRESETS, AttentionTransfer, Copy, Guide, Pairing, UserError, load_run, load_vit
 from attention_transfer.data import digits, eval_transform
-from attention_transfer.training import Interrupted, Recipe, Run, read_metrics, train
+from attention_transfer.training import (
+    Interrupted,
+    ObjectiveModule,
+    Recipe,
+    Run,
+    Supervised,
+    read_metrics,
+    read_yaml,
+    train,
+)
 from attention_transfer.training.callbacks import AveragedWeights, ShowProgress
 from attention_transfer.vit import save_vit
 
@@ -52,6 +62,7 @@ def test_every_preset_leaves_a_whole_run_folder(preset: str, teacher: str, tmp_p
         "model/config.json",
         "model/model.safetensors",
         "summary.json",
+        *({"teacher/config.json", "teacher/model.safetensors"} if preset in ("copy", "copy-q") else ()),
     }
     assert json.loads((run.path / "summary.json").read_text()) == run.summary
     assert [row["epoch"] for row in history(run)] == [1, 2, 3, 4, 5, 6]
@@ -235,3 +246,95 @@ def test_averaged_weights_follow_the_warmed_up_decay() -> None:
             decay = min(0.5, (1 + count) / (10 + count))
             expected = decay * expected + (1 - decay) * weight
         assert averaged.state_dict()["module.weight"].item() == pytest.approx(expected)
+
+
+def weights_of(path: Path) -> dict[str, Tensor]:
+    return dict(load_vit(str(path)).named_parameters())
+
+
+def test_a_linear_probe_trains_the_head_alone(teacher: str, tmp_path: Path) -> None:
+    run = train_tiny(teacher, tmp_path / "run", "linear-probe")
+    before, after = weights_of(Path(teacher)), weights_of(run.path)
+    for name, parameter in after.items():
+        if name.startswith("head"):
+            assert parameter.abs().max() > 1e-4  # it started at 2e-5
+        else:
+            assert torch.equal(parameter, before[name]), name
+
+
+def test_parts_of_a_network_are_taken_and_the_rest_is_random(teacher: str, tmp_path: Path) -> None:
+    recipe = replace(RECIPE, epochs=2, validate_every=1, lr=1e-12)
+    taken = weights_of(train_tiny(teacher, tmp_path / "a", "attention-init", recipe=recipe).path)
+    other = train_tiny(teacher, tmp_path / "b", "scratch", recipe=recipe, init=teacher, init_parts=["embeddings"])
+    embedded, source = weights_of(other.path), weights_of(Path(teacher))
+    for name in ("blocks.0.attn.qkv.weight", "blocks.1.attn.proj.weight"):
+        torch.testing.assert_close(taken[name], source[name])
+        assert not torch.allclose(embedded[name], source[name])
+    for name in ("cls_token", "patch_embed.proj.weight"):
+        torch.testing.assert_close(embedded[name], source[name])
+        assert not torch.allclose(taken[name], source[name])
+    assert not torch.allclose(taken["blocks.0.mlp.fc1.weight"], source["blocks.0.mlp.fc1.weight"])
+    assert not torch.allclose(embedded["blocks.0.mlp.fc1.weight"], source["blocks.0.mlp.fc1.weight"])
+
+
+def test_the_teacher_is_fine_tuned_first_where_that_is_asked_for(teacher: str, tmp_path: Path) -> None:
+    run = train_tiny(teacher, tmp_path / "run", "distill", tune_teacher=True)
+    tuned = tmp_path / "run-teacher"
+    assert json.loads((tuned / "summary.json").read_text())["preset"] == "finetune"
+    assert read_yaml(run.path / "config.yaml")["teacher"] == str(tuned)
+
+
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_in_the_first_epochs_the_head_alone_is_trained(epochs: int, teacher: str) -> None:
+    student = load_vit(teacher, num_classes=10).train()
+    objective = Supervised(AttentionTransfer(None, student))
+    module = ObjectiveModule(objective, replace(RECIPE, head_epochs=epochs), steps=2, classes=10)
+    for parameter in student.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    module.on_before_optimizer_step(torch.optim.SGD(student.parameters(), 0.1))  # of epoch 0
+    trained = {name for name, parameter in student.named_parameters() if parameter.grad is not None}
+    every = {name for name, _ in student.named_parameters()}
+    assert trained == ({"head.weight", "head.bias"} if epochs else every)
+
+
+def test_mixed_batches_change_the_training_and_not_the_validation(teacher: str, tmp_path: Path) -> None:
+    plain = train_tiny(teacher, tmp_path / "plain", "gta")
+    recipe = replace(RECIPE, cutmix=1.0, transmix="teacher")
+    mixed = train_tiny(teacher, tmp_path / "mixed", "gta", recipe=recipe)
+    assert history(plain)[0]["train/task"] != history(mixed)[0]["train/task"]
+    again = train_tiny(teacher, tmp_path / "again", "gta", recipe=recipe)
+    assert [row["train/task"] for row in history(again)] == [row["train/task"] for row in history(mixed)]
+
+
+def test_a_guided_student_that_starts_at_random_is_warned_about(
+    teacher: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train_tiny(teacher, tmp_path / "run", "gta", init="random")
+    assert "has none to keep" in caplog.text
+
+
+def test_weights_of_rules_follow_the_training(teacher: str, tmp_path: Path) -> None:
+    """The weight is 0 in the second half, where the total is the task's loss alone."""
+    run = train_tiny(teacher, tmp_path / "run", "gta", rules=[Guide(weight=5.0, schedule="off", until=0.5)])
+    rows = history(run)
+    assert rows[0]["train/loss"] > rows[0]["train/task"] + 1e-9 or rows[1]["train/loss"] > rows[1]["train/task"]
+    assert rows[-1]["train/loss"] == pytest.approx(rows[-1]["train/task"], abs=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"init_parts": ["mlp"], "init": "random"}, "init_parts has no effect on random weights"),
+        ({"init_parts": ["mpl"], "init": "teacher"}, "there is no part 'mpl'; did you mean 'mlp'"),
+        ({"trained": ["haed"]}, "did you mean 'head'"),
+        ({"recipe": replace(RECIPE, transmix="student")}, "weighs the labels of CutMix, which is off"),
+        ({"recipe": replace(RECIPE, head_epochs=6)}, "recipe.head_epochs is 6"),
+        ({"recipe": replace(RECIPE, cutmix=-1.0)}, "recipe.cutmix is -1.0"),
+    ],
+)
+def test_contradictions_of_init_parts_and_mixing_are_refused(
+    teacher: str, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        train_tiny(teacher, tmp_path / "run", **changes)
+    assert not (tmp_path / "run").exists()

@@ -176,6 +176,11 @@ def test_what_is_special_has_its_part(name: str, part: Part, expected: set[str])
     assert expected <= set(parameters_of(made(name), part))
 
 
+@pytest.mark.parametrize("name", ["timm-BEiT", "timm-SigLIP"])
+def test_neither_norm_nor_pool_before_the_classifier_belongs_to_the_head(name: str) -> None:
+    assert parameters_of(made(name), "head") == dict.fromkeys(["head.weight", "head.bias"])
+
+
 @EVERY_NETWORK
 def test_queries_and_keys_depend_on_qk_and_values_on_the_rest_of_qkv(name: str) -> None:
     q, k, v = first_operands(made(name))
@@ -249,9 +254,10 @@ def test_a_taken_part_equals_the_source_and_all_else_stays_bit_by_bit(name: str,
     assert {key: value.tolist() for key, value in state(source).items()} == {k: v.tolist() for k, v in given.items()}
 
 
-def test_several_parts_are_taken_once_each() -> None:
+@pytest.mark.parametrize("parts", [["qk", "attention", "norms"], ["norms", "attention", "qk"]])
+def test_several_parts_are_taken_once_each(parts: list[Part]) -> None:
     student, source = made("timm-ViT"), made("timm-ViT", seed=1)
-    taken = take_part(student, source, ["qk", "attention", "norms"])
+    taken = take_part(student, source, parts)
     assert len(taken) == len(set(taken)) == 2 * 4 + 2 * 4 + 2
     assert torch.equal(cast(Any, student).blocks[0].attn.qkv.weight, cast(Any, source).blocks[0].attn.qkv.weight)
 
@@ -429,6 +435,24 @@ def test_rows_of_a_gradient_are_zeros_even_where_it_is_not_finite() -> None:
     (weight * torch.nan).sum().backward()
     assert (weight.grad[:48] == 0).all()
     assert weight.grad[48:].isnan().all()
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_the_gradient_of_another_parameter_is_not_zeroed_with_it(first: bool) -> None:
+    model: Any = made("timm-ViT")
+    freeze(model, ["qk"])
+    bias: Any = model.blocks[0].attn.qkv.bias
+    other: Any = nn.Parameter(torch.zeros_like(bias))
+    (bias + other if first else other + bias).backward(torch.ones_like(bias))  # one tensor is the gradient of both
+    assert (other.grad == 1).all()
+    assert (bias.grad[48:] == 1).all()
+    assert (bias.grad[:48] == 0).all()
+
+
+@pytest.mark.parametrize("but", ["qk", "qkv", "attention"])
+def test_nothing_is_frozen_of_what_is_spared_altogether(but: Part) -> None:
+    frozen = freeze(made("timm-ViT"), ["qk"], but=[but])
+    assert (frozen.names, frozen.rows) == ((), [])
 
 
 @EVERY_NETWORK

@@ -28,6 +28,7 @@ Mean = Literal["probabilities", "logits"]
 Weighting = Literal["equal", "validation"]
 
 _BATCH = 256
+_LEAST = 1e-9  # of a fitted weight: at 0, the slope is infinite where all other members rule the right class out
 
 
 class Ensemble(nn.Module):
@@ -74,7 +75,7 @@ class Ensemble(nn.Module):
         """Log-probabilities, (B, classes), float32 at least, of normalised images (B, channels, height, width)."""
         logits_KBC = torch.stack([network(images) for network in self.networks])
         precise = logits_KBC.to(torch.promote_types(logits_KBC.dtype, torch.float32))
-        return _combined(precise, self.weights.to(precise.dtype).log(), self.mean)
+        return _combined(precise, self.weights.to(precise.dtype), self.mean)
 
 
 @dataclass(frozen=True)
@@ -192,30 +193,26 @@ def ensemble(
         raise UserError(f"the runs have other classes than the data set {data!r}; choose runs that were trained on it")
     validation_KBC = _log_probabilities(runs, loaded, splits.validation)
     labels = torch.from_numpy(splits.validation.labels)
-    log_weights = fitted_log_weights(validation_KBC, labels, mean) if weighting == "validation" else _equal(len(runs))
+    weights_K = torch.full((len(runs),), 1 / len(runs), dtype=torch.float64)
+    if weighting == "validation":
+        weights_K = fitted_weights(validation_KBC, labels, mean)
     test_KBC = _log_probabilities(runs, loaded, splits.test)
-    result = _result(runs, data, mean, weighting, log_weights, (validation_KBC, labels), (test_KBC, splits.test.labels))
+    result = _result(runs, data, mean, weighting, weights_K, (validation_KBC, labels), (test_KBC, splits.test.labels))
     _show(result)
     if out is not None:
         write_whole(Path(out), json.dumps(asdict(result), indent=2) + "\n")
     return result
 
 
-def _combined(logits_KBC: Tensor, log_weights_K: Tensor, mean: Mean) -> Tensor:
-    """Log-probabilities, (B, classes), of the weighted mean of K members; a weight may be 0, its logarithm -inf."""
+def _combined(logits_KBC: Tensor, weights_K: Tensor, mean: Mean) -> Tensor:
+    """Log-probabilities, (B, classes), of the weighted mean of K members."""
     if mean == "probabilities":
-        return (F.log_softmax(logits_KBC, dim=-1) + log_weights_K[:, None, None]).logsumexp(dim=0)
-    return F.log_softmax((logits_KBC * log_weights_K.exp()[:, None, None]).sum(dim=0), dim=-1)
+        return (F.log_softmax(logits_KBC, dim=-1) + weights_K.log()[:, None, None]).logsumexp(dim=0)
+    return F.log_softmax((logits_KBC * weights_K[:, None, None]).sum(dim=0), dim=-1)
 
 
-def _equal(members: int) -> Tensor:
-    return torch.full((members,), -math.log(members), dtype=torch.float64)
-
-
-def fitted_log_weights(logits_KBC: Tensor, labels_B: Tensor, mean: Mean) -> Tensor:
-    """Logarithms of the convex weights that minimise the cross-entropy, float64, (K,).
-
-    The cross-entropy is convex in the weights. They are a softmax of what is searched, which starts at equal weights.
+def fitted_weights(logits_KBC: Tensor, labels_B: Tensor, mean: Mean) -> Tensor:
+    """The convex weights that minimise the cross-entropy, which is convex in them; float64, (K,).
 
     Args:
         logits_KBC: of K members, (K, B, classes), float64; they may be log-probabilities.
@@ -225,24 +222,26 @@ def fitted_log_weights(logits_KBC: Tensor, labels_B: Tensor, mean: Mean) -> Tens
     Raises:
         UserError: the search came to no end.
     """
+    members = len(logits_KBC)
 
     def loss_and_slope(values: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-        searched = torch.from_numpy(values.copy()).requires_grad_()
-        loss = F.nll_loss(_combined(logits_KBC, searched.log_softmax(dim=0), mean), labels_B)
-        (slope,) = torch.autograd.grad(loss, searched)
-        return loss.item(), slope.numpy()
+        weights_K = torch.from_numpy(values.copy()).requires_grad_()
+        loss = F.nll_loss(_combined(logits_KBC, weights_K, mean), labels_B)
+        (slope_K,) = torch.autograd.grad(loss, weights_K)
+        return loss.item(), slope_K.numpy()
 
-    # Tighter than scipy's own: the last steps towards a weight of 0 change the cross-entropy very little.
     found = optimize.minimize(
         loss_and_slope,
-        np.zeros(len(logits_KBC)),
+        np.full(members, 1 / members),
         jac=True,
-        method="L-BFGS-B",
-        options={"ftol": 1e-12, "gtol": 1e-8},
+        method="SLSQP",
+        bounds=[(_LEAST, 1.0)] * members,
+        constraints=optimize.LinearConstraint(np.ones((1, members)), 1, 1),
+        options={"ftol": 1e-10, "maxiter": 1000},
     )
     if not found.success:
         raise UserError(f"no weights were found on the validation split ({found.message}); take equal ones")
-    return torch.from_numpy(found.x).log_softmax(dim=0)
+    return torch.from_numpy(found.x / found.x.sum())
 
 
 def _log_probabilities(runs: Sequence[str], loaded: Sequence[LoadedRun], split: Split) -> Tensor:
@@ -263,22 +262,22 @@ def _result(
     data: str,
     mean: Mean,
     weighting: Weighting,
-    log_weights_K: Tensor,
+    weights_K: Tensor,
     validation: tuple[Tensor, Tensor],
     test: tuple[Tensor, NDArray[np.int64]],
 ) -> EnsembleResult:
     test_KBC, labels_B = test
     answers_KB = test_KBC.argmax(dim=-1).numpy()
     right_KB = answers_KB == labels_B
-    members = zip(runs, log_weights_K.exp().tolist(), test_KBC, strict=True)
+    members = zip(runs, weights_K.tolist(), test_KBC, strict=True)
     return EnsembleResult(
         data=data,
         mean=mean,
         weighting=weighting,
         members=tuple(Member(run, weight, score(alone_BC, labels_B)) for run, weight, alone_BC in members),
-        test=score(_combined(test_KBC, log_weights_K, mean), labels_B),
+        test=score(_combined(test_KBC, weights_K, mean), labels_B),
         test_images=len(labels_B),
-        validation_cross_entropy=F.nll_loss(_combined(validation[0], log_weights_K, mean), validation[1]).item(),
+        validation_cross_entropy=F.nll_loss(_combined(validation[0], weights_K, mean), validation[1]).item(),
         oracle_accuracy=float(right_KB.any(axis=0).mean()),
         pairs=tuple(
             Pair((runs[i], runs[j]), *likeness(answers_KB[i], answers_KB[j], labels_B))

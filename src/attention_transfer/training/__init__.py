@@ -13,6 +13,7 @@ from attention_transfer.training.module import warmup_cosine as warmup_cosine
 from attention_transfer.training.objective import Objective as Objective
 from attention_transfer.training.objective import StepOutput as StepOutput
 from attention_transfer.training.objective import Supervised as Supervised
+from attention_transfer.training.presets import presets as presets
 from attention_transfer.training.pretrain import pretrain as pretrain
 from attention_transfer.training.progress import Display as Display
 from attention_transfer.training.progress import console as console

@@ -324,16 +324,19 @@ def _lacks_class_token(spec: ViTSpec, role: str) -> list[str]:
 
 def _teacher_problems(transfer: AttentionTransfer, block: LastBlock | None) -> list[str]:
     """Why the attention of the teacher's last block can't be seen."""
-    bond = transfer._bond
-    if transfer.teacher is None or bond is None:
-        return ['transmix="teacher" needs rules, without which the teacher does not run; choose "student"']
+    if transfer.teacher is None:
+        return ['transmix="teacher" needs a rule for which the teacher runs; bind one, or choose "student"']
     if block is None or block.teacher is not transfer.teacher:
         return [f'transmix="teacher" needs its last block in view; {_ORDER}']
-    layers = set(bond.teacher_layers.values())
-    if layers.isdisjoint((POOL, block.spec.depth - 1)):
+    bond, networks = transfer._bond, transfer.networks
+    whole = networks is not None and networks.reads_teacher  # its logits are read, so it runs to its end
+    if whole or bond is None:
+        return []
+    layers, last = set(bond.teacher_layers.values()), block.spec.depth - 1
+    if layers.isdisjoint((POOL, last)):
         return [
-            f'transmix="teacher" needs the teacher\'s last block, {block.spec.depth - 1}, but the rules read none '
-            f'after {max(layers)}, where the teacher stops; bind the last layer too, or choose "student"'
+            f'transmix="teacher" needs the teacher\'s last block, {last}, but the rules read none after {max(layers)}, '
+            'where the teacher stops; bind the last layer too, or choose "student"'
         ]
     return []
 

@@ -28,7 +28,7 @@ def calls_of(model: nn.Module, images: Tensor) -> dict[int, AttentionCall]:
 
 
 def test_rules_are_laid_out_by_the_students_layers(tiny_vit: Build) -> None:
-    rules: list[Rule] = [Distill(layers=[-1]), Copy(layers=[0]), Guide(layers=2), Distill(layers=[1]), Copy(parts="v")]
+    rules: list[AttentionRule] = [Distill(layers=[-1]), Copy(layers=[0]), Guide(layers=2), Distill(layers=[1]), Copy(parts="v")]
     bond = Bond(tiny_vit(1, depth=6), tiny_vit(2), rules, Pairing())
     assert bond.layers == (0, 1, 2)
     assert bond.bound == ((2,), (0,), (1, 2), (1,), (0, 1, 2))
@@ -58,7 +58,7 @@ def test_each_layer_of_the_student_has_one_of_the_teacher(
 
 
 def test_the_pooling_head_is_a_layer_beside_the_blocks(tiny_vit: Build) -> None:
-    rules: list[Rule] = [Guide(query="pool"), Guide(query="mean", layers=[1])]
+    rules: list[AttentionRule] = [Guide(query="pool"), Guide(query="mean", layers=[1])]
     bond = Bond(tiny_vit(1, SIGLIP, depth=6), tiny_vit(2, SIGLIP), rules, Pairing())
     assert bond.layers == (POOL, 1)
     assert bond.teacher_layers == {POOL: POOL, 1: 3}
@@ -82,7 +82,7 @@ def test_a_rule_gets_the_teachers_very_call_where_nothing_differs(
 
 def test_each_rule_gets_its_own_reading_of_a_mapped_call(tiny_vit: Build, images: Tensor) -> None:
     teacher = tiny_vit(1, DINO, num_heads=6)
-    rules: list[Rule] = [Distill(), Guide(), Guide(query="mean")]
+    rules: list[AttentionRule] = [Distill(), Guide(), Guide(query="mean")]
     bond = Bond(teacher, tiny_vit(2), rules, Pairing(heads="mean"))
     calls, kept = calls_of(teacher, images), [0, 5, 6, 7, 8]
     maps = calls[1].maps().unflatten(1, (3, 2)).mean(dim=2)[:, :, kept][..., kept]
@@ -174,7 +174,7 @@ def test_what_can_be_mapped_is_not(pairing: Pairing, teacher: Any, student: Any,
 
 def test_every_reason_is_listed_at_once(tiny_vit: Build) -> None:
     teacher, student = tiny_vit(1, img_size=12, depth=2), tiny_vit(2, num_heads=2, reg_tokens=1)
-    rules: list[Rule] = [
+    rules: list[AttentionRule] = [
         Distill(layers=[7]),
         Copy(parts="q"),
         Distill(layers=[0], target="k", weight=0.0),

@@ -139,24 +139,31 @@ def parameter_groups(objective: nn.Module, *, lr: float, decay: float, layers: f
 
 
 def decay_used_rows(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-    """Decoupled weight decay of parameters of which some rows are not used, before a step: the others stay."""
+    """Decoupled weight decay of parameters of which some rows are not trained, before a step: these stay."""
     for group in optimizer.param_groups:
-        if "used_from" in group:
+        if "spared" not in group:
+            continue
+        for parameter in [p for p in group["params"] if p.grad is not None]:
+            factor = torch.full_like(parameter[:, :1], 1 - group["lr"] * group["used_decay"])
+            for start, stop in group["spared"]:
+                factor[start:stop] = 1
             with torch.no_grad():
-                for parameter in [p for p in group["params"] if p.grad is not None]:
-                    parameter[group["used_from"] :].mul_(1 - group["lr"] * group["used_decay"])
+                parameter.mul_(factor)
 
 
 def _sparing(groups: list[dict[str, Any]], unused: list[tuple[nn.Parameter, slice]]) -> list[dict[str, Any]]:
-    """The groups, in which parameters with unused rows have one of their own, decayed by `decay_used_rows`."""
-    rows = {id(parameter): place.stop for parameter, place in unused}
+    """The groups, in which parameters with untrained rows have one of their own, decayed by `decay_used_rows`."""
+    rows: dict[int, list[list[int]]] = {}
+    for parameter, place in unused:
+        start, stop, _ = place.indices(len(parameter))
+        rows.setdefault(id(parameter), []).append([start, stop])
     spared = []
     for group in groups:
         partly = [p for p in group["params"] if id(p) in rows and group["weight_decay"] > 0]
         group["params"] = [p for p in group["params"] if not any(p is q for q in partly)]
         for parameter in partly:
-            used = {"used_from": rows[id(parameter)], "used_decay": group["weight_decay"]}
-            spared.append({"params": [parameter], "weight_decay": 0.0, "lr": group["lr"], **used})
+            own = {"spared": rows[id(parameter)], "used_decay": group["weight_decay"]}
+            spared.append({"params": [parameter], "weight_decay": 0.0, "lr": group["lr"], **own})
     return [group for group in groups if group["params"]] + spared
 
 

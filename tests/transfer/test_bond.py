@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from attention_transfer.errors import UserError, UserErrors
-from attention_transfer.transfer import Copy, Distill, Guide, Rule
+from attention_transfer.transfer import AttentionRule, Copy, Distill, Guide
 from attention_transfer.transfer.bond import Bond
 from attention_transfer.vit import POOL, AttentionCall, Pairing, capture, check_transfer
 
@@ -28,7 +28,13 @@ def calls_of(model: nn.Module, images: Tensor) -> dict[int, AttentionCall]:
 
 
 def test_rules_are_laid_out_by_the_students_layers(tiny_vit: Build) -> None:
-    rules: list[AttentionRule] = [Distill(layers=[-1]), Copy(layers=[0]), Guide(layers=2), Distill(layers=[1]), Copy(parts="v")]
+    rules: list[AttentionRule] = [
+        Distill(layers=[-1]),
+        Copy(layers=[0]),
+        Guide(layers=2),
+        Distill(layers=[1]),
+        Copy(parts="v"),
+    ]
     bond = Bond(tiny_vit(1, depth=6), tiny_vit(2), rules, Pairing())
     assert bond.layers == (0, 1, 2)
     assert bond.bound == ((2,), (0,), (1, 2), (1,), (0, 1, 2))

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from attention_transfer.errors import UserError, UserErrors
 from attention_transfer.transfer import AttentionTransfer, Copy, Distill, Guide
-from attention_transfer.vit import capture, set_drop_path
+from attention_transfer.transfer.bond import Bond
+from attention_transfer.vit import AttentionCall, capture, set_drop_path
 
 Build = Callable[..., Any]
 Tapped = Callable[[nn.Module], list[str]]
@@ -288,3 +289,35 @@ def test_a_released_module_says_so(tiny_vit: Any, images: Tensor) -> None:
     transfer.release()
     with pytest.raises(RuntimeError, match="was released"):
         transfer(images)
+
+
+def test_teachers_attention_is_let_go_once_it_is_used(
+    tiny_vit: Build, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[weakref.ref[Tensor]] = []
+    kept = Bond.kept
+
+    def noting(bond: Bond, call: AttentionCall) -> AttentionCall:
+        seen.append(weakref.ref(call.q))
+        return kept(bond, call)
+
+    monkeypatch.setattr(Bond, "kept", noting)
+    for rule in (Distill(), Guide()):
+        seen.clear()
+        transfer = AttentionTransfer(tiny_vit(1), tiny_vit(2), [rule]).train()
+        output = transfer(images)
+        assert len(seen) > 1
+        assert [reference() for reference in seen] == [None] * len(seen)
+        output.total(output.logits.sum()).backward()
+
+
+def test_how_losses_are_computed_is_logged_once(
+    tiny_vit: Build, images: Tensor, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="attention_transfer")
+    transfer = AttentionTransfer(tiny_vit(1), tiny_vit(2), [Distill(layers=1)]).train()
+    for _ in range(2):
+        transfer(images)
+    said = [record.message for record in caplog.records if "distill" in record.message]
+    assert len(said) == 1
+    assert "attention and loss in one, flash (" in said[0]

@@ -101,13 +101,16 @@ class AttentionTransfer(nn.Module):
 
     Args:
         teacher: the network whose attention is transferred; its parameters stop requiring gradients. `None` where
-            there are no rules.
+            no rule reads it.
         student: the network that is trained.
-        rules: `Copy`, `Distill`, `Guide`, … ; none is plain training of the student.
+        rules: `Copy`, `Distill`, `Guide`, `LogitKD`, … ; none is plain training of the student.
         pairing: how a teacher of other depth, heads, patch grid or prefix tokens is mapped; default `Pairing()`.
         share_drop_path: in training, drop the same residual branches in teacher and student (as the paper does).
         teacher_dtype: autocast the teacher alone to this precision, e.g. `torch.bfloat16`; default that of the student.
         compile_teacher: run the teacher alone through `torch.compile`.
+
+    Attributes:
+        progress: share of the training that is done, from 0 to 1; set it before a step where the weight of a rule falls.
 
     Raises:
         UserError: the pair does not fit, or a rule cannot bind it; every reason is listed.
@@ -179,7 +182,7 @@ class AttentionTransfer(nn.Module):
 
     @property
     def teacher(self) -> nn.Module | None:
-        """The frozen teacher, or `None` where there are no rules."""
+        """The frozen teacher, or `None` where no rule reads it."""
         return self._unregistered[0] if self._unregistered else None
 
     def forward(self, images: Tensor) -> TransferOutput:

@@ -1,0 +1,149 @@
+"""Attention and its mean cross-entropy in one: gradients that are formed in the forward pass."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from attention_transfer.attention import distilled_attention, flash, tiles
+from attention_transfer.errors import UserError
+
+SIZE = st.integers(1, 6)
+
+
+def randn(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def operands(n: int = 4, m: int = 5, d_s: int = 3, d_t: int = 2, e: int = 3, batch: int = 2) -> list[Tensor]:
+    """q_s, k_s, v_s with gradients, and a constant q_t, k_t; two heads."""
+    shapes = [(n, d_s), (m, d_s), (m, e), (n, d_t), (m, d_t)]
+    return [randn(batch, 2, *shape, seed=i).requires_grad_(i < 3) for i, shape in enumerate(shapes)]
+
+
+def results(inputs: list[Tensor], impl: Any, *, reduction: Any = "mean", **options: Any) -> tuple[Tensor, ...]:
+    """Output, mean loss, and the gradients of both together."""
+    out, ce = distilled_attention(*inputs, impl=impl, reduction=reduction, **options)
+    ce = ce if reduction == "mean" else ce.mean()
+    weights = randn(*out.shape, seed=9).to(out)
+    gradients = torch.autograd.grad((out * weights).sum() + 3 * ce, inputs[:3])
+    return out, ce, *gradients
+
+
+@pytest.mark.parametrize("impl", ["reference", "chunked", "flash"])
+@pytest.mark.parametrize(("d_s", "e"), [(3, 3), (2, 5), (5, 2)])
+def test_gradients_pass_gradcheck(impl: Any, d_s: int, e: int) -> None:
+    inputs = operands(d_s=d_s, e=e)
+
+    def run(*student: Tensor) -> tuple[Tensor, Tensor]:
+        return distilled_attention(*student, *inputs[3:], scale_s=0.7, scale_t=1.3, impl=impl, reduction="mean")
+
+    assert torch.autograd.gradcheck(run, inputs[:3])
+
+
+@settings(deadline=None, max_examples=40)
+@given(batch=SIZE, n=SIZE, m=SIZE, d_s=SIZE, d_t=SIZE, e=SIZE, tile=st.sampled_from([1, 8, 1 << 20]))
+def test_the_mean_is_that_of_the_rows(batch: int, n: int, m: int, d_s: int, d_t: int, e: int, tile: int) -> None:
+    inputs = operands(n, m, d_s, d_t, e, batch)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(tiles._TILE, "cpu", tile)
+        found = results(inputs, "flash")
+    torch.testing.assert_close(found, results(inputs, "reference", reduction="none"))
+
+
+def test_many_tiles_of_rows_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """100 rows in tiles of 32, of which the last is not full."""
+    inputs = operands(n=100, m=7)
+    monkeypatch.setitem(tiles._TILE, "cpu", 1)
+    torch.testing.assert_close(results(inputs, "flash"), results(inputs, "reference"))
+
+
+def test_rows_without_a_gradient_of_the_output_learn_from_the_loss_all_the_same() -> None:
+    """As in the last block of a network that reads the class token alone."""
+    found: list[Tensor] = []
+    expected: list[Tensor] = []
+    for impl, kept in (("flash", found), ("reference", expected)):
+        inputs = operands()
+        out, ce = distilled_attention(*inputs, impl=impl, reduction="mean")  # type: ignore[arg-type]
+        kept += torch.autograd.grad(out[:, :, 0].sum() + ce, inputs[:3])
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-12, 1.0, 1e12])
+def test_gradients_of_any_size_meet_that_of_the_loss(size: float) -> None:
+    inputs = [x.detach().float().requires_grad_(i < 3) for i, x in enumerate(operands())]
+    exact = operands()
+    gradients = []
+    for group, impl in ((inputs, "flash"), (exact, "reference")):
+        out, ce = distilled_attention(*group, impl=impl, reduction="mean")  # type: ignore[arg-type]
+        gradients.append(torch.autograd.grad((out * size).sum() + ce, group[:3]))
+    for found, expected in zip(*gradients, strict=True):
+        assert (found.double() - expected).norm() <= 1e-5 * expected.norm()
+
+
+@pytest.mark.parametrize("spread", [1.0, 8.0, 30.0, 200.0])
+def test_log_sum_exps_may_lie_far_apart(spread: float) -> None:
+    """Near each other they are factors, else a bias; the gradient is the same."""
+    q = randn(1, 2, 9, 4, seed=0, dtype=torch.float32)
+    q[:, :, 0] *= spread
+    k, x = randn(1, 2, 7, 4, seed=1, dtype=torch.float32), randn(1, 2, 7, 4, seed=2, dtype=torch.float32)
+    k[:, :, 0] = q[:, :, 0]
+    values, exact = x.clone().requires_grad_(), x.double().requires_grad_()
+    weights = randn(1, 2, 9, 4, seed=3)
+    (found,) = torch.autograd.grad((flash.attend_frozen(q, k, values, scale=0.5) * weights.float()).sum(), values)
+    maps = (q.double() @ k.double().mT * 0.5).softmax(-1)
+    (expected,) = torch.autograd.grad(((maps @ exact) * weights).sum(), exact)
+    torch.testing.assert_close(found.double(), expected, rtol=2e-3, atol=1e-3)  # a log-sum-exp of 1800 has 4 decimals
+
+
+def test_nothing_of_the_teacher_is_kept() -> None:
+    inputs = operands()
+    kept = [weakref.ref(x) for x in inputs[3:]]
+    out, ce = distilled_attention(*inputs, impl="flash", reduction="mean")
+    del inputs[3:]
+    assert [reference() for reference in kept] == [None, None]
+    (out.sum() + ce).backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_teacher_of_another_precision(dtype: torch.dtype) -> None:
+    inputs = [x.detach().to(torch.bfloat16 if i < 3 else dtype) for i, x in enumerate(operands())]
+    student = [x.requires_grad_() for x in inputs[:3]]
+    out, ce = distilled_attention(*student, *inputs[3:], impl="flash", reduction="mean")
+    exact = [x.detach().double() for x in inputs]
+    expected = distilled_attention(*exact, impl="reference", reduction="mean")
+    assert (out.dtype, ce.dtype) == (torch.bfloat16, torch.float32)
+    torch.testing.assert_close(out.double(), expected[0], rtol=0.02, atol=0.02)
+    torch.testing.assert_close(ce.double(), expected[1], rtol=0.02, atol=0.02)
+    assert all(x.grad is None or x.grad.dtype == torch.bfloat16 for x in student)
+    gradients = torch.autograd.grad(out.float().sum() + ce, student)
+    assert all(g.dtype == torch.bfloat16 and bool(g.isfinite().all()) for g in gradients)
+
+
+def test_a_teacher_that_learns_gets_its_gradient() -> None:
+    inputs = [x.detach().requires_grad_() for x in operands()]
+    found = torch.autograd.grad(distilled_attention(*inputs, impl="flash", reduction="mean")[1], inputs[3:])
+    expected = torch.autograd.grad(distilled_attention(*inputs, impl="reference", reduction="mean")[1], inputs[3:])
+    torch.testing.assert_close(found, expected)
+
+
+def test_it_compiles_as_one_graph() -> None:
+    inputs = [x.detach().float().requires_grad_(i < 3) for i, x in enumerate(operands())]
+    compiled: Any = torch.compile(
+        lambda *x: distilled_attention(*x, impl="flash", reduction="mean"), backend="aot_eager", fullgraph=True
+    )
+    out, ce = compiled(*inputs)
+    gradients = torch.autograd.grad((out * randn(*out.shape, seed=9).float()).sum() + 3 * ce, inputs[:3])
+    for found, expected in zip((out, ce, *gradients), results(inputs, "reference"), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_another_reduction_is_refused() -> None:
+    with pytest.raises(UserError, match='no reduction=\'sum\'; choose "none" or "mean"'):
+        distilled_attention(*operands(), reduction="sum")  # type: ignore[arg-type]

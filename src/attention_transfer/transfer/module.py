@@ -110,7 +110,7 @@ class AttentionTransfer(nn.Module):
         compile_teacher: run the teacher alone through `torch.compile`.
 
     Attributes:
-        progress: share of the training that is done, from 0 to 1; set it before a step where the weight of a rule falls.
+        progress: share of the training that is done, from 0 to 1; set it before a step where a rule's weight falls.
 
     Raises:
         UserError: the pair does not fit, or a rule cannot bind it; every reason is listed.

@@ -170,7 +170,6 @@ def test_only_maps_that_are_distilled_can_be_averaged(target: Any) -> None:
 
 
 @pytest.mark.parametrize("rule", [Copy, Distill])
-@pytest.mark.xfail(strict=True, reason="an unknown average is a KeyError in the first forward")
 def test_an_average_over_nothing_known_is_refused(rule: Any) -> None:
     with pytest.raises(UserError, match=rf"{rule.__name__}\.average is 'tokens'"):
         rule(average="tokens")

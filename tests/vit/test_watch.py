@@ -243,7 +243,6 @@ def test_under_checkpointing_the_forwards_outputs_stay(tiny_vit: Build, images: 
     assert all(seen.blocks[layer] is tokens for layer, tokens in before.items())
 
 
-@pytest.mark.xfail(strict=True, reason="whoever runs the model meanwhile is seen, also in another thread")
 def test_another_thread_that_runs_the_model_is_not_seen(vit: nn.Module, images: Tensor) -> None:
     """As with `capture` and `AttentionProbe`: two threads may share a teacher."""
     watch = OutputWatch(vit, [0])
@@ -271,7 +270,6 @@ def test_features_of_a_model_without_a_head_are_refused(kind: str, make: Build, 
     assert tapped(model) == []
 
 
-@pytest.mark.xfail(strict=True, reason="blocks are tapped before the head is looked for")
 def test_a_refused_model_is_left_as_it_was(tiny_vit: Build, tapped: Tapped) -> None:
     model = tiny_vit(num_classes=0)
     with pytest.raises(UserError):

@@ -13,6 +13,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import handle_torch_function, has_torch_function
@@ -233,7 +234,8 @@ def output_l2(
         raise ValueError(f"values must have one shape, but are {tuple(v_s.shape)} and {tuple(v_t.shape)}")
     read_s = F.scaled_dot_product_attention(q_s, k_s, v_s, mask_s, scale=scale_s)
     read_t = F.scaled_dot_product_attention(q_t, k_t, v_t, mask_t, scale=scale_t)
-    return (read_s - read_t).square().sum(dim=-1)
+    wide = torch.promote_types(read_s.dtype, torch.float32)
+    return (read_s.to(wide) - read_t.to(wide)).square().sum(dim=-1)
 
 
 _DISTANCES: dict[str, rows.RowDistance] = {

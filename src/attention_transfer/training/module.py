@@ -17,7 +17,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibratio
 
 from attention_transfer.training.objective import Objective
 from attention_transfer.training.recipe import Recipe
-from attention_transfer.vit import anatomy, head_names
+from attention_transfer.vit import anatomy, parameters_of, unwrapped
 
 Batch = tuple[Tensor, Tensor]
 
@@ -66,7 +66,8 @@ class ObjectiveModule(L.LightningModule):
         if self.current_epoch >= self.recipe.head_epochs:
             return
         vit = cast(Objective, self.objective).vit
-        heads = {id(p) for name, p in vit.named_parameters() if name.startswith(head_names(vit))}
+        named = dict(unwrapped(vit).named_parameters())
+        heads = {id(named[name]) for name in parameters_of(vit, "head")}
         for parameter in self.objective.parameters():
             if id(parameter) not in heads:
                 parameter.grad = None

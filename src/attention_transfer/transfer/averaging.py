@@ -13,6 +13,13 @@ Average = Literal["images", "queries", "heads"]
 _DIMENSION = {"images": 0, "heads": 1, "queries": 2}
 
 
+def average_problem(rule: str, over: str | None) -> str | None:
+    """What is wrong with a rule's choice, or `None`."""
+    if over is None or over in _DIMENSION:
+        return None
+    return f"{rule}.average is {over!r}; choose one of: {', '.join(_DIMENSION)}"
+
+
 def averaged(call: AttentionCall, over: Average | None) -> AttentionCall:
     """The call with its maps averaged over a batch's images, its heads or its query rows; as it is for `None`.
 

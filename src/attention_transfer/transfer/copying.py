@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attention_transfer.errors import UserError
-from attention_transfer.transfer.averaging import Average, averaged
+from attention_transfer.transfer.averaging import Average, average_problem, averaged
 from attention_transfer.transfer.rule import OperandRule
 from attention_transfer.vit import AttentionCall, Reading, ViTSpec
 
@@ -35,6 +35,8 @@ class Copy(OperandRule):
     def __post_init__(self) -> None:
         if self.parts not in ("qk", "q", "k", "v"):
             raise UserError(f'Copy.parts is {self.parts!r}; choose "qk", "q", "k" or "v"')
+        if problem := average_problem("Copy", self.average):
+            raise UserError(problem)
         if self.average is not None and (self.parts != "qk" or self.heads is not None):
             raise UserError('Copy.average is of whole maps; leave parts at "qk" and heads out')
 

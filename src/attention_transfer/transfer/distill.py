@@ -22,7 +22,7 @@ from attention_transfer.attention import (
     output_l2,
 )
 from attention_transfer.errors import UserError
-from attention_transfer.transfer.averaging import Average, averaged
+from attention_transfer.transfer.averaging import Average, average_problem, averaged
 from attention_transfer.transfer.rule import LossRule, check_heads, take_heads
 from attention_transfer.vit import AttentionCall, Reading, ViTSpec
 
@@ -71,6 +71,10 @@ class Distill(LossRule):
                 f"Distill.divergence and average are of maps, and target is {self.target!r}; leave them out, or set "
                 'target="map"'
             )
+        if problem := average_problem("Distill", self.average):
+            raise UserError(problem)
+        if self.average is not None and (self.heads is not None or self.impl in ("flash", "triton")):
+            raise UserError("Distill.average is of all heads' maps, which are formed; leave heads and impl out")
         if self.target not in ("map", "logits") and self.impl != "auto":
             raise UserError(f"Distill.impl has no effect with target={self.target!r}; leave it out")
 

@@ -150,12 +150,11 @@ class AttentionTransfer(nn.Module):
         self._bond = bond
         # In a tuple, so that it is not registered: neither trained nor saved with the student.
         self._unregistered: tuple[nn.Module, ...] = ()
-        self._replay: Replay[_Step] = Replay(student)
+        self.networks = _network_losses(teacher, student, rules, pairing or Pairing())
         self._drop_path: SharedDropPath | None = None
         self.head_pairs: HeadPairs | None = None
-        handles = [self._replay.handle]
-        self.networks = _network_losses(teacher, student, rules, pairing or Pairing())
-        handles += [] if self.networks is None else self.networks.handles
+        self._replay: Replay[_Step] = Replay(student)  # attaches to the student, as all below; nothing is refused now
+        handles = [self._replay.handle, *([] if self.networks is None else self.networks.handles)]
         self.progress = 0.0
         if teacher is not None and any(rule.needs_teacher for rule in rules):
             self._unregistered = (teacher.eval().requires_grad_(False),)
@@ -216,11 +215,11 @@ class AttentionTransfer(nn.Module):
         if self.teacher is None:
             return None
         with self._replay.step(step):
-            calls, logits = self._probe.run(self._input(images))
+            calls, output = self._probe.run(self._input(images))
         step.teacher_calls.update(calls)
         if self._bond is not None:
             self._pair_heads(self._bond, images, step)
-        return logits
+        return logits_of(output) if self.networks is not None and self.networks.reads_teacher_logits else None
 
     def _attention_losses(self, bond: Bond, step: _Step) -> dict[str, Tensor]:
         self._check_gradients(step.student_calls)

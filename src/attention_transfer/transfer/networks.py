@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from attention_transfer.errors import raise_all
 from attention_transfer.transfer.rule import NetworkRule, Seen
-from attention_transfer.vit import OutputWatch, Pairing, TapHandle, ViTSpec, Watched, describe
+from attention_transfer.vit import OutputWatch, Pairing, TapHandle, ViTSpec, Watched, describe, unwrapped
 
 
 @dataclass(frozen=True)
@@ -42,16 +42,20 @@ class NetworkLosses(nn.Module):
         there = here if teacher is None else describe(teacher)
         raise_all([problem for rule in rules.values() for problem in rule.problems(there, here)])
         self.rules = dict(rules)
+        self.reads_teacher_logits = any(rule.reads_teacher_logits for rule in rules.values())
         self.reads_teacher = any(rule.needs_teacher for rule in rules.values())
         built = {name: rule.module(there, here) for name, rule in rules.items()}
+        like = next(student.parameters())
         self.modules_of = nn.ModuleDict({name: module for name, module in built.items() if module is not None})
+        self.modules_of.to(like.device, like.dtype)
         layers = sorted({layer for rule in rules.values() for layer in rule.read_blocks(here.depth)})
         self._pairs = _pairs(layers, pairing, there, here)
         features = any(rule.reads_features for rule in rules.values())
         self._student = OutputWatch(student, layers, features=features)
         self._teacher = None if teacher is None else OutputWatch(teacher, set(self._pairs.values()))
         reads_start = any(rule.reads_start for rule in rules.values())
-        self._start = {n: p.detach().clone() for n, p in student.named_parameters()} if reads_start else {}
+        own = unwrapped(student).named_parameters() if reads_start else ()
+        self._start = {name: parameter.detach().clone() for name, parameter in own}
 
     @property
     def handles(self) -> list[TapHandle]:
@@ -74,7 +78,7 @@ class NetworkLosses(nn.Module):
         """Each rule's loss by its name, unweighted."""
         there = {} if watches.teacher is None else watches.teacher.blocks
         seen = Seen(
-            student=student,
+            student=unwrapped(student),
             start=self._start,
             student_logits=logits,
             teacher_logits=teacher_logits,
@@ -91,7 +95,4 @@ class NetworkLosses(nn.Module):
 
 
 def _pairs(layers: Sequence[int], pairing: Pairing, teacher: ViTSpec, student: ViTSpec) -> dict[int, int]:
-    if not layers:
-        return {}
-    raise_all(pairing.problems(teacher, student))
     return {layer: pairing.teacher_layer(layer, teacher, student) for layer in layers}

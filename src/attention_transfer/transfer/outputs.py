@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attention_transfer.errors import UserError
-from attention_transfer.transfer.rule import NetworkRule, Seen
+from attention_transfer.transfer.rule import NetworkRule, Seen, widened
 from attention_transfer.vit import Indices, ViTSpec, select
 
 
@@ -31,8 +32,10 @@ class LogitKD(NetworkRule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.temperature > 0:
-            raise UserError(f"LogitKD.temperature is {self.temperature}; give a number above 0")
+        if self.kind not in ("soft", "hard"):
+            raise UserError(f'LogitKD.kind is {self.kind!r}; choose "soft" or "hard"')
+        if not (self.temperature > 0 and math.isfinite(self.temperature)):
+            raise UserError(f"LogitKD.temperature is {self.temperature}; give a finite number above 0")
 
     @property
     def reads_teacher_logits(self) -> bool:
@@ -41,7 +44,7 @@ class LogitKD(NetworkRule):
 
     def problems(self, teacher: ViTSpec, student: ViTSpec) -> list[str]:
         """Both need the same classes."""
-        if teacher.classes == student.classes:
+        if teacher.classes == student.classes > 0:
             return []
         return [
             f"LogitKD compares class logits, but teacher {teacher.name} has {teacher.classes} and the student "
@@ -54,7 +57,7 @@ class LogitKD(NetworkRule):
         if self.kind == "hard":
             return F.cross_entropy(seen.student_logits, seen.teacher_logits.argmax(dim=-1))
         log_p_s, log_p_t = (
-            (logits.float() / self.temperature).log_softmax(dim=-1)
+            (widened(logits) / self.temperature).log_softmax(dim=-1)
             for logits in (seen.student_logits, seen.teacher_logits)
         )
         return F.kl_div(log_p_s, log_p_t, reduction="batchmean", log_target=True) * self.temperature**2
@@ -108,7 +111,7 @@ class FeatureKD(NetworkRule):
         assert isinstance(module, nn.ModuleDict)
         losses = []
         for layer, features_BNC in seen.student_blocks.items():
-            known_BNC = seen.teacher_blocks[layer].float()
+            known_BNC = widened(seen.teacher_blocks[layer])
             target_BNC = F.layer_norm(known_BNC, known_BNC.shape[-1:])
-            losses.append(F.mse_loss(module[str(layer)](features_BNC).float(), target_BNC))
+            losses.append(F.mse_loss(widened(module[str(layer)](features_BNC)), target_BNC))
         return torch.stack(losses).sum()

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from attention_transfer.errors import UserError
-from attention_transfer.transfer.rule import NetworkRule, Seen
-from attention_transfer.vit import head_names
+from attention_transfer.transfer.rule import NetworkRule, Seen, widened
+from attention_transfer.vit import parameters_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,16 +38,14 @@ class L2SP(NetworkRule):
 
     def loss(self, seen: Seen, module: nn.Module | None) -> Tensor:  # noqa: ARG002
         """Half the summed squares, a scalar."""
-        heads = head_names(seen.student)
-        terms = []
+        heads = parameters_of(seen.student, "head")
+        total = widened(seen.student_logits).new_zeros(())
         for name, parameter in seen.student.named_parameters():
-            if not parameter.requires_grad:
-                continue
-            if name.startswith(heads):
-                terms.append(self.head * parameter.float().square().sum())
-            else:
-                terms.append((parameter - seen.start[name].to(parameter)).float().square().sum())
-        return torch.stack(terms).sum() / 2
+            if parameter.requires_grad and name in heads:
+                total = total + self.head * widened(parameter).square().sum()
+            elif parameter.requires_grad:
+                total = total + widened(parameter - seen.start[name].to(parameter)).square().sum()
+        return total / 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +63,7 @@ class BSS(NetworkRule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.k < 1:
+        if not (isinstance(self.k, int) and self.k >= 1):
             raise UserError(f"BSS.k is {self.k}; give a whole number of at least 1")
 
     @property
@@ -76,6 +74,6 @@ class BSS(NetworkRule):
     def loss(self, seen: Seen, module: nn.Module | None) -> Tensor:  # noqa: ARG002
         """The summed squares of the smallest singular values, a scalar."""
         assert seen.features is not None
-        values = torch.linalg.svdvals(seen.features.float())  # falling
+        values = torch.linalg.svdvals(widened(seen.features))  # falling
         shrunk: Tensor = values[-self.k :].square().sum()
         return shrunk

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from attention_transfer.errors import UserError
@@ -152,7 +153,7 @@ class Seen:
     """What a network rule can read after a forward pass; only what some rule said it needs is there.
 
     Attributes:
-        student: the network that is trained.
+        student: the network that is trained, out of any wrapper.
         start: its parameters as they were when it was bound, by name.
         student_logits: class logits, (B, classes).
         teacher_logits: the teacher's, (B, classes), without gradient.
@@ -205,6 +206,11 @@ class NetworkRule(Weighted, Rule, ABC):
     @abstractmethod
     def loss(self, seen: Seen, module: nn.Module | None) -> Tensor:
         """The unweighted loss, a scalar."""
+
+
+def widened(x: Tensor) -> Tensor:
+    """The tensor in float32 or wider: half precision is too coarse for a loss."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def check_heads(student: AttentionCall, teacher: AttentionCall) -> None:

@@ -14,6 +14,7 @@ from attention_transfer.vit.initialise import initialise as initialise
 from attention_transfer.vit.inputs import InputFor as InputFor
 from attention_transfer.vit.libraries import ViTSpec as ViTSpec
 from attention_transfer.vit.libraries import anatomy as anatomy
+from attention_transfer.vit.libraries import unwrapped as unwrapped
 from attention_transfer.vit.load import labels_of as labels_of
 from attention_transfer.vit.load import load_vit as load_vit
 from attention_transfer.vit.load import save_vit as save_vit

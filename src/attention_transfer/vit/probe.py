@@ -5,12 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from attention_transfer.vit.call import POOL, AttentionCall
-from attention_transfer.vit.outputs import logits_of
 from attention_transfer.vit.seam import Skipped, listen
 from attention_transfer.vit.tap import TapHandle
 
@@ -32,7 +32,7 @@ class AttentionProbe:
         layers: blocks whose calls are wanted; -1 is the attention-pool head.
         values: also the values of the last layer are wanted.
         keep: what to keep of a call; default all of it.
-        whole: run the model to its end, for its logits (`run`).
+        whole: run the model to its end, for its output (`run`).
         dtype: autocast to this precision; `None` runs in the precision that is current.
         compiled: run the model through `torch.compile`.
     """
@@ -66,8 +66,8 @@ class AttentionProbe:
         return self.run(images)[0]
 
     @torch.no_grad()
-    def run(self, images: Tensor) -> tuple[dict[int, AttentionCall], Tensor | None]:
-        """The calls by layer, and the class logits, (B, classes), of a model that runs as a whole."""
+    def run(self, images: Tensor) -> tuple[dict[int, AttentionCall], Any]:
+        """The calls by layer, and the output of a model that runs as a whole (else `None`)."""
         precision = nullcontext() if self.dtype is None else torch.autocast(images.device.type, self.dtype)
         with precision:
             return self._run(images)
@@ -77,13 +77,13 @@ class AttentionProbe:
         for handle in self.handles:
             handle.remove()
 
-    def _forward(self, images: Tensor) -> tuple[dict[int, AttentionCall], Tensor | None]:
+    def _forward(self, images: Tensor) -> tuple[dict[int, AttentionCall], Any]:
         calls: dict[int, AttentionCall] = {}
         self._calls = calls
         if torch.compiler.is_compiling():
             output = self.model(images)
             self._calls = None
-            return calls, logits_of(output) if self._whole else None
+            return calls, output if self._whole else None
         self._thread = threading.get_ident()
         try:
             output = self.model(images)
@@ -91,7 +91,7 @@ class AttentionProbe:
             output = None
         finally:
             self._calls = None
-        return calls, logits_of(output) if self._whole else None
+        return calls, output
 
     def _listening(self) -> bool:
         """Whether this probe is what runs the model: others may run it too, also in other threads."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from attention_transfer.errors import UserError
@@ -38,18 +40,19 @@ class OutputWatch:
 
     def __init__(self, model: nn.Module, layers: Iterable[int] = (), *, features: bool = False) -> None:
         self._now: Watched | None = None
-        blocks = anatomy(model).blocks
+        self._thread = 0
+        blocks, head = anatomy(model).blocks, head_of(model) if features else None
+        if features and head is None:
+            raise UserError(f"{type(model).__name__} has no linear classification layer whose input could be read")
         self.handles: list[TapHandle] = [tap(blocks[layer], partial(self._block, layer)) for layer in layers]
-        if features:
-            head = head_of(model)
-            if head is None:
-                raise UserError(f"{type(model).__name__} has no linear classification layer whose input could be read")
+        if head is not None:
             self.handles.append(tap(head, self._head))
 
     @contextmanager
     def watching(self) -> Iterator[Watched]:
-        """Collect what goes by inside the block."""
+        """Collect what goes by inside the block, in this thread."""
         self._now = watched = Watched()
+        self._thread = 0 if torch.compiler.is_compiling() else threading.get_ident()
         try:
             yield watched
         finally:
@@ -57,14 +60,18 @@ class OutputWatch:
 
     def _block(self, layer: int, forward: Forward, *args: Any, **kwargs: Any) -> Any:
         output = forward(*args, **kwargs)
-        if self._now is not None:
+        if self._now is not None and self._is_here():
             self._now.blocks[layer] = next(tensors_in(output))
         return output
 
     def _head(self, forward: Forward, features: Tensor) -> Any:
-        if self._now is not None:
+        if self._now is not None and self._is_here():
             self._now.features = features
         return forward(features)
+
+    def _is_here(self) -> bool:
+        """Whether the forward is of the thread that watches: others may run the model too."""
+        return torch.compiler.is_compiling() or self._thread in (0, threading.get_ident())
 
 
 def head_of(model: nn.Module) -> nn.Linear | None:

@@ -28,6 +28,7 @@ from attention_transfer.training import (
     Recipe,
     Run,
     Supervised,
+    pretrain,
     read_metrics,
     read_yaml,
     train,
@@ -337,4 +338,13 @@ def test_contradictions_of_init_parts_and_mixing_are_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         train_tiny(teacher, tmp_path / "run", **changes)
+    assert not (tmp_path / "run").exists()
+
+
+def test_logits_of_a_teacher_that_never_saw_a_class_are_refused(tmp_path: Path) -> None:
+    pretrained = pretrain(epochs=1, out=str(tmp_path / "teacher"))
+    with pytest.raises(UserError, match=r"LogitKD needs a teacher that knows the classes.*add --tune-teacher"):
+        train_tiny(str(pretrained.path), tmp_path / "run", "logit-kd", tune_teacher=False)
+    with pytest.raises(UserError, match="tune_teacher fine-tunes a teacher, but none is named"):
+        train("scratch", tune_teacher=True, recipe=RECIPE, out=str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()

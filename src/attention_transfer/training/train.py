@@ -20,7 +20,7 @@ from attention_transfer.training.objective import Supervised
 from attention_transfer.training.recipe import Recipe
 from attention_transfer.training.run_folder import RunFolder
 from attention_transfer.training.seeds import seeded
-from attention_transfer.transfer import AttentionTransfer, Guide, OperandRule, Rule
+from attention_transfer.transfer import AttentionTransfer, Guide, NetworkRule, OperandRule, Rule
 from attention_transfer.transfer import preset as find_preset
 from attention_transfer.vit import (
     Pairing,
@@ -142,15 +142,17 @@ def train(
         tuple(method.init_parts if init_parts is None else init_parts),
         tuple(method.trained if trained is None else trained),
     )
+    tunes = method.tune_teacher if tune_teacher is None else tune_teacher
     raise_all(
         [
             *_problems(preset, teacher, pretrained, student, pairing, weights.init, bound, fraction, shots, settings),
             *weights.problems(),
+            *_untaught(teacher, bound, tunes=tunes),
         ]
     )
     labels = f"{shots}shot" if shots is not None else f"{fraction:g}"
     place = str(out or f"runs/{preset}-{data}-{labels}-seed{seed}")
-    if method.tune_teacher if tune_teacher is None else tune_teacher:
+    if tunes:
         teacher, pretrained = _tuned(place, teacher, pretrained, data, fraction, shots, seed, image_size), True
     config = {
         "preset": preset,
@@ -233,6 +235,20 @@ def _train(config: dict[str, Any], recipe: Recipe, rules: Sequence[Rule], *, ove
             folder.path,
         )
     return Run(folder.path, summary)
+
+
+def _untaught(teacher: str | None, rules: Sequence[Rule], *, tunes: bool) -> list[str]:
+    """Rules that read the class logits of a teacher which never saw a class."""
+    named = [type(rule).__name__ for rule in rules if isinstance(rule, NetworkRule) and rule.reads_teacher_logits]
+    folder = None if teacher is None else RunFolder(Path(teacher))
+    if tunes and teacher is None:
+        return ["tune_teacher fine-tunes a teacher, but none is named; add --teacher"]
+    if tunes or not named or folder is None or not folder.has("config.yaml") or "preset" in folder.config():
+        return []
+    return [
+        f"{', '.join(named)} needs a teacher that knows the classes, but {teacher} was pre-trained without labels; "
+        "add --tune-teacher"
+    ]
 
 
 def _tuned(

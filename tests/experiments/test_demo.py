@@ -14,7 +14,7 @@ def test_the_quick_demo_leaves_a_page_and_students_that_predict(
 ) -> None:
     (comparison,) = demo(quick=True, out=str(tmp_path / "demo"))
     assert comparison.path == tmp_path / "demo-quick" / "5shot"
-    assert [row.preset for row in comparison.rows] == list(PRESETS)
+    assert [row.preset for row in comparison.rows] == list(PRESETS)[:5]  # those of the two papers
     assert {p.name for p in (comparison.path / "figures").iterdir()} == {
         "accuracy.png",
         "curves.png",

@@ -378,3 +378,15 @@ def test_release_leaves_nothing_on_either_model(tiny_vit: Build, images: Tensor,
     assert {"blocks.0", "blocks.2"} <= set(tapped(teacher))
     transfer.release()
     assert tapped(student) == tapped(teacher) == []
+
+
+def test_two_rules_may_read_other_blocks(tiny_vit: Build, images: Tensor) -> None:
+    transfer = AttentionTransfer(tiny_vit(1), tiny_vit(2), [FeatureKD(layers=[0]), FeatureKD(layers=[1, 2])])
+    together = transfer(images).losses
+    assert set(together) == {"featurekd", "featurekd_2"}
+    assert transfer.networks is not None
+    alone = AttentionTransfer(tiny_vit(1), tiny_vit(2), [FeatureKD(layers=[0])])
+    assert alone.networks is not None
+    state = {key: value for key, value in transfer.networks.state_dict().items() if ".featurekd." in f".{key}"}
+    alone.networks.load_state_dict(state)
+    torch.testing.assert_close(alone(images).losses["featurekd"], together["featurekd"])

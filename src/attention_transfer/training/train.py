@@ -169,6 +169,7 @@ def train(
         "init_parts": list(weights.parts),
         "trained": list(weights.trained),
         "rules": [rule_config(rule) for rule in bound],
+        "tune_teacher": False,  # done: to repeat the run is to take the teacher that is named here
         "recipe": asdict(settings),
         "out": place,
         "overwrite": False,

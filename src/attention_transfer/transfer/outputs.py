@@ -110,8 +110,8 @@ class FeatureKD(NetworkRule):
         """Summed over blocks, a scalar."""
         assert isinstance(module, nn.ModuleDict)
         losses = []
-        for layer, features_BNC in seen.student_blocks.items():
-            known_BNC = widened(seen.teacher_blocks[layer])
+        for name, projection in module.items():  # other rules may read other blocks
+            known_BNC = widened(seen.teacher_blocks[int(name)])
             target_BNC = F.layer_norm(known_BNC, known_BNC.shape[-1:])
-            losses.append(F.mse_loss(widened(module[str(layer)](features_BNC)), target_BNC))
+            losses.append(F.mse_loss(widened(projection(seen.student_blocks[int(name)])), target_BNC))
         return torch.stack(losses).sum()

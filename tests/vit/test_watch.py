@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.models import VisionTransformer
 
 from attention_transfer.errors import UserError
-from attention_transfer.vit import OutputWatch, head_names, head_of, logits_of
+from attention_transfer.vit import OutputWatch, head_of, logits_of
 
 Build = Callable[..., Any]
 Tapped = Callable[[nn.Module], list[str]]
@@ -275,21 +275,3 @@ def test_a_refused_model_is_left_as_it_was(tiny_vit: Build, tapped: Tapped) -> N
     with pytest.raises(UserError):
         OutputWatch(model, [0], features=True)
     assert tapped(model) == []
-
-
-@pytest.mark.parametrize(
-    ("kind", "expected"),
-    [
-        ("timm", {"head"}),
-        ("timm, mean of the patches", {"head", "fc_norm"}),
-        ("timm, two heads", {"head", "head_dist"}),
-        ("timm, pooling head", {"head", "attn_pool"}),
-        ("hf", {"classifier"}),
-        ("torchvision", {"heads"}),
-    ],
-)
-def test_the_heads_parameters_are_known_by_name(kind: str, expected: set[str], make: Build) -> None:
-    model = make(kind)
-    beginnings = head_names(model)
-    found = {name.split(".")[0] for name, _ in model.named_parameters() if name.startswith(beginnings)}
-    assert found == expected

@@ -50,5 +50,4 @@ from attention_transfer.vit.tokens import Query as Query
 from attention_transfer.vit.tokens import Tokens as Tokens
 from attention_transfer.vit.watch import OutputWatch as OutputWatch
 from attention_transfer.vit.watch import Watched as Watched
-from attention_transfer.vit.watch import head_names as head_names
 from attention_transfer.vit.watch import head_of as head_of

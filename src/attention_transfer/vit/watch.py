@@ -78,9 +78,3 @@ def head_of(model: nn.Module) -> nn.Linear | None:
     """The layer that gives a ViT's class logits, or `None`."""
     bare = unwrapped(model)
     return library_of(bare).head(bare)
-
-
-def head_names(model: nn.Module) -> tuple[str, ...]:
-    """Beginnings of the names of the parameters that belong to a ViT's head."""
-    bare = unwrapped(model)
-    return library_of(bare).head_names(bare)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from attention_transfer.data import Split, eval_transform, read_image, train_transform
+from attention_transfer.data import ArrayImages, Split, eval_pixels, eval_transform, read_image, train_pixels
 from attention_transfer.errors import UserError
 from attention_transfer.vit import ViTSpec, describe
 
@@ -32,11 +32,11 @@ def spec(tiny_vit: Build) -> Specs:
 
 @CHANNELS
 @pytest.mark.parametrize("size", [(16, 8), (31, 20), (5, 5)])
-@pytest.mark.parametrize("make", [eval_transform, train_transform])
+@pytest.mark.parametrize("make", [eval_pixels, train_pixels])
 def test_every_image_gets_the_models_shape(make: Any, size: tuple[int, int], channels: int, spec: Specs) -> None:
     for mode in ("L", "RGB"):
         tensor = make(spec(channels))(Image.new(mode, size))
-        assert (tensor.shape, tensor.dtype) == ((channels, 8, 16), torch.float32)
+        assert (tensor.shape, tensor.dtype) == ((channels, 8, 16), torch.uint8)
 
 
 def test_pixels_are_normalised_channel_by_channel(spec: Specs) -> None:
@@ -57,7 +57,7 @@ def test_a_grey_image_is_the_same_in_every_channel_of_a_colour_model(spec: Specs
 
 def test_evaluation_is_deterministic_and_training_is_not(spec: Specs) -> None:
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 16), dtype=np.uint8))
-    evaluate, train = eval_transform(spec(1)), train_transform(spec(1))
+    evaluate, train = eval_transform(spec(1)), train_pixels(spec(1))
     assert torch.equal(evaluate(image), evaluate(image))
     assert not torch.equal(train(image), train(image))
 
@@ -66,10 +66,10 @@ def test_training_never_mirrors_an_image(spec: Specs) -> None:
     """A mirrored digit is another sign: the bright half stays where it is."""
     pixels = np.zeros((8, 16), dtype=np.uint8)
     pixels[:, :8] = 255
-    train = train_transform(spec(1))
+    train = train_pixels(spec(1))
     for _ in range(30):
         tensor = train(Image.fromarray(pixels))
-        assert tensor[:, :, :8].mean() > tensor[:, :, 8:].mean()
+        assert tensor[:, :, :8].float().mean() > tensor[:, :, 8:].float().mean()
 
 
 def test_a_model_of_two_channels_is_refused(tiny_vit: Build) -> None:
@@ -79,7 +79,7 @@ def test_a_model_of_two_channels_is_refused(tiny_vit: Build) -> None:
 
 def test_a_split_becomes_a_data_set_of_tensors_and_labels(spec: Specs) -> None:
     images = np.random.default_rng(0).integers(0, 256, (6, 8, 16), dtype=np.uint8)
-    split = Split(images, np.array([0, 1, 2, 3, 4, 5])).take(np.array([4, 1, 2]))
+    split = Split(ArrayImages(images), np.array([0, 1, 2, 3, 4, 5])).take(np.array([4, 1, 2]))
     transform = eval_transform(spec(1))
     data = split.with_transform(transform)
     assert len(data) == 3

@@ -19,7 +19,7 @@ from scipy import optimize
 from torch import Tensor, nn
 
 from attention_transfer import Ensemble, UserError, cli, ensemble, load_run, pretrain, train
-from attention_transfer.data import DATA, Split, digits, eval_transform
+from attention_transfer.data import DATA, ArrayImages, Split, digits, eval_transform
 from attention_transfer.evaluation.ensemble import Mean, fitted_weights, likeness, score
 from attention_transfer.training import Recipe
 
@@ -199,7 +199,8 @@ def test_fitted_weights_are_at_least_as_good_as_equal_ones_on_validation(runs: l
 def test_weights_know_nothing_of_the_test_split(runs: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     before = ensemble(runs, weights="validation")
     splits = digits()
-    test = Split(255 - splits.test.images, (splits.test.labels + 3) % 10)
+    inverted = np.stack([255 - np.asarray(splits.test.images[i]) for i in range(len(splits.test))])
+    test = Split(ArrayImages(inverted), (splits.test.labels + 3) % 10)
     monkeypatch.setitem(DATA, "digits", lambda: replace(splits, test=test))
     after = ensemble(runs, weights="validation")
     assert after.weights == before.weights

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from attention_transfer import Run, UserError, load_run, predict, train
 from attention_transfer.data import digits
@@ -26,13 +25,13 @@ def run(teacher: str, tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture
 def picture(tmp_path: Path) -> str:
     path = tmp_path / "digit.png"
-    Image.fromarray(digits().test.images[0]).save(path)
+    digits().test.images[0].save(path)
     return str(path)
 
 
 def test_a_prediction_is_the_softmax_of_the_network(run: Run, picture: str) -> None:
     (prediction,) = predict(str(run.path), [picture], top=10)
-    pixels = torch.from_numpy(digits().test.images[0].astype(np.float32) / 255)
+    pixels = torch.from_numpy(np.asarray(digits().test.images[0]).astype(np.float32) / 255)
     with torch.no_grad():
         expected = load_run(run.path).network((pixels[None, None] - 0.5) / 0.5).softmax(dim=-1)[0]
     assert prediction.classes[0] == str(int(expected.argmax()))

@@ -9,7 +9,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from attention_transfer.data.images import Split, Splits
+from attention_transfer.data.images import ArrayImages, Split, Splits
 
 TEST_SHARE = 0.25
 VALIDATION_SHARE = 0.20  # of what is not test
@@ -23,7 +23,7 @@ def digits() -> Splits:
     everything = np.arange(len(labels))
     rest, test = train_test_split(everything, test_size=TEST_SHARE, stratify=labels, random_state=0)
     train, validation = train_test_split(rest, test_size=VALIDATION_SHARE, stratify=labels[rest], random_state=0)
-    whole = Split(images, labels)
+    whole = Split(ArrayImages(images), labels)
     return Splits(
         name="digits",
         classes=tuple(str(name) for name in bunch.target_names),

@@ -1,29 +1,74 @@
-"""Labelled images in memory, and how they become a model's input."""
+"""Labelled images, in memory or in files, as datasets for a model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
-from torchvision import transforms
 
-from attention_transfer.errors import UserError
-from attention_transfer.vit import ViTSpec
+from attention_transfer.data.files import read_image
+from attention_transfer.data.transforms import Transform
 
-Transform = Callable[[Image.Image], Tensor]
+
+class Images(Protocol):
+    """Images by index, wherever they are; decoded when they are asked for."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+
+    def __getitem__(self, index: int, /) -> Image.Image:
+        """The image at an index, upright."""
+
+    def take(self, indices: NDArray[np.int64], /) -> Images:
+        """The images at these indices."""
+
+
+@dataclass(frozen=True)
+class ArrayImages:
+    """Images in memory, uint8 (n, height, width[, 3])."""
+
+    pixels: NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        return Image.fromarray(self.pixels[index])
+
+    def take(self, indices: NDArray[np.int64]) -> ArrayImages:
+        """The images at these indices."""
+        return ArrayImages(self.pixels[indices])
+
+
+@dataclass(frozen=True)
+class FileImages:
+    """Image files."""
+
+    paths: tuple[Path, ...]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        return read_image(self.paths[index])
+
+    def take(self, indices: NDArray[np.int64]) -> FileImages:
+        """The images at these indices."""
+        return FileImages(tuple(self.paths[i] for i in indices))
 
 
 class ImageSet(Dataset[tuple[Tensor, Tensor]]):
-    """Images with labels; each item is (channels, height, width) in the model's normalisation, and an int64 class."""
+    """Images with labels; each item is what the transform makes of an image, and an int64 class."""
 
-    def __init__(self, images: NDArray[np.uint8], labels: NDArray[np.int64], transform: Transform) -> None:
+    def __init__(self, images: Images, labels: NDArray[np.int64], transform: Transform) -> None:
         self.images = images
         self.labels = labels
         self.transform = transform
@@ -32,7 +77,7 @@ class ImageSet(Dataset[tuple[Tensor, Tensor]]):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.transform(Image.fromarray(self.images[index])), torch.tensor(self.labels[index])
+        return self.transform(self.images[index]), torch.tensor(self.labels[index])
 
     def materialised(self) -> TensorDataset:
         """Every item once, as tensors in memory; for a deterministic transform of a small set."""
@@ -42,14 +87,17 @@ class ImageSet(Dataset[tuple[Tensor, Tensor]]):
 
 @dataclass(frozen=True)
 class Split:
-    """Raw images of one split: uint8 (n, height, width[, 3]), and their classes, int64 (n,)."""
+    """Raw images of one split, and their classes, int64 (n,)."""
 
-    images: NDArray[np.uint8]
+    images: Images
     labels: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.labels)
 
     def take(self, indices: NDArray[np.int64]) -> Split:
         """The images at these indices."""
-        return Split(self.images[indices], self.labels[indices])
+        return Split(self.images.take(indices), self.labels[indices])
 
     def with_transform(self, transform: Transform) -> ImageSet:
         """The split as a dataset for a model."""
@@ -58,75 +106,22 @@ class Split:
 
 @dataclass(frozen=True)
 class Splits:
-    """A data set cut into training, validation and test; the test split is read once, at the end."""
+    """A data set cut into training, validation and test; the test split is read once, at the end.
+
+    Attributes:
+        name: what people call it.
+        classes: class names, in the order of the labels.
+        train: what is learnt from, before labels are chosen.
+        validation: what is selected by; never part of the test split.
+        test: what is reported.
+        notes: what a reader should know of how the splits were made, a sentence each.
+        skipped: files that were left out, each with the reason.
+    """
 
     name: str
     classes: tuple[str, ...]
     train: Split
     validation: Split
     test: Split
-
-
-def eval_transform(spec: ViTSpec) -> Transform:
-    """Deterministic: to the model's channels, size and normalisation."""
-    transform: Transform = transforms.Compose([_to_mode(spec), *_resize(spec), *_to_tensor(spec)])
-    return transform
-
-
-def train_transform(spec: ViTSpec) -> Transform:
-    """Light augmentation that keeps a digit a digit: a small rotation, shift and change of size; no flips."""
-    jitter = transforms.RandomAffine(
-        degrees=10, translate=(0.1, 0.1), scale=(0.9, 1.1), interpolation=transforms.InterpolationMode.BILINEAR
-    )
-    transform: Transform = transforms.Compose([_to_mode(spec), *_resize(spec), jitter, *_to_tensor(spec)])
-    return transform
-
-
-def read_image(path: str | Path) -> Image.Image:
-    """Open an image file, upright.
-
-    Raises:
-        UserError: there is no such file, or it is not an image, or it is truncated.
-    """
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).copy()
-    except FileNotFoundError as error:
-        raise UserError(f"there is no image {path}; check the path") from error
-    except IsADirectoryError as error:
-        raise UserError(f"{path} is a folder; name image files") from error
-    except UnidentifiedImageError as error:
-        raise UserError(f"{path} is not an image that can be read; convert it to PNG or JPEG") from error
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} is damaged and can't be read ({error}); replace it") from error
-
-
-def _to_mode(spec: ViTSpec) -> Callable[[Image.Image], Image.Image]:
-    if spec.channels not in (1, 3):
-        raise UserError(f"{spec.name} takes {spec.channels} channels; images have 1 or 3")
-    mode = "L" if spec.channels == 1 else "RGB"
-    return lambda image: image if image.mode == mode else _eight_bits(image).convert(mode)
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit greys brought to 8 bits; Pillow's own conversion would cut everything above 255 to white."""
-    if not image.mode.startswith("I"):
-        return image
-    return Image.fromarray((np.asarray(image).astype(np.int64) // 256).clip(0, 255).astype(np.uint8))
-
-
-def _resize(spec: ViTSpec) -> Sequence[Callable[[Image.Image], Image.Image]]:
-    size = (spec.image_size[1], spec.image_size[0])
-    return [lambda image: image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)]
-
-
-def _to_tensor(spec: ViTSpec) -> Sequence[Callable[[Image.Image], Tensor]]:
-    """uint8 pixels to normalised float32; in one step, since for small images the steps cost more than the pixels."""
-    factor = np.array([1 / (255 * s) for s in spec.std], dtype=np.float32)
-    offset = np.array([m / s for m, s in zip(spec.mean, spec.std, strict=True)], dtype=np.float32)
-
-    def convert(image: Image.Image) -> Tensor:
-        pixels_HWC = np.atleast_3d(np.asarray(image)) * factor - offset
-        return torch.from_numpy(pixels_HWC.transpose(2, 0, 1).copy())
-
-    return [convert]
+    notes: Sequence[str] = ()
+    skipped: dict[str, str] = field(default_factory=dict)

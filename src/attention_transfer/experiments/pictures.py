@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor, nn
 
 from attention_transfer.data import Splits, eval_transform
@@ -56,14 +55,14 @@ def draw_attention(
     paths = []
     for label in classes:
         index = int(np.flatnonzero(splits.test.labels == label)[0])
-        pixels = splits.test.images[index]
-        image = eval_transform(spec)(Image.fromarray(pixels))[None]
+        picture = splits.test.images[index]
+        image = eval_transform(spec)(picture)[None]
         maps, notes = {}, {}
         for name, (network, vit) in networks.items():
             output, maps[name] = attended(network, vit, image)
             if name != "teacher":
                 notes[name] = f"says {splits.classes[int(output.argmax())]}"
-        figure = attention_grid(pixels, maps, notes)
+        figure = attention_grid(np.asarray(picture), maps, notes)
         paths.append(save(figure, folder / f"attention-{splits.classes[label]}.png"))
     return paths
 

@@ -88,6 +88,7 @@ def fit(
     validation: Images,
     test: Images | None = None,
     classes: int | None = None,
+    prepare: nn.Module | None = None,
     seed: int = 0,
     name: str = "training",
 ) -> Fitted:
@@ -107,7 +108,7 @@ def fit(
     )
     steps = recipe.epochs * len(loader)
     monitor, mode = ("validation/accuracy", "max") if classes is not None else ("validation/loss", "min")
-    module = ObjectiveModule(objective, recipe, steps=steps, classes=classes)
+    module = ObjectiveModule(objective, recipe, steps=steps, classes=classes, prepare=prepare)
     metrics = MetricsWriter(folder)
     last = folder.last_checkpoint
     done = 0

@@ -6,7 +6,7 @@ import logging
 from dataclasses import asdict, replace
 from typing import Any
 
-from attention_transfer.data import eval_transform, load_data, train_transform
+from attention_transfer.data import RANDOM_ERASING, Normalise, choose_augment, eval_pixels, load_data, train_pixels
 from attention_transfer.errors import raise_all
 from attention_transfer.pretraining import MaskedAutoencoder
 from attention_transfer.training.engine import fit
@@ -92,13 +92,16 @@ def _pretrain(config: dict[str, Any], recipe: Recipe, *, overwrite: bool) -> Run
         return Run(folder.path, folder.summary())
     spec = describe(encoder)
     with logging_to(folder.path / "log.txt"):
+        augment, why = choose_augment(spec, recipe.augment, len(splits.train))
+        log.info("teacher: augmentation %s (%s)", augment, why)
         log.debug("masked autoencoding of %d images by %s", len(splits.train.labels), spec)
         fitted = fit(
             mae,
             folder,
             recipe,
-            train=splits.train.with_transform(train_transform(spec)),
-            validation=splits.validation.with_transform(eval_transform(spec)).materialised(),
+            train=splits.train.with_transform(train_pixels(spec, augment)),
+            validation=splits.validation.with_transform(eval_pixels(spec)).materialised(),
+            prepare=Normalise(spec, erase=RANDOM_ERASING if augment == "heavy" else 0.0),
             seed=config["seed"],
             name="teacher (MAE)",
         )

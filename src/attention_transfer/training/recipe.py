@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+from attention_transfer.data import Augment
 from attention_transfer.training.mixing import Mixing, TransMix
 
 
@@ -15,6 +16,7 @@ class Recipe:
         epochs: passes over the training images.
         batch_size: images a step; the last batch of an epoch may be smaller.
         lr: peak learning rate of AdamW.
+        lr_base_size: batch size that lr is meant for; at another one it is scaled in proportion; `None` takes it as is.
         min_lr: learning rate at the end, as a fraction of the peak, so that the schedule never rises after warm-up.
         warmup: share of the steps in which the learning rate rises linearly to its peak; half a cosine follows.
         weight_decay: decoupled decay of matrices; biases, norms and tokens do not decay.
@@ -25,6 +27,7 @@ class Recipe:
         label_smoothing: share of each label that is spread over all classes.
         ema_decay: decay of the exponential moving average of the weights, which is what is validated and kept;
             warmed up as min(decay, (1 + step) / (10 + step)); `None` keeps the raw weights.
+        augment: how training images are varied: none, shift, light, medium, heavy, or auto, by model and data.
         mixup: α of the Beta(α, α) from which mixup draws a batch's share; 0 is off.
         cutmix: α for the share of CutMix; 0 is off.
         mix_probability: share of the batches that are mixed.
@@ -40,6 +43,7 @@ class Recipe:
     epochs: int = 200
     batch_size: int = 50
     lr: float = 1e-3
+    lr_base_size: int | None = None
     min_lr: float = 0.01
     warmup: float = 0.1
     weight_decay: float = 0.05
@@ -49,6 +53,7 @@ class Recipe:
     clip_grad: float | None = 1.0
     label_smoothing: float = 0.1
     ema_decay: float | None = 0.99
+    augment: Augment = "auto"
     mixup: float = 0.0
     cutmix: float = 0.0
     mix_probability: float = 1.0
@@ -71,12 +76,18 @@ class Recipe:
             transmix=self.transmix,
         )
 
+    @property
+    def peak_lr(self) -> float:
+        """Learning rate at the peak, for the batch size in use."""
+        return self.lr if self.lr_base_size is None else self.lr * self.batch_size / self.lr_base_size
+
     def problems(self) -> list[str]:
         """What is wrong with the settings, a sentence each."""
         bounds = {
             "epochs": (1, float("inf")),
             "batch_size": (1, float("inf")),
             "lr": (1e-12, float("inf")),
+            "lr_base_size": (1, float("inf")),
             "min_lr": (0, 1),
             "warmup": (0, 1),
             "weight_decay": (0, float("inf")),

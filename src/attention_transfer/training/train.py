@@ -10,7 +10,16 @@ from typing import Any
 
 from torch import nn
 
-from attention_transfer.data import check_subset, eval_transform, labelled_subset, load_data, train_transform
+from attention_transfer.data import (
+    RANDOM_ERASING,
+    Normalise,
+    check_subset,
+    choose_augment,
+    eval_pixels,
+    labelled_subset,
+    load_data,
+    train_pixels,
+)
 from attention_transfer.errors import raise_all
 from attention_transfer.training.configuration import rule_config
 from attention_transfer.training.engine import fit
@@ -202,14 +211,17 @@ def _train(config: dict[str, Any], recipe: Recipe, rules: Sequence[Rule], *, ove
     spec = describe(student)
     with logging_to(folder.path / "log.txt"):
         log.debug("%s: %d labelled images, student %s", name, len(subset), spec)
+        augment, why = choose_augment(spec, recipe.augment, len(subset))
+        log.info("%s: augmentation %s (%s)", name, augment, why)
         fitted = fit(
             objective,
             folder,
             recipe,
-            train=splits.train.take(subset).with_transform(train_transform(spec)),
-            validation=splits.validation.with_transform(eval_transform(spec)).materialised(),
-            test=splits.test.with_transform(eval_transform(spec)).materialised(),
+            train=splits.train.take(subset).with_transform(train_pixels(spec, augment)),
+            validation=splits.validation.with_transform(eval_pixels(spec)).materialised(),
+            test=splits.test.with_transform(eval_pixels(spec)).materialised(),
             classes=len(splits.classes),
+            prepare=Normalise(spec, erase=RANDOM_ERASING if augment == "heavy" else 0.0),
             seed=config["seed"],
             name=name,
         )

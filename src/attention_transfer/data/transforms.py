@@ -1,0 +1,164 @@
+"""How an image becomes a model's input.
+
+Images travel as uint8, a quarter of the bytes of floats, and are normalised on the device that the model is on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data.auto_augment import rand_augment_transform
+from timm.data.random_erasing import RandomErasing
+from torch import Tensor, nn
+from torchvision import transforms
+from torchvision.transforms import InterpolationMode
+
+from attention_transfer.data.files import in_mode
+from attention_transfer.errors import UserError
+from attention_transfer.vit import ViTSpec
+
+Transform = Callable[[Image.Image], Tensor]
+Step = Callable[[Image.Image], Image.Image]
+Augment = Literal["auto", "none", "shift", "light", "medium", "heavy"]
+
+SMALL = 64
+"""Below this many pixels, height and width, an image is a sign rather than a scene: nothing is cropped or mirrored."""
+
+CROP = 0.875
+"""Share of the shorter side that the centre crop of evaluation keeps (224 of 256, as in both papers)."""
+
+RANDOM_ERASING = 0.25
+"""Share of the images in which "heavy" overwrites a rectangle with noise."""
+
+
+def eval_transform(spec: ViTSpec) -> Transform:
+    """Deterministic: to the model's channels, size and normalisation; float32 (channels, height, width)."""
+    pixels, normalise = eval_pixels(spec), Normalise(spec)
+    return lambda image: normalise(pixels(image))
+
+
+def eval_pixels(spec: ViTSpec) -> Transform:
+    """As `eval_transform`, before normalisation: uint8 (channels, height, width).
+
+    Images of scenes are resized so that the centre crop keeps 87.5 % of the shorter side; small ones are resized whole.
+    """
+    height, width = spec.image_size
+    steps: list[Step] = [_resized(height, width)]
+    if min(height, width) >= SMALL:
+        side = round(max(height, width) / CROP)
+        resize = transforms.Resize(side, InterpolationMode.BICUBIC)
+        steps = [_unless((width, height), resize), transforms.CenterCrop((height, width))]
+    return _pixels(spec, steps)
+
+
+def train_pixels(spec: ViTSpec, augment: Augment = "auto", *, images: int = 0) -> Transform:
+    """Augmented images, uint8 (channels, height, width).
+
+    Args:
+        spec: the model.
+        augment: how much.
+
+            - "none": as in evaluation;
+            - "shift": a small rotation, shift and change of size, no mirroring, for signs;
+            - "light": random crops (8 % of the area or more) and mirroring;
+            - "medium": the same, and RandAugment (`rand-m9-mstd0.5-inc1`);
+            - "heavy": the same, and random erasing of one image in four, which `Normalise` does on the device;
+            - "auto": see `choose_augment`.
+        images: how many images there are, for "auto".
+    """
+    chosen = choose_augment(spec, augment, images)[0]
+    if chosen == "none":
+        return eval_pixels(spec)
+    height, width = spec.image_size
+    if chosen == "shift":
+        jitter = transforms.RandomAffine(
+            degrees=10, translate=(0.1, 0.1), scale=(0.9, 1.1), interpolation=InterpolationMode.BILINEAR
+        )
+        return _pixels(spec, [_resized(height, width), jitter])
+    crop = transforms.RandomResizedCrop((height, width), interpolation=InterpolationMode.BICUBIC)
+    steps: list[Step] = [crop, transforms.RandomHorizontalFlip()]
+    if chosen in ("medium", "heavy"):
+        mean = spec.mean if spec.channels == 3 else spec.mean * 3
+        settings = {"translate_const": int(0.45 * min(height, width)), "img_mean": tuple(round(255 * m) for m in mean)}
+        steps.append(_in_colour(rand_augment_transform("rand-m9-mstd0.5-inc1", settings)))
+    return _pixels(spec, steps)
+
+
+def choose_augment(spec: ViTSpec, augment: Augment, images: int) -> tuple[Augment, str]:
+    """What "auto" means for a model and so many images, and why; anything else is as it was asked for.
+
+    Raises:
+        UserError: there is no augmentation of that name.
+    """
+    if augment not in get_args(Augment):
+        raise UserError(f"recipe.augment is {augment!r}; choose from {', '.join(get_args(Augment))}")
+    if augment != "auto":
+        return augment, "as asked for"
+    if min(spec.image_size) < SMALL:
+        return "shift", f"the model takes images of {spec.image_size[0]}x{spec.image_size[1]} pixels"
+    if images < 10_000:
+        return "light", f"{images} images, fewer than 10,000"
+    if images < 100_000:
+        return "medium", f"{images} images, fewer than 100,000"
+    return "heavy", f"{images} images, 100,000 or more"
+
+
+class Normalise(nn.Module):
+    """uint8 pixels to a model's normalised float32, on whatever device they are; with erasing, as an augmentation.
+
+    Args:
+        spec: the model.
+        erase: share of the images of a batch, in training mode, in which a rectangle is overwritten with noise
+            (random erasing; Zhong et al. 2020).
+    """
+
+    factor: Tensor
+    offset: Tensor
+
+    def __init__(self, spec: ViTSpec, *, erase: float = 0.0) -> None:
+        super().__init__()
+        factor = np.array([1 / (255 * s) for s in spec.std], dtype=np.float32)
+        offset = np.array([m / s for m, s in zip(spec.mean, spec.std, strict=True)], dtype=np.float32)
+        self.register_buffer("factor", torch.from_numpy(factor)[:, None, None], persistent=False)
+        self.register_buffer("offset", torch.from_numpy(offset)[:, None, None], persistent=False)
+        self.erase = erase
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Pixels ([B,] channels, height, width), uint8, to float32 of the same shape."""
+        images = pixels * self.factor - self.offset
+        if self.training and self.erase > 0:
+            erasing = RandomErasing(self.erase, mode="pixel", device=str(images.device))
+            images = erasing(images)
+        return images
+
+
+def _pixels(spec: ViTSpec, steps: list[Step]) -> Transform:
+    if spec.channels not in (1, 3):
+        raise UserError(f"{spec.name} takes {spec.channels} channels; images have 1 or 3")
+    mode = "L" if spec.channels == 1 else "RGB"
+
+    def transform(image: Image.Image) -> Tensor:
+        image = in_mode(image, mode)
+        for step in steps:
+            image = step(image)
+        return torch.from_numpy(np.atleast_3d(np.asarray(image)).transpose(2, 0, 1).copy())
+
+    return transform
+
+
+def _resized(height: int, width: int) -> Step:
+    return _unless((width, height), lambda image: image.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def _unless(size: tuple[int, int], step: Step) -> Step:
+    """The step, for images that are not of this size already."""
+    return lambda image: image if image.size == size else step(image)
+
+
+def _in_colour(step: Step) -> Step:
+    """RandAugment works on colours; a grey image goes there and back."""
+    return lambda image: step(image) if image.mode == "RGB" else step(image.convert("RGB")).convert(image.mode)

@@ -34,6 +34,7 @@ from attention_transfer.transfer import preset as find_preset
 from attention_transfer.vit import (
     Pairing,
     Part,
+    Pool,
     check_transfer,
     describe,
     freeze,
@@ -98,6 +99,7 @@ def train(
     seed: int = 0,
     epochs: int | None = None,
     image_size: int | None = None,
+    pool: Pool | None = None,
     init: str | None = None,
     init_parts: list[Part] | None = None,
     trained: list[Part] | None = None,
@@ -124,6 +126,8 @@ def train(
         seed: of the labelled subset, the initial weights, the order and the augmentation.
         epochs: passes over the labelled images; takes the place of recipe.epochs.
         image_size: input pixels, height and width; default the teacher's.
+        pool: what the student's head reads: token, the class token; avg, the mean of the patches, as both Attention
+            Transfer and MAE have it; default as in the teacher.
         init: where the student's weights come from: random, teacher, or another network in the forms of teacher;
             default the preset's.
         init_parts: which parts come from there, the rest at random: all, embeddings, blocks, attention, qkv, qk, mlp,
@@ -174,6 +178,7 @@ def train(
         "shots": shots,
         "seed": seed,
         "image_size": image_size,
+        "pool": pool,
         "init": weights.init,
         "init_parts": list(weights.parts),
         "trained": list(weights.trained),
@@ -334,15 +339,15 @@ def _networks(config: dict[str, Any], classes: int) -> tuple[nn.Module | None, n
             log.info("no teacher named: the architecture is %s", DEFAULT_ARCHITECTURE)
         return teacher, _fresh(config["student"] or DEFAULT_ARCHITECTURE, config, classes)
     if config["init"] == "random":
-        return teacher, student_like(teacher, num_classes=classes)
+        return teacher, student_like(teacher, num_classes=classes, pool=config["pool"])
     return teacher, _started(teacher, config, classes)
 
 
 def _started(source: nn.Module, config: dict[str, Any], classes: int) -> nn.Module:
     """A student with the weights of a network, or some parts of them."""
     if not config["init_parts"]:
-        return student_from(source, num_classes=classes)
-    student = student_like(source, num_classes=classes)
+        return student_from(source, num_classes=classes, pool=config["pool"])
+    student = student_like(source, num_classes=classes, pool=config["pool"])
     taken = take_part(student, source, config["init_parts"])
     log.info("%d parameters from %s (%s), the rest at random", len(taken), config["init"], config["init_parts"])
     return student
@@ -350,7 +355,7 @@ def _started(source: nn.Module, config: dict[str, Any], classes: int) -> nn.Modu
 
 def _fresh(architecture: str, config: dict[str, Any], classes: int) -> nn.Module:
     like = load_vit(architecture, pretrained=False, num_classes=classes, image_size=config["image_size"])
-    return student_like(like, num_classes=classes)
+    return student_like(like, num_classes=classes, pool=config["pool"])
 
 
 def _bound(

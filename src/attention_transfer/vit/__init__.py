@@ -32,6 +32,8 @@ from attention_transfer.vit.parts import freeze as freeze
 from attention_transfer.vit.parts import parameters_of as parameters_of
 from attention_transfer.vit.parts import parts_problems as parts_problems
 from attention_transfer.vit.parts import take_part as take_part
+from attention_transfer.vit.pooling import Pool as Pool
+from attention_transfer.vit.pooling import set_pool as set_pool
 from attention_transfer.vit.probe import AttentionProbe as AttentionProbe
 from attention_transfer.vit.replay import Replay as Replay
 from attention_transfer.vit.seam import Listener as Listener

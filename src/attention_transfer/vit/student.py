@@ -12,10 +12,15 @@ from attention_transfer.errors import UserError
 from attention_transfer.vit.describe import describe
 from attention_transfer.vit.initialise import initialise
 from attention_transfer.vit.libraries import library_of, unwrapped
+from attention_transfer.vit.pooling import Pool, set_pool
 
 
 def student_like(
-    teacher: nn.Module, *, num_classes: int, components: Literal["native", "standard"] = "native"
+    teacher: nn.Module,
+    *,
+    num_classes: int,
+    components: Literal["native", "standard"] = "native",
+    pool: Pool | None = None,
 ) -> nn.Module:
     """A randomly initialised network of the teacher's shape.
 
@@ -25,6 +30,8 @@ def student_like(
         components: "native" gives the student every component of its teacher (LayerScale, registers, RoPE, …), which
             decides whether attention transfers at all (Qin et al. 2026, arXiv 2605.07191); "standard" a plain ViT (of
             timm) of the same size.
+        pool: what the head reads, "token" or "avg" (see [`set_pool`][attention_transfer.vit.set_pool]); default as in
+            the teacher.
 
     Returns:
         The student, on the CPU, in train mode, all parameters trainable, initialised as in Li et al. 2024: linear
@@ -36,11 +43,16 @@ def student_like(
     describe(teacher)
     bare = unwrapped(teacher)
     student = library_of(bare).fresh(bare, num_classes) if components == "native" else _standard(bare, num_classes)
+    if pool is not None:
+        set_pool(student, pool)
     return student.requires_grad_(True).train()
 
 
-def student_from(weights: nn.Module, *, num_classes: int) -> nn.Module:
-    """A trainable copy of a network, with a new head (truncated normal, standard deviation 2e-5, as MAE fine-tunes)."""
+def student_from(weights: nn.Module, *, num_classes: int, pool: Pool | None = None) -> nn.Module:
+    """A trainable copy of a network, with a new head (truncated normal, standard deviation 2e-5, as MAE fine-tunes).
+
+    `pool` says what the head reads, "token" or "avg"; default as in the network.
+    """
     describe(weights)
     bare = unwrapped(weights)
     library = library_of(bare)
@@ -49,6 +61,8 @@ def student_from(weights: nn.Module, *, num_classes: int) -> nn.Module:
         trunc_normal_(head.weight, std=2e-5)
         if head.bias is not None:
             nn.init.zeros_(head.bias)
+    if pool is not None:
+        set_pool(student, pool)
     return student.requires_grad_(True).train()
 
 

@@ -116,6 +116,7 @@ def test_the_flags_are_these() -> None:
             "--seed",
             "--epochs",
             "--image-size",
+            "--pool",
             "--init",
             "--init-parts",
             "--trained",

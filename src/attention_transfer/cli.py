@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import sys
@@ -15,7 +16,7 @@ from rich.logging import RichHandler
 from attention_transfer.errors import UserError, nearest
 from attention_transfer.evaluation import doctor, ensemble, predict
 from attention_transfer.experiments import bench, compare, demo
-from attention_transfer.training import Interrupted, Recipe, console, presets, pretrain, train
+from attention_transfer.training import Interrupted, Recipe, console, presets, pretrain, read_config, train
 from attention_transfer.transfer import PRESETS
 
 VERBS: dict[str, Callable[..., Any]] = {
@@ -39,7 +40,13 @@ class Parser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # noqa: ARG002
         """Leave with the user's error, without usage and traceback."""
-        raise UserError(_sentence(message, [option for a in self._actions for option in a.option_strings]))
+        raise UserError(_sentence(message, self._options(message)))
+
+    def _options(self, message: str) -> list[str]:
+        """The options to choose from: of the verb that the message names, or else the parser's own."""
+        verb = re.search(r"Subcommand '(\w+)'", message)
+        parser = self._subcommands_action._name_parser_map[verb[1]] if verb and self._subcommands_action else self
+        return [option for action in parser._actions for option in action.option_strings]
 
 
 def build_parser(arguments: Sequence[str] = ()) -> ArgumentParser:
@@ -51,11 +58,13 @@ def build_parser(arguments: Sequence[str] = ()) -> ArgumentParser:
     for name, verb in VERBS.items():
         summary = (verb.__doc__ or "").split("\n", 1)[0]
         sub = Parser(prog=f"attention-transfer {name}", description=summary)
-        sub.add_argument("--config", action=ActionConfigFile, help="YAML file with values of any flags")
+        sub.add_argument(
+            "--config", action=ActionConfigFile, help="YAML file with values of any flags; it may extend another"
+        )
         if verb is train:
             sub.add_function_arguments(verb, skip={"recipe"})
             sub.add_class_arguments(Recipe, "recipe")
-            chosen = PRESETS.get(_value_of("--preset", arguments), PRESETS["distill"])
+            chosen = PRESETS.get(_preset(arguments), PRESETS["distill"])
             sub.set_defaults({f"recipe.{key}": value for key, value in chosen.recipe.items()})
         elif verb is predict:
             sub.add_function_arguments(verb, skip={"images"}, as_positional=True)
@@ -75,8 +84,9 @@ def build_parser(arguments: Sequence[str] = ()) -> ArgumentParser:
 
 def run(arguments: Sequence[str]) -> None:
     """Parse and call a verb."""
+    arguments = _with_configs(arguments)
     parser = build_parser(arguments)
-    settings: Namespace = parser.parse_args(list(arguments))
+    settings: Namespace = parser.parse_args(arguments)
     try:
         chosen = parser.instantiate(settings)
     except UserError:
@@ -124,6 +134,31 @@ def _as_people_type(parser: ArgumentParser) -> None:
             parser._option_string_actions[dashed] = action
 
 
+def _with_configs(arguments: Sequence[str]) -> list[str]:
+    """The arguments, in which configuration files are replaced by their content, with what they extend."""
+    words: list[str] = []
+    for argument in arguments:
+        if words and words[-1] == "--config":
+            words[-1] = f"--config={_inline(argument)}"
+        elif argument.startswith("--config="):
+            words.append(f"--config={_inline(argument.partition('=')[2])}")
+        else:
+            words.append(argument)
+    return words
+
+
+def _inline(path: str) -> str:
+    return json.dumps(read_config(path), default=str)  # YAML has dates, JSON has not
+
+
+def _preset(arguments: Sequence[str]) -> str:
+    """The preset that is meant: by its flag, or else by the last configuration that names one."""
+    if named := _value_of("--preset", arguments):
+        return named
+    configs = [json.loads(a.partition("=")[2]) for a in arguments if a.startswith("--config={")]
+    return next((str(config["preset"]) for config in reversed(configs) if "preset" in config), "")
+
+
 def _value_of(flag: str, arguments: Sequence[str]) -> str:
     for argument, following in pairwise([*arguments, ""]):
         if argument == flag:
@@ -150,8 +185,8 @@ def _sentence(message: str, options: list[str]) -> str:
     if missing := re.search(r"following arguments are required: (.+)", text):
         names = [name.rpartition(".")[2] for name in missing[1].split(", ")]
         return f"{' and '.join(names)} missing; add what is missing, or see --help"
-    if unknown := re.search(r"Option '(.+?)' is not accepted|Key '(.+?)' is not expected", reasons[0]):
-        name = unknown[1] or unknown[2]
+    if unknown := re.search(r"accept option '(.+?)'|Option '(.+?)' is not accepted|Key '(.+?)' is not ex", reasons[0]):
+        name = unknown[1] or unknown[2] or unknown[3]
         return f"there is no option {name!r}; {nearest(name, [o.removeprefix('--') for o in options])}"
     if len(reasons) == 1 and (choices := re.search(r"Expected a typing\.Literal\[(.+?)\]", reasons[0])):
         given = re.findall(r"(?:Got|Given) value: (\S+)", text)[0]

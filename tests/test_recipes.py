@@ -1,0 +1,103 @@
+"""Every published recipe starts: two steps of its own settings, on a tiny network of its depth and heads."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+
+from attention_transfer import cli
+from attention_transfer.data import DATA, Splits, digits
+from attention_transfer.training import Recipe, RunFolder, read_config, read_metrics
+from attention_transfer.vit import describe, load_vit, save_vit
+
+FOLDER = Path(__file__).parent.parent / "recipes"
+BASES = {"imagenet.yaml", "base.yaml", "transmix.yaml"}
+RECIPES = sorted(path for path in FOLDER.rglob("*.yaml") if path.name not in BASES)
+NAMES = [str(path.relative_to(FOLDER).with_suffix("")) for path in RECIPES]
+
+
+@lru_cache
+def few() -> Splits:
+    """Twenty digits to train, ten to validate, ten to test: two, one and one of each class."""
+    whole = digits()
+
+    def first(labels: Any, number: int) -> Any:
+        return np.sort(np.concatenate([np.flatnonzero(labels == c)[:number] for c in range(10)]))
+
+    sizes = {"train": 2, "validation": 1, "test": 1}
+    return replace(whole, **{n: getattr(whole, n).take(first(getattr(whole, n).labels, k)) for n, k in sizes.items()})
+
+
+def tiny(name: str, folder: Path) -> str:
+    """The network of that name, with 4 patches of 4 pixels and 2 channels a head."""
+    architecture = name.removeprefix("timm/").partition(".")[0]
+    with torch.device("meta"):
+        spec = describe(timm.create_model(architecture))
+    shape = {"img_size": 8, "patch_size": 4, "embed_dim": 2 * spec.heads, "mlp_ratio": 1.0, "num_classes": 10}
+    save_vit(timm.create_model(architecture, **shape), folder / "model")
+    return str(folder / "model")
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=NAMES)
+def test_it_starts(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(DATA, "digits", few)
+    config = read_config(path)
+    named = config["teacher"] if config["teacher"].startswith("timm/") else "timm/vit_large_patch16_224"
+    network = tiny(named, tmp_path)
+    out = tmp_path / "run"
+    words = ["train", "--config", str(path), "--teacher", network, "--data", "digits", "--image-size", "8"]
+    words += ["--init", network] if "init" in config else []
+    cli.run([*words, "--epochs", "2", "--out", str(out)])
+    rows = read_metrics(out / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 2]
+    assert all(np.isfinite(row["train/loss"]) for row in rows)
+    resolved = RunFolder(out).config()
+    assert resolved["preset"] == config["preset"]
+    assert load_vit(str(out)).global_pool == config.get("pool", "token")
+    bound = [rule["class_path"].rpartition(".")[2] for rule in config.get("rules", [])]
+    assert [rule["class_path"].rpartition(".")[2] for rule in resolved["rules"]][: len(bound)] == bound
+    for key, value in config["recipe"].items():
+        assert resolved["recipe"][key] == (2 if key == "epochs" else value)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=NAMES)
+def test_its_networks_are_published(path: Path) -> None:
+    config = read_config(path)
+    for name in (config["teacher"], config.get("init", "")):
+        if name.startswith("timm/"):
+            assert timm.models.get_pretrained_cfg(name.removeprefix("timm/")).has_weights
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=NAMES)
+def test_a_smaller_batch_has_a_smaller_rate_and_the_schedule_never_rises(path: Path) -> None:
+    """The released code's lowest rate is absolute: at batches below 512, copy's rate would rise from its peak."""
+    recipe = Recipe(**read_config(path)["recipe"])
+    small = replace(recipe, batch_size=recipe.batch_size // 8)
+    assert small.peak_lr == pytest.approx(recipe.peak_lr / 8)
+    assert small.min_lr <= 1
+    assert recipe.problems() == small.problems() == []
+
+
+def test_rates_are_the_papers() -> None:
+    """Base rate times batch over 256 (Li et al. 2024): 8e-3 and 8e-4, falling to 2e-3 and 1e-6."""
+    copy = Recipe(**read_config(FOLDER / "attention-transfer/copy-vit-l.yaml")["recipe"])
+    distill = Recipe(**read_config(FOLDER / "attention-transfer/distill-vit-l.yaml")["recipe"])
+    assert (copy.peak_lr, copy.peak_lr * copy.min_lr) == pytest.approx((8e-3, 2e-3))
+    assert (distill.peak_lr, distill.peak_lr * distill.min_lr) == pytest.approx((8e-4, 1e-6))
+    assert (copy.warmup * copy.epochs, distill.warmup * distill.epochs) == (5, 20)
+
+
+def test_each_is_listed_in_the_readme() -> None:
+    text = (FOLDER / "README.md").read_text()
+    missing = [name for name in NAMES if f"`{Path(name).name}`" not in text and not name.startswith("gta/")]
+    assert missing == []
+    gta = {f"{s}-{f}{mix}" for s in ("cub", "cars", "aircraft", "dogs", "pets") for f in (15, 30, 50, 100)
+           for mix in ("", "-transmix")}  # fmt: skip
+    assert {Path(name).name for name in NAMES if name.startswith("gta/")} == gta

@@ -13,7 +13,7 @@ import pytest
 from attention_transfer import UserError, compare
 from attention_transfer.experiments.compare import Comparison
 from attention_transfer.experiments.results import Labels, Row, markdown
-from attention_transfer.training import Recipe, fit
+from attention_transfer.training import Recipe, RunFolder, fit
 
 RECIPE = Recipe(epochs=2, batch_size=20, validate_every=1)
 
@@ -68,6 +68,17 @@ def test_what_is_done_is_not_done_again_and_more_can_be_added(
     assert trained == ["scratch seed 2", "finetune seed 2", "copy seed 2"] * 2
     old = {(r.preset, r.labels, r.seed): r for r in comparison.rows}
     assert {k: r for r in again.rows if (k := (r.preset, r.labels, r.seed)) in old} == old
+
+
+def test_a_tuned_teacher_is_the_fine_tuned_network_of_the_same_labels_and_seed(teacher: str, tmp_path: Path) -> None:
+    done = compare_tiny(teacher, tmp_path / "c", presets="logit-kd,tuned-distill", seeds="3")
+    assert [row.preset for row in done.rows] == ["logit-kd", "tuned-distill"]
+    runs = {path.name for path in (done.path / "runs").iterdir()}
+    assert runs == {"finetune-1shot-seed3", "logit-kd-1shot-seed3", "tuned-distill-1shot-seed3"}
+    for name in ("logit-kd", "tuned-distill"):
+        config = RunFolder(done.path / "runs" / f"{name}-1shot-seed3").config()
+        assert config["teacher"] == str(done.path / "runs" / "finetune-1shot-seed3")
+    assert RunFolder(done.path / "runs" / "finetune-1shot-seed3").config()["teacher"] == teacher
 
 
 def test_without_a_teacher_one_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

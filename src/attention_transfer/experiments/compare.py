@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ from attention_transfer.experiments.results import Labels, Row, row_of, write_re
 from attention_transfer.training import (
     Display,
     Recipe,
+    Run,
     check_writable,
     differences,
     pretrain,
@@ -88,13 +90,13 @@ def compare(
     """
     grid = _grid(presets, seeds, shots, fractions)
     splits = load_data(data)
-    shared: dict[str, Any] = {"pretrained": pretrained, "data": data, "epochs": epochs, "image_size": image_size}
+    shared: dict[str, Any] = {"data": data, "epochs": epochs, "image_size": image_size}
     _check(grid, splits, epochs, recipe)
     if teacher is None and pretrained is not True:
         raise UserError("pretrained says which weights the teacher has, but no teacher is named; add --teacher")
     if teacher is not None:
         load_vit(teacher, pretrained=pretrained, image_size=image_size)  # says what is wrong before anything is written
-    config = {**shared, "teacher": teacher, "recipe": asdict(recipe) if recipe else None}
+    config = {**shared, "pretrained": pretrained, "teacher": teacher, "recipe": asdict(recipe) if recipe else None}
     folder = _open(Path(out), config)
     with Display.open() as display, display.bar("comparison", len(grid) + (teacher is None)) as bar:
         source = teacher
@@ -105,23 +107,42 @@ def compare(
         rows = []
         for name, labels, seed in grid:
             bar.note(f"{name}, {labels.title}, seed {seed}")
-            place = str(folder / "runs" / f"{name}-{labels.slug}-seed{seed}")
-            run = train(
-                name,
-                teacher=source,
-                seed=seed,
-                fraction=labels.fraction,
-                shots=labels.shots,
-                recipe=recipe,
-                out=place,
-                **shared,
-            )
+            one = partial(_run, folder=folder, labels=labels, seed=seed, recipe=recipe, shared=shared)
+            # A teacher that is tuned first is the fine-tuned network of the same comparison; no method tunes its own.
+            tuned = one("finetune", source, pretrained).path if preset(name).tune_teacher else None
+            run = one(name, source, pretrained) if tuned is None else one(name, str(tuned), True)
             rows.append(row_of(run, labels))
             write_results(rows, folder)
             bar.advance()
     network = load_vit(source, pretrained=pretrained, image_size=image_size)
     _draw(folder, rows, network, source, splits)
     return Comparison(folder, source, tuple(rows))
+
+
+def _run(
+    name: str,
+    teacher: str,
+    pretrained: bool | str,
+    *,
+    folder: Path,
+    labels: Labels,
+    seed: int,
+    recipe: Recipe | None,
+    shared: dict[str, Any],
+) -> Run:
+    """One student of the comparison, trained now or before."""
+    return train(
+        name,
+        teacher=teacher,
+        pretrained=pretrained,
+        tune_teacher=False,
+        seed=seed,
+        fraction=labels.fraction,
+        shots=labels.shots,
+        recipe=recipe,
+        out=str(folder / "runs" / f"{name}-{labels.slug}-seed{seed}"),
+        **shared,
+    )
 
 
 def _draw(folder: Path, rows: Sequence[Row], network: nn.Module, teacher: str, splits: Splits) -> None:

@@ -20,7 +20,7 @@ import attention_transfer as at
 from attention_transfer.training import Recipe, train
 from attention_transfer.transfer import PRESETS
 
-RATES = {"random": (4e-3, 8e-3, 1.6e-2), "teacher": (2e-3, 4e-3, 8e-3)}
+RATES = {"random": (4e-3, 8e-3, 1.6e-2, 3.2e-2), "teacher": (2e-3, 4e-3, 8e-3, 1.6e-2)}
 OTHER_RATES = {"linear-probe": (1e-2, 2e-2, 5e-2, 1e-1)}
 FACTORS = (0.1, 0.3, 3.0)  # of the preset's weight, beside the weight itself
 

@@ -344,6 +344,25 @@ def test_a_capture_around_a_probe_sees_no_invented_values(tiny_vit: Build, image
     assert all(torch.equal(call.v, expected[call.layer].v) for call in calls)
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("make", [None, hf_vit, torchvision_vit], ids=["timm", "hf", "torchvision"])
+def test_a_capture_sees_every_probed_block_whenever_it_was_attached(
+    when: str, make: Callable[[], Any] | None, tiny_vit: Build, images: Tensor
+) -> None:
+    """The probe ends the forward at its last call, of which a listener that came later would hear nothing."""
+    teacher = frozen(make() if make else tiny_vit(3))
+    images = images.expand(-1, 3, -1, -1) if make is torchvision_vit else images
+    expected = whole_forward(teacher, images)
+    layers = [0, 1]
+    probes = [AttentionProbe(teacher, layers)] if when == "after" else []
+    with capture(teacher, layers=layers) as calls:
+        (probes or [AttentionProbe(teacher, layers)])[0].run(images)
+    assert [call.layer for call in calls] == layers
+    for call in calls:
+        assert torch.equal(call.q, expected[call.layer].q)
+        assert torch.equal(call.k, expected[call.layer].k)
+
+
 @pytest.mark.parametrize("at", ["patch_embed", "blocks.0.mlp", "blocks.1.norm1"])
 def test_an_exception_in_the_model_leaves_the_probe_usable(at: str, tiny_vit: Build, images: Tensor) -> None:
     model = frozen(tiny_vit(1))

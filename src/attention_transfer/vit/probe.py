@@ -11,12 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from attention_transfer.vit.call import POOL, AttentionCall
-from attention_transfer.vit.seam import Skipped, listen
+from attention_transfer.vit.seam import EnoughSeen, Skipped, listen
 from attention_transfer.vit.tap import TapHandle
-
-
-class _EnoughSeen(Exception):
-    """The last attention that was asked for has been seen; not an error."""
 
 
 class AttentionProbe:
@@ -87,7 +83,7 @@ class AttentionProbe:
         self._thread = threading.get_ident()
         try:
             output = self.model(images)
-        except _EnoughSeen:
+        except EnoughSeen:
             output = None
         finally:
             self._calls = None
@@ -105,5 +101,5 @@ class AttentionProbe:
         if self._calls is not None and self._listening():
             self._calls[call.layer] = self._keep(call)
             if call.layer == self._last and not (self._whole or torch.compiler.is_compiling()):
-                raise _EnoughSeen
+                raise EnoughSeen(call)
         return call

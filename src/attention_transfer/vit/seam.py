@@ -38,6 +38,13 @@ _VALUES = ("v_proj", "value")
 _QUERIES_AND_KEYS = ("q_proj", "query", "k_proj", "key")
 
 
+class EnoughSeen(Exception):
+    """Raised by a listener to end a forward at its call, which those that listen from further out hear first."""
+
+    def __init__(self, call: AttentionCall) -> None:
+        self.call = call
+
+
 def attention_modules(model: nn.Module) -> Sequence[nn.Module]:
     """The attention module of each block, in order.
 
@@ -104,8 +111,13 @@ def _intercepted(seat: _Seat, forward: Forward, *args: Any, **kwargs: Any) -> An
     eager = not torch.compiler.is_compiling()
     if eager and isinstance(seat.module, nn.MultiheadAttention) and takes_kernel(seat.module, args[0]):
         return _around_kernel(seat, seat.module, hear, forward, *args, **kwargs)
-    with _AttentionMode(seat, hear):
-        output = forward(*args, **kwargs)
+    try:
+        with _AttentionMode(seat, hear):
+            output = forward(*args, **kwargs)
+    except EnoughSeen as stop:
+        if not heard:
+            seat.listener(stop.call)
+        raise
     if len(heard) != 1:
         raise UserError(
             f"block {seat.layer} made {len(heard)} calls of scaled_dot_product_attention where one was expected, so "
@@ -133,9 +145,15 @@ def _around_kernel(
         q, k, v = projected(module, *args[:3])
         seen = AttentionCall(q, k, v, None, module.head_dim**-0.5, seat.layer, seat.tokens)
         used: AttentionCall | Tensor = seen
+        enough: EnoughSeen | None = None
         for hear in reversed(waiting):
             if isinstance(used, AttentionCall):
-                used = hear(used)
+                try:
+                    used = hear(used)
+                except EnoughSeen as stop:
+                    enough = stop
+        if enough is not None:
+            raise enough
         if isinstance(used, AttentionCall) and _same_operands(used, seen):
             return forward(*args, **kwargs)
         with _AttentionMode(seat, lambda _: used):

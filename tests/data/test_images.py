@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
+from torchvision import transforms
+from torchvision.transforms import InterpolationMode
 
-from attention_transfer.data import ArrayImages, Split, eval_pixels, eval_transform, read_image, train_pixels
+from attention_transfer.data import (
+    ArrayImages,
+    FileImages,
+    Split,
+    eval_pixels,
+    eval_transform,
+    read_image,
+    train_pixels,
+)
+from attention_transfer.data import transforms as transforms_module
 from attention_transfer.errors import UserError
 from attention_transfer.vit import ViTSpec, describe
 
@@ -89,6 +101,75 @@ def test_a_split_becomes_a_data_set_of_tensors_and_labels(spec: Specs) -> None:
     stored = data.materialised()
     assert stored.tensors[1].tolist() == [4, 1, 2]
     assert torch.equal(stored.tensors[0], torch.stack([data[i][0] for i in range(3)]))
+
+
+@pytest.fixture
+def scenes(tiny_vit: Build) -> ViTSpec:
+    """Input of a model of 3 channels and 96 by 96 pixels, which takes crops."""
+    statistics = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+    return describe(tiny_vit(in_chans=3, img_size=96, patch_size=32, pretrained_cfg_overlay=statistics))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (30_000, 10), (10, 30_000), (1, 5_000), (2, 3)])
+@pytest.mark.parametrize("augment", ["none", "light", "heavy"])
+def test_images_of_extreme_shape_become_inputs(augment: Any, size: tuple[int, int], scenes: ViTSpec) -> None:
+    image = Image.new("RGB", size, (200, 100, 50))
+    pixels = train_pixels(scenes, augment)(image)
+    assert (pixels.shape, pixels.dtype) == ((3, 96, 96), torch.uint8)
+    if augment != "heavy":
+        assert (pixels == torch.tensor([200, 100, 50])[:, None, None]).all()
+
+
+@pytest.mark.parametrize("size", [(300, 20), (20, 300), (97, 180), (40, 41)])
+def test_only_the_crop_of_a_long_strip_is_computed_and_it_is_the_same(
+    size: tuple[int, int], scenes: ViTSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    columns, rows = np.meshgrid(np.arange(size[0]), np.arange(size[1]))
+    waves = np.stack([np.sin(columns / 5 + k) * np.cos(rows / 3 - k) for k in range(3)], axis=-1)
+    image, pixels = Image.fromarray((128 + 100 * waves).astype(np.uint8)), eval_pixels(scenes)
+    whole = pixels(image).int()
+    monkeypatch.setattr(transforms_module, "LARGEST", 0)
+    # Columns and rows are resized one after the other, in an order of Pillow's choice, and rounded in between.
+    assert (pixels(image).int() - whole).abs().max() <= 3
+
+
+def test_evaluation_crops_the_centre_as_torchvision_does(scenes: ViTSpec) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (150, 120, 3), dtype=np.uint8))
+    reference = transforms.Compose(
+        [transforms.Resize(110, InterpolationMode.BICUBIC), transforms.CenterCrop(96), transforms.PILToTensor()]
+    )
+    assert torch.equal(eval_pixels(scenes)(image), reference(image))
+
+
+def test_the_strongest_posterisation_keeps_a_bit(scenes: ViTSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Noise on the magnitude reaches its bound once in forty draws; no bits are black, or refused by Pillow."""
+    kept: list[int] = []
+
+    def posterize(image: Image.Image, bits: int) -> Image.Image:
+        kept.append(bits)
+        return image
+
+    monkeypatch.setattr(random, "gauss", lambda mean, deviation: 99.0)
+    monkeypatch.setattr(ImageOps, "posterize", posterize)
+    augment = train_pixels(scenes, "medium")
+    for _ in range(200):
+        augment(Image.new("RGB", (96, 96)))
+    assert set(kept) == {1}
+
+
+def test_files_are_images_by_index(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{name}.png" for name in ("a", "bé", "long name")]
+    for shade, path in enumerate(paths):
+        Image.new("L", (2, 2), shade).save(path)
+    images = FileImages(paths)
+    assert images.paths == tuple(paths)
+    assert [np.asarray(images[index])[0, 0] for index in range(3)] == [0, 1, 2]
+    assert np.asarray(images[-1])[0, 0] == 2
+    chosen = images.take(np.array([2, 0]))
+    assert chosen.paths == (paths[2], paths[0])
+    assert (len(images), len(chosen), len(FileImages([]))) == (3, 2, 0)
+    with pytest.raises(IndexError):
+        images[3]
 
 
 def save(image: Image.Image, path: Path, **options: Any) -> Image.Image:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from attention_transfer.data import check_subset, labelled_subset
+from attention_transfer.data import check_subset, class_balanced_weights, labelled_subset
 from attention_transfer.errors import UserError, UserErrors
 
 LABELS = [0] * 20 + [1] * 10 + [2] * 5
@@ -89,3 +89,15 @@ def test_all_mistakes_are_listed_at_once() -> None:
 def test_more_shots_than_the_rarest_class_has_are_refused() -> None:
     with pytest.raises(UserError, match="shots is 6, but class 2 has only 5 images"):
         labelled_subset(LABELS, shots=6)
+
+
+@settings(deadline=None, max_examples=50)
+@given(labels=st.lists(st.integers(0, 5), min_size=1, max_size=50))
+def test_balanced_weights_give_every_class_the_same_chance(labels: list[int]) -> None:
+    weights = class_balanced_weights(labels)
+    assert weights.shape == (len(labels),)
+    present = sorted(set(labels))
+    for label in present:
+        of_class = weights[np.array(labels) == label]
+        assert of_class.sum() == pytest.approx(1 / len(present))
+        assert of_class.min() == of_class.max()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
 from attention_transfer.data.files import read_image
+from attention_transfer.data.threads import in_threads
 from attention_transfer.data.transforms import Transform
 
 
@@ -48,25 +50,42 @@ class ArrayImages:
         return ArrayImages(self.pixels[indices])
 
 
-@dataclass(frozen=True)
 class FileImages:
-    """Image files."""
+    """Image files.
 
-    paths: tuple[Path, ...]
+    The paths are one string of bytes: a million objects would be copied, page by page, into every process that loads
+    images, because looking at an object changes its count of references.
+    """
+
+    def __init__(self, paths: Iterable[str | bytes | Path]) -> None:
+        names = [os.fsencode(path) for path in paths]
+        self._text = b"".join(names)
+        self._ends = np.cumsum([0, *map(len, names)])
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """Where they are."""
+        return tuple(Path(os.fsdecode(self._name(index))) for index in range(len(self)))
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self._ends) - 1
 
     def __getitem__(self, index: int) -> Image.Image:
-        return read_image(self.paths[index])
+        return read_image(os.fsdecode(self._name(range(len(self))[index])))
 
     def take(self, indices: NDArray[np.int64]) -> FileImages:
         """The images at these indices."""
-        return FileImages(tuple(self.paths[i] for i in indices))
+        return FileImages(self._name(index) for index in indices.tolist())
+
+    def _name(self, index: int) -> bytes:
+        return self._text[self._ends[index] : self._ends[index + 1]]
 
 
 class ImageSet(Dataset[tuple[Tensor, Tensor]]):
-    """Images with labels; each item is what the transform makes of an image, and an int64 class."""
+    """Images with labels; each item is what the transform makes of an image, and an int64 class.
+
+    An image that can't be read raises a `UserError` that names it: it was in order when the set was loaded.
+    """
 
     def __init__(self, images: Images, labels: NDArray[np.int64], transform: Transform) -> None:
         self.images = images
@@ -81,7 +100,7 @@ class ImageSet(Dataset[tuple[Tensor, Tensor]]):
 
     def materialised(self) -> TensorDataset:
         """Every item once, as tensors in memory; for a deterministic transform of a small set."""
-        items = [self[i] for i in range(len(self))]
+        items = in_threads(self.__getitem__, range(len(self)), "reading images")
         return TensorDataset(torch.stack([image for image, _ in items]), torch.stack([label for _, label in items]))
 
 

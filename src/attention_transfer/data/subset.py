@@ -1,4 +1,4 @@
-"""Labelled subsets: a share of each class, or a number of images of each."""
+"""Labelled subsets: a share of each class, or a number of images of each; and weights for unequal classes."""
 
 from __future__ import annotations
 
@@ -52,3 +52,20 @@ def labelled_subset(
         members = generator.permutation(np.flatnonzero(np.asarray(labels) == label))
         chosen.append(members[: shots or max(1, round(fraction * count))])
     return np.sort(np.concatenate(chosen)).astype(np.int64)
+
+
+def class_balanced_weights(labels: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float64]:
+    """How often to draw each image so that every class is drawn equally often: in proportion to 1 / class count.
+
+    For a sampler that draws with replacement: `WeightedRandomSampler(class_balanced_weights(labels), len(labels))`.
+    Rare images are then seen several times an epoch, and some of the frequent classes not at all.
+
+    Args:
+        labels: class of each image, (n,).
+
+    Returns:
+        A probability for each image, float64 (n,); they sum to 1.
+    """
+    _, places, counts = np.unique(np.asarray(labels), return_inverse=True, return_counts=True)
+    weights: NDArray[np.float64] = 1 / (len(counts) * counts[places])
+    return weights

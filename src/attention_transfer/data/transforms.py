@@ -6,6 +6,7 @@ Images travel as uint8, a quarter of the bytes of floats, and are normalised on 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
@@ -15,7 +16,7 @@ from timm.data.auto_augment import rand_augment_transform
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor, nn
 from torchvision import transforms
-from torchvision.transforms import InterpolationMode
+from torchvision.transforms import InterpolationMode, functional
 
 from attention_transfer.data.files import in_mode
 from attention_transfer.errors import UserError
@@ -28,6 +29,9 @@ Augment = Literal["auto", "none", "shift", "light", "medium", "heavy"]
 SMALL = 64
 """Below this many pixels, height and width, an image is a sign rather than a scene: nothing is cropped or mirrored."""
 
+LARGEST = 2**25
+"""Pixels of a resized image, from which on only its centre crop is computed."""
+
 CROP = 0.875
 """Share of the shorter side that the centre crop of evaluation keeps (224 of 256, as in both papers)."""
 
@@ -37,8 +41,7 @@ RANDOM_ERASING = 0.25
 
 def eval_transform(spec: ViTSpec) -> Transform:
     """Deterministic: to the model's channels, size and normalisation; float32 (channels, height, width)."""
-    pixels, normalise = eval_pixels(spec), Normalise(spec)
-    return lambda image: normalise(pixels(image))
+    return _Normalised(eval_pixels(spec), Normalise(spec))
 
 
 def eval_pixels(spec: ViTSpec) -> Transform:
@@ -47,12 +50,8 @@ def eval_pixels(spec: ViTSpec) -> Transform:
     Images of scenes are resized so that the centre crop keeps 87.5 % of the shorter side; small ones are resized whole.
     """
     height, width = spec.image_size
-    steps: list[Step] = [_resized(height, width)]
-    if min(height, width) >= SMALL:
-        side = round(max(height, width) / CROP)
-        resize = transforms.Resize(side, InterpolationMode.BICUBIC)
-        steps = [_unless((width, height), resize), transforms.CenterCrop((height, width))]
-    return _pixels(spec, steps)
+    scene = min(height, width) >= SMALL
+    return _pixels(spec, [_Centre(height, width) if scene else _Resize(height, width)])
 
 
 def train_pixels(spec: ViTSpec, augment: Augment = "auto", *, images: int = 0) -> Transform:
@@ -78,13 +77,18 @@ def train_pixels(spec: ViTSpec, augment: Augment = "auto", *, images: int = 0) -
         jitter = transforms.RandomAffine(
             degrees=10, translate=(0.1, 0.1), scale=(0.9, 1.1), interpolation=InterpolationMode.BILINEAR
         )
-        return _pixels(spec, [_resized(height, width), jitter])
+        return _pixels(spec, [_Resize(height, width), jitter])
     crop = transforms.RandomResizedCrop((height, width), interpolation=InterpolationMode.BICUBIC)
     steps: list[Step] = [crop, transforms.RandomHorizontalFlip()]
     if chosen in ("medium", "heavy"):
         mean = spec.mean if spec.channels == 3 else spec.mean * 3
-        settings = {"translate_const": int(0.45 * min(height, width)), "img_mean": tuple(round(255 * m) for m in mean)}
-        steps.append(_in_colour(rand_augment_transform("rand-m9-mstd0.5-inc1", settings)))
+        settings = {
+            "translate_const": int(0.45 * min(height, width)),
+            "img_mean": tuple(round(255 * m) for m in mean),
+            # At 10, which one draw in forty is cut down to, "posterise" would keep 0 bits: black, and Pillow refuses.
+            "magnitude_max": 9.99,
+        }
+        steps.append(_InColour(rand_augment_transform("rand-m9-mstd0.5-inc1", settings)))
     return _pixels(spec, steps)
 
 
@@ -139,26 +143,84 @@ class Normalise(nn.Module):
 def _pixels(spec: ViTSpec, steps: list[Step]) -> Transform:
     if spec.channels not in (1, 3):
         raise UserError(f"{spec.name} takes {spec.channels} channels; images have 1 or 3")
-    mode = "L" if spec.channels == 1 else "RGB"
+    return _Pixels("L" if spec.channels == 1 else "RGB", tuple(steps))
 
-    def transform(image: Image.Image) -> Tensor:
-        image = in_mode(image, mode)
-        for step in steps:
+
+# Classes instead of closures: processes that load images get the transform by pickle where they are not forked.
+
+
+@dataclass(frozen=True)
+class _Pixels:
+    """An image in this mode, after these steps, as uint8 (channels, height, width)."""
+
+    mode: str
+    steps: tuple[Step, ...]
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        image = in_mode(image, self.mode)
+        for step in self.steps:
             image = step(image)
         return torch.from_numpy(np.atleast_3d(np.asarray(image)).transpose(2, 0, 1).copy())
 
-    return transform
+
+@dataclass(frozen=True)
+class _Normalised:
+    pixels: Transform
+    normalise: Normalise
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        normalised: Tensor = self.normalise(self.pixels(image))
+        return normalised
 
 
-def _resized(height: int, width: int) -> Step:
-    return _unless((width, height), lambda image: image.resize((width, height), Image.Resampling.BICUBIC))
+@dataclass(frozen=True)
+class _Resize:
+    """To this size, whatever the proportions were."""
+
+    height: int
+    width: int
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        size = (self.width, self.height)
+        return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
 
 
-def _unless(size: tuple[int, int], step: Step) -> Step:
-    """The step, for images that are not of this size already."""
-    return lambda image: image if image.size == size else step(image)
+@dataclass(frozen=True)
+class _Centre:
+    """The centre crop of the image, resized so that the crop keeps `CROP` of the shorter side."""
+
+    height: int
+    width: int
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        if image.size == (self.width, self.height):
+            return image
+        shorter, longer = sorted(image.size)
+        side = round(max(self.height, self.width) / CROP)
+        if side * side * longer <= LARGEST * shorter:
+            image = functional.resize(image, side, InterpolationMode.BICUBIC)
+            cropped: Image.Image = functional.center_crop(image, (self.height, self.width))
+            return cropped
+        # A strip of 30,000x10 pixels would become 768,000x256 before it is cropped: only the crop is computed.
+        resized = [side if length == shorter else int(side * longer / shorter) for length in image.size]
+        box: list[float] = []
+        for whole, kept in zip(resized, (self.width, self.height), strict=True):
+            start = round((whole - kept) / 2)
+            box += [start / whole, (start + kept) / whole]
+        left, right, top, bottom = box
+        columns, rows = image.size
+        return image.resize(
+            (self.width, self.height),
+            Image.Resampling.BICUBIC,
+            box=(left * columns, top * rows, right * columns, bottom * rows),
+        )
 
 
-def _in_colour(step: Step) -> Step:
+@dataclass(frozen=True)
+class _InColour:
     """RandAugment works on colours; a grey image goes there and back."""
-    return lambda image: step(image) if image.mode == "RGB" else step(image.convert("RGB")).convert(image.mode)
+
+    step: Step
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        return self.step(image) if image.mode == "RGB" else self.step(image.convert("RGB")).convert(image.mode)

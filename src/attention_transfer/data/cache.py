@@ -1,0 +1,149 @@
+"""Decoded images kept in memory, where they fit.
+
+Two things are worth keeping. What evaluation sees is the same every time, so its final pixels are kept. Training draws
+other crops every time, so the decoded image is kept, whole: shrinking it first would change the crops.
+
+Both are made before any process that loads images begins. Forked processes then share them; processes that are spawned
+share the tensors, and get decoded images each as a copy of their own.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from attention_transfer.data.files import UNREADABLE
+from attention_transfer.data.images import FileImages, Images, ImageSet
+from attention_transfer.data.threads import in_threads
+
+log = logging.getLogger("attention_transfer")
+
+SHARE = 4
+"""A cache takes at most one part in so many of the memory that is free."""
+
+_GROUP = Path("/sys/fs/cgroup")  # Linux's account of a container
+
+
+@dataclass(frozen=True)
+class DecodedImages:
+    """Images in memory, each of its own size and mode."""
+
+    images: tuple[Image.Image, ...]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        return self.images[index]
+
+    def take(self, indices: NDArray[np.int64]) -> DecodedImages:
+        """The images at these indices."""
+        return DecodedImages(tuple(self.images[i] for i in indices))
+
+
+def keep_pixels(images: ImageSet, name: str, *, free: int | None = None) -> Dataset[tuple[Tensor, ...]]:
+    """A set with a deterministic transform, computed once and kept if a quarter of the free memory holds it.
+
+    Args:
+        images: what evaluation reads.
+        name: what to call it in the log, which gets what was decided and why.
+        free: bytes of free memory; default what the system has.
+
+    Returns:
+        A `TensorDataset` of the same items, or `images` itself.
+    """
+    if not len(images):
+        return images
+    first, _ = images[0]
+    needed = len(images) * first.numel() * first.element_size()
+    return images.materialised() if _fits(name, len(images), needed, free) else images
+
+
+def keep_decoded(images: Images, name: str, *, free: int | None = None) -> Images:
+    """Image files, decoded once and kept if a quarter of the free memory holds them.
+
+    Args:
+        images: what training reads; images that are in memory already are given back as they are.
+        name: what to call them in the log, which gets what was decided and why.
+        free: bytes of free memory; default what the system has.
+
+    Returns:
+        The same images.
+    """
+    if not isinstance(images, FileImages):
+        return images
+    free = free_memory() if free is None else free
+    needed = _decoded_bytes(images, enough=free // SHARE)
+    if not _fits(name, len(images), needed, free):
+        return images
+    return DecodedImages(tuple(in_threads(images.__getitem__, range(len(images)), f"reading {name} images")))
+
+
+def free_memory() -> int:
+    """Bytes of memory that can be had without swapping, within the limit of the container."""
+    limit = _free_in_container()
+    available = _free_in_system()
+    return available if limit is None else min(available, limit)
+
+
+def _free_in_system() -> int:
+    table = Path("/proc/meminfo")
+    if table.is_file():  # Linux; its count of free pages leaves out the cache of files, which gives way
+        lines = dict(line.split(":") for line in table.read_text().splitlines())
+        if "MemAvailable" in lines:
+            return int(lines["MemAvailable"].split()[0]) * 1024
+    pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
+    return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _free_in_container() -> int | None:
+    if not (_GROUP / "memory.max").is_file():
+        return None
+    limit = (_GROUP / "memory.max").read_text().strip()
+    if limit == "max":
+        return None
+    counts = dict(line.split() for line in (_GROUP / "memory.stat").read_text().splitlines())
+    used = int((_GROUP / "memory.current").read_text()) - int(counts["inactive_file"])  # cached files give way
+    return max(0, int(limit) - used)
+
+
+def _fits(name: str, images: int, needed: int, free: int | None) -> bool:
+    free = free_memory() if free is None else free
+    fits = needed <= free // SHARE
+    log.info(
+        "%s: %s images are %s (%s, %s a quarter of the %s of free memory)",
+        name,
+        f"{images:,}",
+        "kept in memory" if fits else "decoded whenever they are needed",
+        _size(needed) if fits else f"at least {_size(needed)}",
+        "within" if fits else "more than",
+        _size(free),
+    )
+    return fits
+
+
+def _decoded_bytes(images: FileImages, *, enough: int) -> int:
+    """Bytes of the decoded images by their headers; where there are too many, it is known before all are read."""
+    total = 0
+    for path in images.paths:
+        try:
+            with Image.open(path) as image:
+                wide = 4 if image.mode.startswith(("I", "F")) else 1 if len(image.getbands()) == 1 else 4
+                total += image.width * image.height * wide  # Pillow stores three channels in four bytes
+        except UNREADABLE:
+            continue  # said, by its name, when it is decoded
+        if total > enough:
+            break
+    return total
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.1f} GB" if count >= 2**30 else f"{count / 2**20:.1f} MB"

@@ -1,0 +1,164 @@
+"""ImageNet-1K (ILSVRC 2012), and subsets of its classes in the same layout.
+
+Source: O. Russakovsky et al., ImageNet Large Scale Visual Recognition Challenge, 2015. The validation images may lie
+in folders of their classes, or flat as published; then one of the files of `_answers` must say what they show.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from attention_transfer.data.cut import complete
+from attention_transfer.data.images import FileImages, Split, Splits
+from attention_transfer.data.layouts.layout import Boxes, Layout
+from attention_transfer.data.layouts.reading import (
+    AGAIN,
+    labelled,
+    read_lines,
+    read_mat,
+    read_rows,
+    read_xml_box,
+    require,
+    require_home,
+)
+from attention_transfer.errors import UserError
+
+CLASSES = 1000
+WNID = re.compile(r"n\d{8}")
+GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
+SYNSET_LABELS = "imagenet_2012_validation_synset_labels.txt"
+DEVKIT = Path("ILSVRC2012_devkit_t12") / "data"
+IMAGES = (".jpeg", ".jpg", ".png")
+
+
+def load_imagenet(path: Path) -> Splits:
+    """The official training images; the validation images are the test split, as papers report them.
+
+    Labels are in the order of the WordNet ids, as everywhere but in the challenge's own files.
+    """
+    home = require_home(_home(path), path, IMAGENET.title)
+    require(home, ("train", "val"))
+    wnids = _class_folders(home / "train")
+    index = {wnid: label for label, wnid in enumerate(wnids)}
+    train = _from_folders(home / "train", index)
+    validation = _from_folders(home / "val", index) if _class_folders(home / "val") else _flat(path, home, index)
+    notes = [f"The folder has {len(wnids)} of the {CLASSES:,} classes."] if len(wnids) != CLASSES else []
+    return complete(IMAGENET.name, _names(path, home, wnids), train=train, validation=validation, notes=notes)
+
+
+def imagenet_boxes(path: Path) -> Boxes:
+    """Boxes around all objects of the class, of the validation images."""
+    home = require_home(_home(path), path, IMAGENET.title)
+    annotations = _beside(path, home, Path("Annotations") / "CLS-LOC" / "val")
+    if annotations is None:
+        raise UserError(f"{path} has no Annotations/CLS-LOC/val; unpack the validation bounding boxes there")
+    files = [file for file in (home / "val").rglob("*") if file.suffix.lower() in IMAGES]
+    return {file: read_xml_box(annotations / f"{file.stem}.xml") for file in sorted(files)}
+
+
+def _from_folders(folder: Path, index: dict[str, int]) -> Split:
+    samples: list[tuple[Path, int]] = []
+    empty = []
+    for wnid in _class_folders(folder):
+        if wnid not in index:
+            raise UserError(f"{folder / wnid} is a class that train/ does not have; {AGAIN}")
+        names = sorted(file.name for file in (folder / wnid).iterdir() if file.name.lower().endswith(IMAGES))
+        samples += [(folder / wnid / name, index[wnid]) for name in names]
+        empty += [] if names else [wnid]
+    if empty:
+        raise UserError(f"{len(empty)} folders in {folder} have no image (the first: {', '.join(empty[:5])}); {AGAIN}")
+    paths, labels = zip(*samples, strict=True)
+    return Split(FileImages(paths), np.array(labels, dtype=np.int64))
+
+
+def _flat(path: Path, home: Path, index: dict[str, int]) -> Split:
+    source, answers = _answers(path, home)
+    unknown = next((wnid for wnid in answers.values() if wnid not in index), None)
+    if unknown is not None:
+        raise UserError(f"{source} has class {unknown}, which {home / 'train'} does not have; {AGAIN}")
+    return labelled([(home / "val" / f"{name}.JPEG", index[wnid]) for name, wnid in answers.items()], source)
+
+
+def _answers(path: Path, home: Path) -> tuple[Path, dict[str, str]]:
+    """The file that tells the classes of the flat validation images, and the WordNet id of each image's name."""
+    solution = _beside(path, home, Path("LOC_val_solution.csv"))
+    if solution is not None:
+        with solution.open(newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.reader(file) if row]
+        damaged = [row for row in rows[1:] if len(row) != 2 or not WNID.match(row[1])]
+        if not rows[1:] or damaged:
+            raise UserError(f"{solution} is damaged: it is not a list of image and class ids; {AGAIN}")
+        return solution, {name: prediction.split()[0] for name, prediction in sorted(rows[1:])}
+    synsets = _beside(path, home, Path(SYNSET_LABELS))
+    if synsets is not None:
+        return synsets, {_name(n): wnid for n, wnid in enumerate(read_lines(synsets), 1)}
+    truth = _beside(path, home, Path(GROUND_TRUTH)) or _beside(path, home, DEVKIT / GROUND_TRUTH)
+    if truth is not None:
+        wnids = _synsets(truth.with_name("meta.mat"))
+        lines = read_lines(truth)
+        unknown = next((line for line in lines if line not in wnids), None)
+        if unknown is not None:
+            raise UserError(f"{truth} is damaged: {unknown!r} is not the number of a class in meta.mat; {AGAIN}")
+        return truth, {_name(n): wnids[line] for n, line in enumerate(lines, 1)}
+    raise UserError(
+        f"the images in {home / 'val'} are not in folders of their classes, and there is no LOC_val_solution.csv, no "
+        f"{SYNSET_LABELS} and no {DEVKIT / GROUND_TRUTH}; put one of them into {path}"
+    )
+
+
+def _name(number: int) -> str:
+    return f"ILSVRC2012_val_{number:08d}"
+
+
+def _synsets(meta: Path) -> dict[str, str]:
+    """The challenge's own class numbers, which are not in the order of the labels, and their WordNet ids."""
+    rows = read_mat(meta, "synsets", ("ILSVRC2012_ID", "WNID"))
+    return {str(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in rows}
+
+
+def _names(path: Path, home: Path, wnids: list[str]) -> list[str]:
+    """Words for the classes, with the WordNet id where two have the same; the ids alone where no file has words."""
+    mapping = _beside(path, home, Path("LOC_synset_mapping.txt"))
+    if mapping is None:
+        return wnids
+    words = dict(read_rows(mapping, 2))
+    absent = next((wnid for wnid in wnids if wnid not in words), None)
+    if absent is not None:
+        raise UserError(f"{mapping} is damaged: it has no line for {absent}; {AGAIN}")
+    same = Counter(words[wnid] for wnid in wnids)
+    return [words[wnid] if same[words[wnid]] == 1 else f"{words[wnid]} ({wnid})" for wnid in wnids]
+
+
+def _beside(path: Path, home: Path, name: Path) -> Path | None:
+    """A file in the folder that was named, or in any down to the one with the images."""
+    folders = [folder for folder in (home, *home.parents) if folder.is_relative_to(path)]
+    return next((folder / name for folder in folders if (folder / name).exists()), None)
+
+
+def _class_folders(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in os.scandir(folder) if WNID.fullmatch(entry.name) and entry.is_dir())
+
+
+def _home(path: Path) -> Path | None:
+    for home in (path, path / "Data" / "CLS-LOC", path / "ILSVRC" / "Data" / "CLS-LOC"):
+        if (home / "train").is_dir() and (home / "val").is_dir():
+            first = islice(os.scandir(home / "train"), 20)
+            if any(WNID.fullmatch(entry.name) for entry in first):
+                return home
+    return None
+
+
+IMAGENET = Layout(
+    name="imagenet",
+    title="ImageNet-1K",
+    recognises=lambda path: _home(path) is not None,
+    load=load_imagenet,
+    boxes=imagenet_boxes,
+)

@@ -1,0 +1,170 @@
+"""A CSV or TSV file that lists images with their classes."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from attention_transfer.data.cut import SPLIT_NAMES
+from attention_transfer.data.images import Splits
+from attention_transfer.data.listing import Listing, named, splits_of
+from attention_transfer.errors import UserError, raise_all
+
+SUFFIXES = (".csv", ".tsv")
+
+COLUMNS = {
+    "path": ("path", "file", "image", "filename"),
+    "label": ("label", "class", "category"),
+    "split": ("split",),
+}
+"""What the columns may be called, in any case."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    number: int  # of its line in the file
+    path: str
+    label: str
+    split: str
+
+
+@dataclass
+class _Table:
+    """Rows of the file, and what is wrong with them."""
+
+    rows: list[_Row]
+    unused: list[str]
+    has_splits: bool
+    problems: list[str] = field(default_factory=list)
+
+    def complain(self, wrong: Callable[[_Row], bool], what: str, mend: str) -> None:
+        """A sentence that names the first five rows of those that are wrong, and their number."""
+        rows = [f"line {row.number}" for row in self.rows if wrong(row)]
+        if rows:
+            shown = ", ".join(rows[:5]) + (f" and {len(rows) - 5:,} more" if len(rows) > 5 else "")
+            self.problems.append(f"{len(rows):,} of {len(self.rows):,} rows {what} ({shown}); {mend}")
+
+
+def load_table(path: Path, *, strict: bool = False) -> Splits:
+    """Load the images that a table lists.
+
+    Columns: path (or file, image, filename), label (or class, category), and optionally split (train, val, test). Paths
+    are relative to the table's folder. Classes are in alphabetical order, or by number where all are numbers. Splits
+    that are not given are cut from the training images.
+
+    Args:
+        path: a .csv file, separated by commas or semicolons, or a .tsv file.
+        strict: refuse damaged images instead of leaving them out.
+
+    Raises:
+        UserError: columns, labels or files are missing, or an image is in two splits or classes; the lines are named.
+    """
+    table = _read(path)
+    table.complain(lambda row: not row.label, "have no label", "add it or remove the row")
+    if table.has_splits:
+        allowed = "write train, val or test"
+        table.complain(lambda row: row.split.lower() not in SPLIT_NAMES, "have an unknown split", allowed)
+    repeated = _repeated(table)
+    table.complain(
+        lambda row: not Path(row.path).is_file(),
+        "name files that are not there",
+        f"paths are relative to {path.parent}",
+    )
+    classes = _in_order({row.label for row in table.rows})
+    if len(classes) < 2:
+        table.problems.append(f"there is a single class, {named(classes)}, of which nothing can be learnt; add others")
+    raise_all([f"{path}: {problem}" for problem in table.problems])
+    notes = [f"Columns of {path.name} that are not used: {named(table.unused)}."] if table.unused else []
+    if repeated:
+        notes.append(f"Rows that repeat an image are left out: {len(repeated):,}.")
+    rows = [row for row in table.rows if row.number not in repeated]
+    parts = {
+        part: [row for row in rows if SPLIT_NAMES[row.split.lower() or "train"] == part]
+        for part in ("train", "validation", "test")
+    }
+    given = {part: found for part, found in parts.items() if found}
+    raise_all(_split_problems(path, given))
+    labels = {name: label for label, name in enumerate(classes)}
+    listing = Listing(
+        name=path.stem,
+        classes=classes,
+        paths={part: [row.path for row in found] for part, found in given.items()},
+        labels={part: [labels[row.label] for row in found] for part, found in given.items()},
+        notes=tuple(notes),
+    )
+    return splits_of(listing, strict=strict)
+
+
+def _read(path: Path) -> _Table:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            header = file.readline()
+            separator = "\t" if path.suffix.lower() == ".tsv" else max(",;", key=header.count)
+            file.seek(0)
+            lines = csv.reader(file, delimiter=separator)
+            names = [name.strip() for name in next(lines, [])]
+            columns = _columns(path, names)
+            table = _Table([], [n for n in names if n and n not in columns.values()], "split" in columns)
+            places = {kind: names.index(name) for kind, name in columns.items()}
+            for cells in lines:
+                if any(cell.strip() for cell in cells):
+                    row = {k: cells[place].strip() if place < len(cells) else "" for k, place in places.items()}
+                    file_path = os.path.normpath(path.parent / row["path"])
+                    table.rows.append(_Row(lines.line_num, file_path, row["label"], row.get("split", "")))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} is no readable table ({error}); save it as CSV in UTF-8") from error
+    if not table.rows:
+        raise UserError(f"{path} lists no images; add a row for each")
+    return table
+
+
+def _columns(path: Path, names: Sequence[str]) -> dict[str, str]:
+    """The name of each kind of column in this table."""
+    found: dict[str, str] = {}
+    problems = []
+    for kind, options in COLUMNS.items():
+        fitting = [name for name in names if name.lower() in options]
+        if len(fitting) > 1:
+            problems.append(f"{path} has {len(fitting)} columns for the {kind}: {named(fitting)}; keep one")
+        elif fitting:
+            found[kind] = fitting[0]
+        elif kind != "split":
+            problems.append(f"{path} has no column {kind} (or {', '.join(options[1:])}), but {named(names)}; add it")
+        elif close := difflib.get_close_matches("split", [name.lower() for name in names], n=1, cutoff=0.75):
+            problems.append(f"{path} has a column {close[0]!r}; did you mean 'split'?")
+    raise_all(problems)
+    return found
+
+
+def _repeated(table: _Table) -> set[int]:
+    """Rows that say again what another said; contradictions are complained of."""
+    first: dict[str, _Row] = {}
+    again = [(row, first[row.path]) for row in table.rows if first.setdefault(row.path, row) is not row]
+    splits = {
+        row.number for row, other in again if SPLIT_NAMES.get(row.split.lower()) != SPLIT_NAMES.get(other.split.lower())
+    }
+    labels = {row.number for row, other in again if row.label != other.label}
+    table.complain(lambda row: row.number in splits, "put an image into another split too", "keep one of the rows")
+    table.complain(lambda row: row.number in labels, "put an image into another class too", "keep one of the rows")
+    return {row.number for row, _ in again}
+
+
+def _split_problems(path: Path, given: dict[str, list[_Row]]) -> list[str]:
+    if "train" not in given:
+        return [f"{path} has no row of split train; add some, or leave the column split out"]
+    known = {row.label for row in given["train"]}
+    problems = []
+    for part, rows in given.items():
+        if extra := sorted({row.label for row in rows} - known):
+            problems.append(f"{path}: the {part} split has classes that train has not: {named(extra)}; remove them")
+    return problems
+
+
+def _in_order(labels: set[str]) -> tuple[str, ...]:
+    names = sorted(label for label in labels if label)
+    numbers = all(name.isdecimal() for name in names)
+    return tuple(sorted(names, key=int) if numbers else names)

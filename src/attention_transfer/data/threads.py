@@ -1,0 +1,53 @@
+"""Work on many files at once, with a bar and an ETA where there are many."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+MANY = 2_000
+"""From so many items on, there is a bar."""
+
+_CHUNK = 32  # items a task: a future for each of a million files would take more memory than their names
+
+
+def in_threads(function: Callable[[T], R], items: Sequence[T], description: str) -> list[R]:
+    """The function of each item, in their order. Reading and decoding files release Python's lock.
+
+    What the function raises is raised here, and what has not begun is left undone.
+    """
+    chunks = [items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK)]
+    found: list[R] = []
+    pool = ThreadPoolExecutor(min(32, 2 * (os.cpu_count() or 1)))
+    try:
+        with bar(len(items) >= MANY) as progress:
+            task = progress.add_task(description, total=len(items))
+            for results in pool.map(lambda chunk: [function(item) for item in chunk], chunks):
+                found += results
+                progress.advance(task, len(results))
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return found
+
+
+def bar(visible: bool) -> Progress:
+    """A bar on stderr that goes away when it is done."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        disable=not visible,
+    )

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torch import Tensor, nn
 
-from attention_transfer import Run, UserError, load_run, predict, train
+from attention_transfer import Run, UserError, load_run, predict, pretrain, train
 from attention_transfer.data import digits
 from attention_transfer.training import Recipe
+from attention_transfer.vit import save_vit
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +35,23 @@ def picture(tmp_path: Path) -> str:
     path = tmp_path / "digit.png"
     digits().test.images[0].save(path)
     return str(path)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder with five digits in two folders, a damaged image, and what is not looked at."""
+    folder = tmp_path / "photos"
+    for name in ("a/1.png", "a/3.png", "b/2.PNG", "b/deep/4.jpg", "0.png"):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        digits().test.images[int(path.stem)].save(path)
+    (folder / "a" / "half.png").write_bytes((folder / "a" / "1.png").read_bytes()[:60])
+    (folder / "notes.txt").write_text("no image")
+    (folder / ".hidden.png").write_bytes((folder / "0.png").read_bytes())
+    return folder
+
+
+FOUND = ["0.png", "a/1.png", "a/3.png", "b/2.PNG", "b/deep/4.jpg"]
 
 
 def test_a_prediction_is_the_softmax_of_the_network(run: Run, picture: str) -> None:
@@ -61,6 +86,7 @@ def test_every_unreadable_image_is_named_and_nothing_written(run: Run, picture: 
         )
     for name in ("text.png", "half.png", "gone.png"):
         assert name in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 3
     assert not (tmp_path / "p.csv").exists()
 
 
@@ -71,6 +97,198 @@ def test_an_output_that_exists_is_kept(run: Run, picture: str, tmp_path: Path) -
     assert (tmp_path / "p.csv").read_text() == "mine"
     predict(str(run.path), [picture], out=str(tmp_path / "p.csv"), overwrite=True)
     assert (tmp_path / "p.csv").read_text() != "mine"
+
+
+def test_a_folder_is_searched_and_what_is_damaged_is_left_out_and_listed(
+    run: Run, photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "attention_transfer"):
+        found = predict(str(run.path), [str(photos)], out=str(tmp_path / "p.json"))
+    assert [os.path.relpath(p.image, photos) for p in found] == FOUND
+    assert "1 of 6 images were left out" in caplog.text
+    assert "half.png is damaged" in caplog.text
+    assert len(json.loads((tmp_path / "p.json").read_text())) == 5
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [("a/*.png", ["a/1.png", "a/3.png"]), ("**/*.jpg", ["b/deep/4.jpg"]), ("?.png", ["0.png"])],
+)
+def test_a_pattern_stands_for_the_files_that_match_it(
+    run: Run, photos: Path, pattern: str, expected: list[str]
+) -> None:
+    found = predict(str(run.path), [str(photos / pattern)])
+    assert [os.path.relpath(p.image, photos) for p in found] == expected
+
+
+def test_a_file_that_is_named_like_a_pattern_is_that_file(run: Run, picture: str, tmp_path: Path) -> None:
+    odd = tmp_path / "digit[1].png"
+    shutil.copy(picture, odd)
+    assert [p.image for p in predict(str(run.path), [str(odd)])] == [str(odd)]
+
+
+def test_a_file_of_two_folders_is_predicted_once(run: Run, photos: Path) -> None:
+    found = predict(str(run.path), [str(photos / "a"), str(photos), str(photos / "a" / "*.png")])
+    assert len({p.image for p in found}) == len(found) == 5
+
+
+def test_batches_change_nothing_and_are_all_that_is_in_memory(
+    run: Run, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = predict(str(run.path), [str(photos)], top=10)
+    sizes: list[int] = []
+    forward = nn.Module.__call__
+
+    def noted(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if type(module).__name__ == "Network":
+            sizes.append(len(args[0]))
+        return forward(module, *args, **kwargs)
+
+    monkeypatch.setattr(nn.Module, "__call__", noted)
+    in_twos = predict(str(run.path), [str(photos)], top=10, batch_size=2)
+    assert max(sizes) == 2
+    assert sum(sizes) == 5
+    assert [p.image for p in in_twos] == [p.image for p in whole]
+    for one, other in zip(in_twos, whole, strict=True):
+        assert one.classes == other.classes
+        assert one.probabilities == pytest.approx(other.probabilities, abs=2e-6)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".json"])
+def test_every_probability_is_given_where_all_are_asked_for(
+    run: Run, picture: str, tmp_path: Path, suffix: str
+) -> None:
+    out = tmp_path / f"p{suffix}"
+    (prediction,) = predict(str(run.path), [picture], top=1, probabilities="all", out=str(out))
+    assert prediction.every is not None
+    assert sum(prediction.every) == pytest.approx(1, abs=1e-5)
+    assert prediction.every[int(prediction.classes[0])] == max(prediction.every) == prediction.probabilities[0]
+    if suffix == ".json":
+        (row,) = json.loads(out.read_text())
+        assert row["every"] == {str(i): p for i, p in enumerate(prediction.every)}
+    else:
+        (row,) = csv.DictReader(out.read_text().splitlines())
+        assert row["class"] == prediction.classes[0]
+        assert [float(row[f"probability of {i}"]) for i in range(10)] == list(prediction.every)
+
+
+def test_a_model_of_two_classes_gives_both_by_default(
+    tiny_vit: Callable[..., Any], picture: str, tmp_path: Path
+) -> None:
+    save_vit(tiny_vit(num_classes=2), tmp_path / "model", labels=["cat", "dog"])
+    (prediction,) = predict(str(tmp_path / "model"), [picture])
+    assert sorted(prediction.classes) == ["cat", "dog"]
+
+
+def test_a_model_without_names_gives_numbers(tiny_vit: Callable[..., Any], picture: str, tmp_path: Path) -> None:
+    save_vit(tiny_vit(), tmp_path / "model")
+    (prediction,) = predict(str(tmp_path / "model"), [picture], top=5)
+    assert sorted(prediction.classes) == ["0", "1", "2", "3", "4"]
+
+
+@pytest.mark.parametrize("class_token", [True, False])
+def test_an_overlay_shows_the_attention_of_the_last_block(
+    tiny_vit: Callable[..., Any],
+    unfused_maps: Callable[[nn.Module, Tensor], list[Tensor]],
+    tmp_path: Path,
+    class_token: bool,
+) -> None:
+    model = tiny_vit(class_token=class_token, global_pool="token" if class_token else "avg")
+    save_vit(model, tmp_path / "model")
+    Image.new("L", (8, 8)).save(tmp_path / "black.png")
+    (prediction,) = predict(str(tmp_path / "model"), [str(tmp_path / "black.png")], overlay=str(tmp_path / "drawn"))
+    assert prediction.overlay == str(tmp_path / "drawn" / "black.png")
+    drawn = np.asarray(Image.open(prediction.overlay))
+    assert drawn.shape == (224, 224, 3)
+    mean, std = (torch.tensor(model.pretrained_cfg[name]).mean() for name in ("mean", "std"))
+    (maps,) = unfused_maps(model, torch.full((1, 1, 8, 8), float(-mean / std)))[-1]
+    # Without a class token it is the mean query's row, which is the softmax of the mean of the rows' logits.
+    rows = maps[:, 0, 1:] if class_token else maps.log().mean(dim=1).softmax(dim=-1)
+    patches = rows.mean(dim=0)
+    scaled = (patches - patches.min()) / (patches.max() - patches.min())
+    expected = 0.5 * 255 * mpl.colormaps["inferno"](scaled.reshape(2, 2).numpy())[..., :3]
+    np.testing.assert_allclose(drawn[56::112, 56::112], expected, atol=2)  # the middles of the patches
+
+
+def test_a_copied_students_overlay_is_its_teachers(run: Run, teacher: str, picture: str, tmp_path: Path) -> None:
+    drawn = []
+    for name, model in (("student", str(run.path)), ("teacher", teacher)):
+        (prediction,) = predict(model, [picture], overlay=str(tmp_path / name))
+        assert prediction.overlay is not None
+        drawn.append(np.asarray(Image.open(prediction.overlay)).astype(int))
+    assert np.abs(drawn[0] - drawn[1]).max() <= 1  # up to the rounding of two kernels
+
+
+def test_overlays_keep_their_images_places_and_no_two_share_one(run: Run, photos: Path, tmp_path: Path) -> None:
+    shutil.copy(photos / "a" / "1.png", photos / "a" / "1.bmp")
+    found = predict(str(run.path), [str(photos)], overlay=str(tmp_path / "drawn"))
+    drawn = sorted(str(file.relative_to(tmp_path / "drawn")) for file in (tmp_path / "drawn").rglob("*.png"))
+    assert drawn == ["0.png", "a/1-2.png", "a/1.png", "a/3.png", "b/2.png", "b/deep/4.png"]
+    assert {p.overlay for p in found} == {str(tmp_path / "drawn" / name) for name in drawn}
+
+
+def test_pictures_that_are_there_are_kept(run: Run, picture: str, tmp_path: Path) -> None:
+    (tmp_path / "drawn").mkdir()
+    (tmp_path / "drawn" / "mine.png").write_text("mine")
+    with pytest.raises(UserError, match="is not empty"):
+        predict(str(run.path), [picture], overlay=str(tmp_path / "drawn"))
+    predict(str(run.path), [picture], overlay=str(tmp_path / "drawn"), overwrite=True)
+    assert sorted(file.name for file in (tmp_path / "drawn").iterdir()) == ["digit.png", "mine.png"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"images": []}, "no images given"),
+        ({"images": ["FOLDER"]}, "holds no images"),
+        ({"images": ["FOLDER/*.png"]}, r"no file matches .*\*\.png"),
+        ({"images": ["FOLDER", "FOLDER/*.png"]}, r"holds no images[^\n]*\nno file matches"),
+        ({"run": "no/such/run"}, "there is no run no/such/run"),
+        ({"top": 11}, "top is 11; choose from 1 to the 10 classes"),
+        ({"top": 0}, "top is 0"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"probabilities": "every"}, "probabilities is 'every'"),
+        ({"overlay": __file__}, "is a file"),
+    ],
+)
+def test_each_mistake_has_its_sentence(
+    run: Run, picture: str, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    given: dict[str, Any] = {"run": str(run.path), "images": [picture], **options}
+    given["images"] = [name.replace("FOLDER", str(folder)) for name in given["images"]]
+    with pytest.raises(UserError, match=message):
+        predict(**given)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_refused(run: Run, picture: str) -> None:
+    with pytest.raises(UserError, match="cuda"):
+        predict(str(run.path), [picture], device="cuda")
+
+
+def test_a_folder_of_damaged_images_alone_is_refused(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "one.png").write_text("no image")
+    with pytest.raises(UserError, match=r"none of the 1 images can be read; the first: .*one.png"):
+        predict(str(run.path), [str(tmp_path / "bad")], out=str(tmp_path / "p.csv"))
+    assert not (tmp_path / "p.csv").exists()
+
+
+def test_a_model_without_classes_predicts_nothing(
+    tiny_vit: Callable[..., Any], teacher: str, picture: str, tmp_path: Path
+) -> None:
+    save_vit(tiny_vit(num_classes=0), tmp_path / "model")
+    with pytest.raises(UserError, match="has no classification layer"):
+        predict(str(tmp_path / "model"), [picture])
+    (tmp_path / "onnx").mkdir()
+    (tmp_path / "onnx" / "model.onnx").write_bytes(b"")
+    with pytest.raises(UserError, match="holds an ONNX model"):
+        predict(str(tmp_path / "onnx"), [picture])
+    made = pretrain(epochs=1, out=str(tmp_path / "teacher"))
+    with pytest.raises(UserError, match="no classifier but a pre-trained teacher"):
+        predict(str(made.path), [picture])
 
 
 @pytest.mark.parametrize(("top", "out"), [(0, None), (11, None), (1, "p.txt"), (1, "no/such/folder/p.csv")])

@@ -313,9 +313,14 @@ def _loaded(runs: Sequence[str], problems: Sequence[str]) -> list[LoadedRun]:
     found, mistakes = {}, list(problems)
     for run in dict.fromkeys(runs):
         try:
-            found[run] = load_run(run)
+            member = load_run(run)
         except UserError as error:
             mistakes.append(str(error))
+            continue
+        if RunFolder(member.path).has("config.yaml"):
+            found[run] = member
+        else:
+            mistakes.append(f"{run} is an exported model, which has no data set; name the run that it comes from")
     raise_all(mistakes + _mismatches(found))
     return [found[run] for run in runs]
 

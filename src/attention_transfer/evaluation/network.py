@@ -1,4 +1,4 @@
-"""A trained run as a network again."""
+"""A trained run, or any other classifier, as a network again."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from attention_transfer.errors import UserError
 from attention_transfer.training import RunFolder, read_rules
 from attention_transfer.transfer import AttentionTransfer, OperandRule
 from attention_transfer.vit import Pairing, ViTSpec, describe, labels_of, load_vit
+
+_NAMED = ("timm", "hf", "torchvision", "builtin")  # what a model's name begins with, where it is no path
 
 
 class Network(nn.Module):
@@ -34,14 +36,14 @@ class Network(nn.Module):
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A finished run, ready to use.
+    """A finished run or an exported model, ready to use.
 
     Attributes:
-        network: in eval mode; its forward gives logits.
+        network: in eval mode, on the CPU; its forward gives logits.
         spec: what its input must be.
-        classes: class names.
-        summary: the content of `summary.json`.
-        path: the folder.
+        classes: class names; their numbers, where the model has no names.
+        summary: the content of `summary.json`; empty for a model that is no run.
+        path: the folder, or the name of a model that has none.
     """
 
     network: Network
@@ -52,15 +54,57 @@ class LoadedRun:
 
 
 def load_run(path: str | Path) -> LoadedRun:
-    """Load a finished run of `train`, with its teacher where the student copies attention.
+    """Load a finished run of `train`, with its teacher where the student copies attention; or an exported model.
+
+    A run folder is complete in itself: it may be moved, and the original teacher deleted.
+
+    Args:
+        path: the folder of a run, or one that `export` wrote in the format of timm or transformers.
 
     Raises:
-        UserError: the folder holds no finished run of `train`, or the teacher is no longer where it was.
+        UserError: the folder holds no finished run of `train` and no classifier, or the teacher is no longer where it
+            was.
     """
     folder = RunFolder(Path(path))
-    if not folder.has("config.yaml"):
-        raise UserError(f"{path} holds no run (no config.yaml); name the folder that `train` wrote")
-    config = folder.config()
+    if folder.has("config.yaml"):
+        return _loaded(folder)
+    if folder.has("config.json"):
+        return _classifier(str(path))
+    if folder.has("model.onnx"):
+        raise UserError(f"{path} holds an ONNX model, which onnxruntime runs; name the run that it was exported from")
+    raise UserError(f"{path} holds no run (no config.yaml); name the folder that `train` wrote")
+
+
+def load_classifier(spec: str) -> LoadedRun:
+    """As [`load_run`][attention_transfer.load_run], and any classifier that `load_vit` makes, e.g. `timm/<name>`.
+
+    Raises:
+        UserError: there is no such run or model, or it has no classification layer.
+    """
+    if Path(spec).is_dir():
+        return load_run(spec)
+    if spec.partition("/")[0] not in _NAMED and not Path(spec).exists():
+        raise UserError(f"there is no run {spec}; check the path, or name a model as timm/<name>")
+    return _classifier(spec)
+
+
+def _classifier(spec: str) -> LoadedRun:
+    """A model that is no run."""
+    student = load_vit(spec)
+    known = describe(student)
+    if not known.classes:
+        raise UserError(f"{spec} has no classification layer; name a run of `train`, or a model with classes")
+    return LoadedRun(
+        Network(AttentionTransfer(None, student, [])).eval(), known, _names(student, known), {}, Path(spec)
+    )
+
+
+def _names(student: nn.Module, spec: ViTSpec) -> tuple[str, ...]:
+    return tuple(labels_of(student) or map(str, range(spec.classes)))
+
+
+def _loaded(folder: RunFolder) -> LoadedRun:
+    path, config = folder.path, folder.config()
     if "preset" not in config:
         raise UserError(f"{path} holds no classifier but a pre-trained teacher; name a run of `train`")
     summary = folder.summary()
@@ -78,10 +122,10 @@ def load_run(path: str | Path) -> LoadedRun:
     transfer = AttentionTransfer(teacher, student, rules, pairing=pairing)
     if transfer.head_pairs is not None:
         transfer.head_pairs.load_state_dict({"pairs": torch.tensor(summary["head_pairs"])})
-    network = Network(transfer).eval()
+        # Asked once here: what traces the network later can't look at values.
+        transfer.head_pairs.missing(range(len(transfer.head_pairs.pairs)))
     spec = describe(student)
-    classes = tuple(labels_of(student) or map(str, range(spec.classes)))
-    return LoadedRun(network, spec, classes, summary, folder.path)
+    return LoadedRun(Network(transfer).eval(), spec, _names(student, spec), summary, path)
 
 
 def _teacher(folder: RunFolder, config: dict[str, Any]) -> nn.Module:

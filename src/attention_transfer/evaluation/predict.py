@@ -2,125 +2,172 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-from dataclasses import dataclass
+import logging
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Literal, get_args
 
 import torch
-from rich.table import Table
+from torch import Tensor
 
-from attention_transfer.data import Transform, eval_transform, read_image
-from attention_transfer.errors import UserError, raise_all
-from attention_transfer.evaluation.network import load_run
-from attention_transfer.training import console, write_whole
+from attention_transfer.data import Normalise, Transform, eval_pixels, read_image
+from attention_transfer.errors import UserError, nearest, raise_all
+from attention_transfer.evaluation.image_files import ImageFile, find_images
+from attention_transfer.evaluation.network import LoadedRun, load_classifier
+from attention_transfer.evaluation.overlay import Overlays, overlay_problems
+from attention_transfer.evaluation.predictions import Prediction, as_csv, as_json, out_problems, show
+from attention_transfer.training import Display, write_whole
+from attention_transfer.training.hardware import choose_hardware
 
+log = logging.getLogger("attention_transfer")
 
-@dataclass(frozen=True)
-class Prediction:
-    """The most probable classes of one image, most probable first.
+Probabilities = Literal["top", "all"]
 
-    Attributes:
-        image: its path.
-        classes: class names.
-        probabilities: their softmax probabilities, in [0, 1].
-    """
-
-    image: str
-    classes: tuple[str, ...]
-    probabilities: tuple[float, ...]
+_TOP = 3
+_SHOWN = 20  # rows of the table where a file has them all
 
 
 def predict(
     run: str,
     images: list[str],
     *,
-    top: int = 3,
+    top: int | None = None,
+    probabilities: Probabilities = "top",
     batch_size: int = 64,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    overlay: str | None = None,
     out: str | None = None,
     overwrite: bool = False,
 ) -> list[Prediction]:
-    """Classify image files with a trained run.
+    """Classify images with a trained run.
 
-    Images are turned upright, and brought to the channels, size and normalisation of the model.
+    Images are turned upright, and brought to the channels, size and normalisation of the model. A file that is named
+    must be readable; of folders and patterns, those that are not are left out and listed at the end.
 
     Args:
-        run: folder of a finished run of `train`.
-        images: image files.
-        top: how many classes to give for each.
+        run: folder of a finished run of `train` or of an exported model; or a model, e.g. timm/<name>.
+        images: image files, folders (with all below them), or patterns in quotes, e.g. "photos/**/*.jpg".
+        top: how many classes to give for each; default 3, or all where there are fewer.
+        probabilities: top for those of the classes that are given, all for those of every class.
         batch_size: images a forward pass.
+        device: auto takes the GPU where there is one.
+        overlay: folder for a picture of each image with the attention of the last block over it.
         out: file for the predictions, .csv or .json; default shows a table only.
-        overwrite: replace that file.
+        overwrite: replace that file, and pictures of the same names.
 
     Returns:
         A prediction for each image, in the order given.
 
     Raises:
-        UserError: the run can't be loaded, or images can't be read (each is named); nothing was written.
+        UserError: the run can't be loaded, or images that were named can't be read (each is named); nothing was
+            written.
     """
-    target = _target(out, overwrite)
-    loaded = load_run(run)
-    if not 1 <= top <= len(loaded.classes):
+    raise_all(_problems(top, probabilities, batch_size, overlay, out, overwrite=overwrite))
+    files = find_images(images)
+    loaded = load_classifier(run)
+    count = min(_TOP, len(loaded.classes)) if top is None else top
+    if count > len(loaded.classes):
         raise UserError(f"top is {top}; choose from 1 to the {len(loaded.classes)} classes of the run")
-    if not images:
-        raise UserError("no images given; name some files")
-    inputs = _read(images, eval_transform(loaded.spec))
-    with torch.inference_mode():
-        batches = [loaded.network(batch).softmax(dim=-1) for batch in torch.stack(inputs).split(batch_size)]
-    best = torch.cat(batches).topk(top, dim=-1)
-    predictions = [
-        Prediction(path, tuple(loaded.classes[i] for i in indices), tuple(round(p, 6) for p in probabilities))
-        for path, indices, probabilities in zip(images, best.indices.tolist(), best.values.tolist(), strict=True)
-    ]
-    _show(predictions)
-    if target is not None:
-        write_whole(target, _as_json(predictions) if target.suffix == ".json" else _as_csv(predictions))
+    pixels = eval_pixels(loaded.spec)
+    raise_all([found for file in files if file.named and isinstance(found := _read(file, pixels), str)])
+    hardware = choose_hardware(device, 1)
+    log.info("predicting on %s (%s)", hardware.device, hardware.reason)
+    overlays = Overlays(Path(overlay), loaded.network.student, loaded.spec) if overlay is not None else None
+    predictions, skipped = _predicted(
+        loaded, files, pixels, overlays, batch_size, count, torch.device(hardware.device), every=probabilities == "all"
+    )
+    if not predictions:
+        raise UserError(f"none of the {len(files)} images can be read; the first: {skipped[0]}")
+    show(predictions, _SHOWN if out is not None else None)
+    if out is not None:
+        written = as_json if Path(out).suffix == ".json" else as_csv
+        write_whole(Path(out), written(predictions, loaded.classes))
+    if skipped:
+        log.warning("%d of %d images were left out:\n%s", len(skipped), len(files), "\n".join(skipped))
     return predictions
 
 
-def _read(paths: list[str], transform: Transform) -> list[torch.Tensor]:
-    tensors, problems = [], []
-    for path in paths:
-        try:
-            tensors.append(transform(read_image(path)))
-        except UserError as error:
-            problems.append(str(error))
-    raise_all(problems)
-    return tensors
+def _problems(
+    top: int | None, probabilities: str, batch_size: int, overlay: str | None, out: str | None, *, overwrite: bool
+) -> list[str]:
+    problems = out_problems(out, overwrite=overwrite) + overlay_problems(overlay, overwrite=overwrite)
+    if top is not None and top < 1:
+        problems.append(f"top is {top}; give at least 1 class")
+    if batch_size < 1:
+        problems.append(f"batch_size is {batch_size}; give at least 1 image")
+    if probabilities not in get_args(Probabilities):
+        problems.append(f"probabilities is {probabilities!r}; {nearest(probabilities, get_args(Probabilities))}")
+    return problems
 
 
-def _target(out: str | None, overwrite: bool) -> Path | None:
-    if out is None:
-        return None
-    target = Path(out)
-    if target.suffix not in (".csv", ".json"):
-        raise UserError(f"{out} ends in neither .csv nor .json; choose one of the two")
-    if target.exists() and not overwrite:
-        raise UserError(f"{out} exists; choose another name or replace it with --overwrite")
-    if not target.parent.is_dir():
-        raise UserError(f"there is no folder {target.parent} to write {target.name} in; make it first")
-    return target
+@torch.inference_mode()
+def _predicted(
+    loaded: LoadedRun,
+    files: Sequence[ImageFile],
+    pixels: Transform,
+    overlays: Overlays | None,
+    batch_size: int,
+    count: int,
+    device: torch.device,
+    *,
+    every: bool,
+) -> tuple[list[Prediction], list[str]]:
+    """Predictions, and why files were left out. One batch of images is in memory at a time."""
+    network, normalise = loaded.network.to(device), Normalise(loaded.spec).to(device)
+    predictions: list[Prediction] = []
+    skipped: list[str] = []
+    with Display.open() as display, display.bar(f"predicting with {loaded.path.name}", len(files)) as bar:
+        for batch, unread in _batches(files, pixels, batch_size):
+            skipped += unread
+            if batch:
+                images = normalise(torch.stack([image for _, image in batch]).to(device))
+                with nullcontext() if overlays is None else overlays.watching() as calls:
+                    shares_BC = network(images).float().softmax(dim=-1).cpu()
+                drawn = [None] * len(batch) if overlays is None or calls is None else overlays.maps(calls)
+                for (file, image), shares_C, patches in zip(batch, shares_BC, drawn, strict=True):
+                    picture = None if overlays is None else str(overlays.write(file.place, image, patches))
+                    predictions.append(_prediction(file, shares_C, loaded.classes, count, picture, every=every))
+            for _ in range(len(batch) + len(unread)):
+                bar.advance()
+    return predictions, skipped
 
 
-def _show(predictions: list[Prediction]) -> None:
-    table = Table("image", *[f"{rank + 1}." for rank in range(len(predictions[0].classes))])
-    for prediction in predictions:
-        pairs = zip(prediction.classes, prediction.probabilities, strict=True)
-        table.add_row(prediction.image, *[f"{name}  {100 * probability:.1f} %" for name, probability in pairs])
-    console.print(table)
+def _prediction(
+    file: ImageFile, shares_C: Tensor, classes: Sequence[str], count: int, picture: str | None, *, every: bool
+) -> Prediction:
+    best = shares_C.topk(count)
+    return Prediction(
+        file.path,
+        tuple(classes[i] for i in best.indices.tolist()),
+        _rounded(best.values),
+        _rounded(shares_C) if every else None,
+        picture,
+    )
 
 
-def _as_json(predictions: list[Prediction]) -> str:
-    rows = [{"image": p.image, "classes": list(p.classes), "probabilities": list(p.probabilities)} for p in predictions]
-    return json.dumps(rows, indent=2) + "\n"
+def _rounded(shares: Tensor) -> tuple[float, ...]:
+    return tuple(round(share, 6) for share in shares.tolist())
 
 
-def _as_csv(predictions: list[Prediction]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(["image", "rank", "class", "probability"])
-    for p in predictions:
-        for rank, (name, probability) in enumerate(zip(p.classes, p.probabilities, strict=True), start=1):
-            writer.writerow([p.image, rank, name, probability])
-    return text.getvalue()
+def _batches(
+    files: Sequence[ImageFile], pixels: Transform, size: int
+) -> Iterator[tuple[list[tuple[ImageFile, Tensor]], list[str]]]:
+    """Files with their images, uint8 (channels, height, width), and what could not be read."""
+    with ThreadPoolExecutor() as pool:  # decoding releases Python's lock
+        for start in range(0, len(files), size):
+            chunk = files[start : start + size]
+            found = list(zip(chunk, pool.map(lambda file: _read(file, pixels), chunk), strict=True))
+            yield (
+                [(file, image) for file, image in found if isinstance(image, Tensor)],
+                [reason for _, reason in found if isinstance(reason, str)],
+            )
+
+
+def _read(file: ImageFile, pixels: Transform) -> Tensor | str:
+    """An image as the model takes it, or why it can't be read."""
+    try:
+        return pixels(read_image(file.path))
+    except UserError as error:
+        return str(error)

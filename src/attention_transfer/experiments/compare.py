@@ -76,7 +76,7 @@ def compare(
         fractions: shares of the labels, separated by commas; with shots, both are run. Default all labels.
         teacher: whose attention is transferred; default one that is pre-trained on the same images, in out/teacher.
         pretrained: true for the teacher's own weights, false for random ones, or a weights file.
-        data: data set; "digits" is embedded.
+        data: data set, in the forms of [`load_data`][attention_transfer.data.load_data]; "digits" is embedded.
         epochs: passes over the labelled images; default the recipe's.
         image_size: input pixels, height and width; default the teacher's.
         recipe: one set of optimisation settings for all methods; default each preset's own.

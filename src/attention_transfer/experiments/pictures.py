@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from attention_transfer.data import Splits, eval_transform
+from attention_transfer.data import Normalise, Splits, eval_pixels
 from attention_transfer.evaluation import load_run
 from attention_transfer.experiments.results import Row, by_labels, lines
 from attention_transfer.experiments.statistics import mean_interval
@@ -39,10 +40,8 @@ def draw_curves(rows: Sequence[Row], path: Path) -> Path:
     return save(learning_curves(panels), path)
 
 
-def draw_attention(
-    runs: Sequence[Path], teacher: nn.Module, splits: Splits, folder: Path, *, classes: Sequence[int] = (3, 5, 8)
-) -> list[Path]:
-    """For the first test image of each class: where each network looks in each layer.
+def draw_attention(runs: Sequence[Path], teacher: nn.Module, splits: Splits, folder: Path) -> list[Path]:
+    """For the first test image of three classes: where each network looks in each layer.
 
     The pictures show how much attention each patch gets, averaged over heads and over the queries of all tokens.
     """
@@ -53,18 +52,25 @@ def draw_attention(
     networks = {**{k: v for k, v in networks.items() if k == "scratch"}, "teacher": (teacher, teacher), **networks}
     spec = describe(teacher)
     paths = []
-    for label in classes:
+    for label in _shown(splits):
         index = int(np.flatnonzero(splits.test.labels == label)[0])
-        picture = splits.test.images[index]
-        image = eval_transform(spec)(picture)[None]
+        pixels_CHW = eval_pixels(spec)(splits.test.images[index])
+        image = Normalise(spec)(pixels_CHW)[None]
         maps, notes = {}, {}
         for name, (network, vit) in networks.items():
             output, maps[name] = attended(network, vit, image)
             if name != "teacher":
                 notes[name] = f"says {splits.classes[int(output.argmax())]}"
-        figure = attention_grid(np.asarray(picture), maps, notes)
-        paths.append(save(figure, folder / f"attention-{splits.classes[label]}.png"))
+        figure = attention_grid(pixels_CHW.permute(1, 2, 0).squeeze(-1).numpy(), maps, notes)
+        slug = re.sub(r"[^\w.-]+", "-", splits.classes[label])
+        paths.append(save(figure, folder / f"attention-{slug}.png"))
     return paths
+
+
+def _shown(splits: Splits) -> list[int]:
+    """Three classes of the test split: the fourth, sixth and ninth (digits of unlike shapes), or else the first."""
+    there = np.unique(splits.test.labels).tolist()
+    return [there[i] for i in (3, 5, 8)] if len(there) > 8 else there[:3]
 
 
 @torch.no_grad()

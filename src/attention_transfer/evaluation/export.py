@@ -1,0 +1,205 @@
+"""The verb `export`: a trained run as a model of timm, of transformers, or as one ONNX file."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+import torch
+from torch import Tensor
+
+from attention_transfer.data import eval_transform, load_data
+from attention_transfer.errors import UserError, nearest, raise_all
+from attention_transfer.evaluation.formats import Format, Reopened, format_problems, reopened, write_format
+from attention_transfer.evaluation.network import LoadedRun, load_run
+from attention_transfer.evaluation.preprocessing import grey_levels_apart
+from attention_transfer.training import RunFolder, check_writable, write_whole
+from attention_transfer.training.card import model_card
+
+log = logging.getLogger("attention_transfer")
+
+MARK = 1e-4
+"""How far an exported model's logits may be from the run's."""
+
+_RANDOM, _REAL, _BATCH = 16, 64, 16
+_RECORD = "export.json"  # a folder that has it was written by this verb
+_LEVELS = 3.0  # what the rounding of two resampling codes may differ by, of 255
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was exported, and how near it is to the run.
+
+    Attributes:
+        path: the folder.
+        format: "timm", "hf" or "onnx".
+        difference: the largest absolute difference between logits of the run and of the exported model.
+        random_images: normal noise that this was measured on.
+        real_images: validation images that it was measured on; 0 where the data was not there.
+        grey_levels: how far the folder's own preprocessing is from that of training, at most, of 255; `None` for onnx,
+            where the caller does it.
+    """
+
+    path: Path
+    format: Format
+    difference: float
+    random_images: int
+    real_images: int
+    grey_levels: float | None
+
+
+def export(
+    run: str,
+    *,
+    to: Format = "timm",
+    out: str | None = None,
+    batch_size: int | None = None,
+    overwrite: bool = False,
+) -> ExportReport:
+    """Write a trained run as a model that other programs load, and check that it answers as the run does.
+
+    Args:
+        run: folder of a finished run of `train`.
+        to: timm for `timm.create_model("local-dir:…", pretrained=True)`; hf for transformers' `from_pretrained` and
+            `pipeline`; onnx for one file, which holds a copied student's teacher too, as far as it is needed.
+        out: folder of the exported model; default export/<format> in the run's folder.
+        batch_size: images a forward pass of an ONNX model takes; default any number.
+        overwrite: replace an exported model in that folder.
+
+    Returns:
+        Where it is, and how far its logits are from the run's.
+
+    Raises:
+        UserError: the run can't be loaded or can't be written in that format, or the exported model answers
+            otherwise than the run; nothing is left behind.
+    """
+    target = Path(out) if out is not None else Path(run) / "export" / to
+    raise_all(_problems(run, to, target, batch_size, overwrite=overwrite))
+    loaded = load_run(run)
+    raise_all(format_problems(loaded, to, batch_size))
+    check_writable(target)
+    there = next(parent for parent in target.absolute().parents if parent.is_dir())
+    with tempfile.TemporaryDirectory(dir=there, prefix=f".{target.name}.") as temporary:
+        folder = Path(temporary) / target.name
+        write_format(loaded, to, folder, batch_size)
+        report = _checked(loaded, to, folder, target, batch_size)
+        _describe(loaded, report, folder)
+        if target.exists():
+            shutil.rmtree(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder.rename(target)
+    log.info("%s: %s in %s; %s", run, to, target, " ".join(_sentences(report)))
+    return report
+
+
+def _problems(run: str, to: str, target: Path, batch_size: int | None, *, overwrite: bool) -> list[str]:
+    problems = []
+    if to not in get_args(Format):
+        problems.append(f"there is no format {to!r}; {nearest(to, get_args(Format))}")
+    if batch_size is not None and batch_size < 1:
+        problems.append(f"batch_size is {batch_size}; give at least 1 image, or leave it out for any number")
+    if not Path(run).is_dir():
+        problems.append(f"there is no run {run}; check the path")
+    elif not (Path(run) / "config.yaml").is_file():
+        problems.append(f"{run} holds no run (no config.yaml); name the folder that `train` wrote")
+    if target.is_file():
+        problems.append(f"{target} is a file; choose a folder with --out")
+    elif target.is_dir() and any(target.iterdir()):
+        if not (target / _RECORD).is_file():
+            problems.append(f"{target} is not empty and holds no exported model; choose another folder with --out")
+        elif not overwrite:
+            problems.append(f"{target} exists; choose another folder with --out, or replace it with --overwrite")
+    return problems
+
+
+def _checked(loaded: LoadedRun, to: Format, folder: Path, target: Path, batch_size: int | None) -> ExportReport:
+    """Open the folder by the library of its format, and compare it with the run.
+
+    Raises:
+        UserError: it can't be opened, or it answers otherwise.
+    """
+    try:
+        model = reopened(loaded, to, folder, batch_size)
+        random, real = _random(loaded), _validation(loaded)
+        difference = _difference(loaded, model, torch.cat([random, real]))
+        levels = None if model.pixels is None else grey_levels_apart(loaded.spec, model.pixels)
+    except (RuntimeError, ValueError, TypeError, KeyError, OSError) as error:
+        if isinstance(error, UserError):
+            raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"the model in {to}'s format could not be run ({reason[:160]}); choose another format"
+        ) from error
+    if not difference <= MARK:  # NaN is refused too
+        raise UserError(
+            f"the exported model's logits are {difference:.1e} from the run's, more than {MARK:g}, so it was not kept; "
+            "choose another format"
+        )
+    if levels is not None and levels > _LEVELS:
+        log.warning(
+            "what %s makes of an image is up to %.0f grey levels of 255 from what the run was trained on; give the "
+            "model images that attention_transfer.data.eval_transform prepared",
+            target,
+            levels,
+        )
+    return ExportReport(target, to, difference, len(random), len(real), levels)
+
+
+def _random(loaded: LoadedRun) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(_RANDOM, loaded.spec.channels, *loaded.spec.image_size, generator=generator)
+
+
+def _validation(loaded: LoadedRun) -> Tensor:
+    """The first validation images of the run's data set; none, where it is not there."""
+    data = str(RunFolder(loaded.path).config()["data"])
+    try:
+        images = load_data(data).validation.images
+    except UserError as error:
+        log.info("checked on random images alone, because the data set is not there: %s", error)
+        return torch.empty(0, loaded.spec.channels, *loaded.spec.image_size)
+    transform = eval_transform(loaded.spec)
+    return torch.stack([transform(images[i]) for i in range(min(_REAL, len(images)))])
+
+
+@torch.no_grad()
+def _difference(loaded: LoadedRun, model: Reopened, images: Tensor) -> float:
+    batches = images.split(_BATCH)
+    apart = [(loaded.network(batch) - model.logits(batch)).abs().max() for batch in batches]
+    return float(torch.stack(apart).max())
+
+
+def _describe(loaded: LoadedRun, report: ExportReport, folder: Path) -> None:
+    """The model card, and what was measured, beside the model."""
+    config = RunFolder(loaded.path).config()
+    card = model_card(
+        config, loaded.summary, loaded.spec, loaded.classes, form=report.format, checks=_sentences(report)
+    )
+    write_whole(folder / "README.md", card)
+    record = {
+        "format": report.format,
+        "difference": report.difference,
+        "random_images": report.random_images,
+        "real_images": report.real_images,
+        "grey_levels": report.grey_levels,
+    }
+    write_whole(folder / _RECORD, json.dumps(record, indent=2) + "\n")
+
+
+def _sentences(report: ExportReport) -> list[str]:
+    real = f" and {report.real_images} validation images" if report.real_images else ""
+    said = [
+        f"Logits differ from the run's by at most {report.difference:.1e} (on {report.random_images} random{real}"
+        f"{'' if real else ' images'}; at most {MARK:g} is allowed)."
+    ]
+    if report.grey_levels is not None:
+        said.append(
+            f"The preprocessing of this folder differs from that of training by at most {report.grey_levels:.1f} grey "
+            "levels of 255."
+        )
+    return said

@@ -1,0 +1,95 @@
+"""What `predict` finds, as a table, CSV or JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from attention_transfer.training import console
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The most probable classes of one image, most probable first.
+
+    Attributes:
+        image: its path.
+        classes: class names.
+        probabilities: their softmax probabilities, in [0, 1].
+        every: the probability of every class, in the model's order, where all were asked for.
+        overlay: the picture of where the network looked, where one was asked for.
+    """
+
+    image: str
+    classes: tuple[str, ...]
+    probabilities: tuple[float, ...]
+    every: tuple[float, ...] | None = None
+    overlay: str | None = None
+
+
+def out_problems(out: str | None, *, overwrite: bool) -> list[str]:
+    """Why predictions can't be written to a file."""
+    if out is None:
+        return []
+    target = Path(out)
+    if target.suffix not in (".csv", ".json"):
+        return [f"{out} ends in neither .csv nor .json; choose one of the two"]
+    if target.exists() and not overwrite:
+        return [f"{out} exists; choose another name or replace it with --overwrite"]
+    if not target.parent.is_dir():
+        return [f"there is no folder {target.parent} to write {target.name} in; make it first"]
+    return []
+
+
+def show(predictions: Sequence[Prediction], most: int | None) -> None:
+    """A row an image, of the first `most` images; `None` for all."""
+    table = Table()
+    table.add_column("image", overflow="fold")  # paths end in what tells them apart
+    for rank in range(len(predictions[0].classes)):
+        table.add_column(f"{rank + 1}.")
+    for prediction in predictions[:most]:
+        pairs = zip(prediction.classes, prediction.probabilities, strict=True)
+        table.add_row(prediction.image, *[f"{name}  {100 * probability:.1f} %" for name, probability in pairs])
+    console.print(table)
+    if most is not None and len(predictions) > most:
+        console.print(f"and {len(predictions) - most:,} more", highlight=False)
+
+
+def as_json(predictions: Sequence[Prediction], classes: Sequence[str]) -> str:
+    """An object an image; with every probability under `every`, by class, where all were asked for."""
+    return json.dumps([_row(prediction, classes) for prediction in predictions], indent=2, ensure_ascii=False) + "\n"
+
+
+def as_csv(predictions: Sequence[Prediction], classes: Sequence[str]) -> str:
+    """A row for each image and rank; or, where every probability was asked for, a row an image and a column a class."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    if predictions[0].every is None:
+        writer.writerow(["image", "rank", "class", "probability"])
+        for p in predictions:
+            for rank, (name, probability) in enumerate(zip(p.classes, p.probabilities, strict=True), start=1):
+                writer.writerow([p.image, rank, name, probability])
+    else:
+        writer.writerow(["image", "class", *(f"probability of {name}" for name in classes)])
+        writer.writerows([p.image, p.classes[0], *(p.every or ())] for p in predictions)
+    return text.getvalue()
+
+
+def _row(prediction: Prediction, classes: Sequence[str]) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "image": prediction.image,
+        "classes": list(prediction.classes),
+        "probabilities": list(prediction.probabilities),
+    }
+    if prediction.every is not None:
+        row["every"] = dict(zip(classes, prediction.every, strict=True))
+    if prediction.overlay is not None:
+        row["overlay"] = prediction.overlay
+    return row

@@ -1,0 +1,191 @@
+"""The model card: what a trained model is, how it was made, how good it is, and how it is loaded."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, fields
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from jinja2 import Environment, StrictUndefined
+from scipy import stats
+
+from attention_transfer.training.configuration import read_rules
+from attention_transfer.training.recipe import Recipe
+from attention_transfer.transfer import PRESETS, OperandRule, Rule
+from attention_transfer.vit import ViTSpec
+
+Form = Literal["run", "timm", "hf", "onnx"]
+"""What the card lies in: a run's `model/`, or an exported folder."""
+
+_LIBRARIES = {"timm": "timm", "hf": "transformers", "torchvision": "torchvision"}
+_SHOWN_CLASSES = 50
+_ALWAYS = ("epochs", "batch_size", "lr")  # recipe values that everyone asks for, also where they are the defaults
+_NEVER = ("workers",)  # these say how fast a model was trained, not how
+_MEASURES = {
+    "cross_entropy": ("cross-entropy, nats", "{:.3f}"),
+    "calibration_error": ("expected calibration error (15 bins), %", "{:.1%}"),
+    "balanced_accuracy": ("mean accuracy of the classes, %", "{:.1%}"),
+}
+
+
+@dataclass(frozen=True)
+class _Bound:
+    """A rule in words."""
+
+    name: str
+    summary: str
+    settings: str
+    copies: bool
+
+
+def model_card(
+    config: Mapping[str, Any],
+    summary: Mapping[str, Any],
+    spec: ViTSpec,
+    classes: Sequence[str],
+    *,
+    form: Form = "run",
+    checks: Sequence[str] = (),
+) -> str:
+    """The card of a run of `train`, as Markdown with the YAML head that the Hugging Face Hub reads.
+
+    Args:
+        config: the content of the run's `config.yaml`.
+        summary: the content of its `summary.json`.
+        spec: the student.
+        classes: class names.
+        form: what the card lies in.
+        checks: what was measured when the model was exported, a sentence each.
+    """
+    method = PRESETS.get(config["preset"])
+    rules = [_bound(rule) for rule in read_rules(config["rules"])]
+    splits = {name: summary[name] for name in ("validation", "test") if summary.get(name)}
+    template = files("attention_transfer.training").joinpath("card.md.jinja").read_text()
+    page = Environment(
+        autoescape=False,  # the card is Markdown
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return page.from_string(template).render(
+        head=yaml.safe_dump(_head(config, summary, spec, form), sort_keys=False, allow_unicode=True),
+        name=_name(config),
+        config=config,
+        teacher=_shown(config.get("teacher")),
+        data=_shown(config["data"]),
+        method=method,
+        rules=rules,
+        copies=any(rule.copies for rule in rules),
+        summary=summary,
+        spec=spec,
+        library=_LIBRARIES[spec.library],
+        classes=", ".join(classes[:_SHOWN_CLASSES]),
+        more_classes=max(0, len(classes) - _SHOWN_CLASSES),
+        labels=_labels(config, summary),
+        recipe=_recipe(config["recipe"]),
+        rows=[row for name, values in splits.items() for row in _rows(name, values)],
+        form=form,
+        checks=checks,
+    )
+
+
+def interval(accuracy: float, images: int) -> tuple[float, float]:
+    """The 95 % interval (Wilson) of an accuracy in [0, 1] that was measured on so many images."""
+    found = stats.binomtest(round(accuracy * images), images).proportion_ci(confidence_level=0.95, method="wilson")
+    return float(found.low), float(found.high)
+
+
+def _name(config: Mapping[str, Any]) -> str:
+    return f"{config['preset']}, {Path(str(config['data'])).name}, seed {config['seed']}"
+
+
+def _shown(source: str | None) -> str | None:
+    """A teacher or a data set; of a folder on this machine its name alone, as a card may be passed on."""
+    return Path(source).name if source is not None and Path(source).is_absolute() else source
+
+
+def _head(config: Mapping[str, Any], summary: Mapping[str, Any], spec: ViTSpec, form: Form) -> dict[str, Any]:
+    """The fields that the Hub knows."""
+    library = "onnx" if form == "onnx" else "transformers" if form == "hf" else _LIBRARIES[spec.library]
+    head: dict[str, Any] = {
+        "library_name": library,
+        "pipeline_tag": "image-classification",
+        "tags": ["image-classification", "vision-transformer", "attention-transfer", str(config["preset"])],
+        "metrics": ["accuracy"],
+    }
+    if base := _published(config.get("teacher")):
+        head["base_model"] = base
+    if accuracy := (summary.get("test") or {}).get("accuracy"):
+        data = Path(str(config["data"])).name
+        head["model-index"] = [
+            {
+                "name": _name(config),
+                "results": [
+                    {
+                        "task": {"type": "image-classification"},
+                        "dataset": {"name": data, "type": data, "split": "test"},
+                        "metrics": [{"type": "accuracy", "value": round(float(accuracy), 4)}],
+                    }
+                ],
+            }
+        ]
+    return head
+
+
+def _published(teacher: str | None) -> str | None:
+    """The teacher's name on the Hub, where it is one: a folder of one's own is not."""
+    if teacher is None or Path(teacher).exists():
+        return None
+    source, _, name = teacher.partition("/")
+    if source == "timm":
+        return teacher
+    return name if source == "hf" and name.count("/") == 1 and not Path(name).exists() else None
+
+
+def _bound(rule: Rule) -> _Bound:
+    """The first sentence of the rule's own description, and the settings that are not its defaults."""
+    summary = (inspect.getdoc(type(rule)) or "").partition("\n")[0]
+    defaults = {f.name: f.default for f in fields(rule) if f.default is not MISSING}
+    chosen = {
+        name: value
+        for name, value in asdict(rule).items()
+        if name == "weight" or name not in defaults or value != defaults[name]
+    }
+    settings = ", ".join(f"{name} = {value}" for name, value in chosen.items())
+    return _Bound(type(rule).__name__, summary, settings, isinstance(rule, OperandRule))
+
+
+def _labels(config: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
+    images = f"{summary['train']['images']:,} labelled images"
+    if config.get("shots"):
+        return f"{images}, {config['shots']} of each class"
+    if config.get("fraction", 1.0) < 1:
+        return f"{images}, {100 * config['fraction']:g} % of each class"
+    return f"{images}, all of the training split"
+
+
+def _recipe(settings: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """What the recipe says that its defaults don't, and what everyone asks for."""
+    defaults = {**asdict(Recipe()), **{name: settings.get(name) for name in _NEVER}}
+    return [(k, v) for k, v in settings.items() if k in _ALWAYS or k not in defaults or v != defaults[k]]
+
+
+def _rows(split: str, values: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Of one split: its name and size, a measure, and its value."""
+    images = int(values["images"])
+    where = f"{split} ({images:,} images)"
+    rows = []
+    if (accuracy := values.get("accuracy")) is not None:
+        low, high = interval(float(accuracy), images)
+        rows.append((where, "accuracy, % (95 % interval)", f"{accuracy:.1%} ({low:.1%} to {high:.1%})"))
+    rows += [
+        (where, name, form.format(values[key]))
+        for key, (name, form) in _MEASURES.items()
+        if values.get(key) is not None
+    ]
+    return [(where, name, value.replace("%", "")) for where, name, value in rows]

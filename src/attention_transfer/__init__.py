@@ -1,8 +1,7 @@
 """Transfer the attention of a pre-trained vision transformer: copy it, distil it, or be guided by it.
 
 The library for a training loop of one's own (`capture`, `AttentionTransfer`, the rules, the losses) loads torch and
-timm only. The verbs (`pretrain`, `train`, `compare`, `predict`, `ensemble`, `demo`) load the rest when they are first
-used.
+timm only. The verbs (`train`, `compare`, `predict`, `export` and others) load the rest when they are first used.
 """
 
 from __future__ import annotations
@@ -63,7 +62,8 @@ from attention_transfer.vit import (
 )
 
 if TYPE_CHECKING:
-    from attention_transfer.evaluation import Ensemble, doctor, ensemble, load_run, predict
+    from attention_transfer.data import inspect_data
+    from attention_transfer.evaluation import Ensemble, doctor, ensemble, export, load_classifier, load_run, predict
     from attention_transfer.experiments import bench, compare, demo
     from attention_transfer.training import Recipe, Run, pretrain, train
 
@@ -76,6 +76,9 @@ _LAZY = {
     "demo": "experiments",
     "doctor": "evaluation",
     "ensemble": "evaluation",
+    "export": "evaluation",
+    "inspect_data": "data",
+    "load_classifier": "evaluation",
     "load_run": "evaluation",
     "predict": "evaluation",
     "presets": "training",
@@ -131,7 +134,10 @@ __all__ = [
     "distilled_attention",
     "doctor",
     "ensemble",
+    "export",
     "frozen_attention",
+    "inspect_data",
+    "load_classifier",
     "load_run",
     "load_vit",
     "logit_l2",

@@ -13,18 +13,21 @@ from typing import Any, NoReturn
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 from rich.logging import RichHandler
 
+from attention_transfer.data import inspect_data
 from attention_transfer.errors import UserError, nearest
-from attention_transfer.evaluation import doctor, ensemble, predict
+from attention_transfer.evaluation import doctor, ensemble, export, predict
 from attention_transfer.experiments import bench, compare, demo
 from attention_transfer.training import Interrupted, Recipe, console, presets, pretrain, read_config, train
 from attention_transfer.transfer import PRESETS
 
 VERBS: dict[str, Callable[..., Any]] = {
     "demo": demo,
+    "data": inspect_data,
     "pretrain": pretrain,
     "train": train,
     "compare": compare,
     "predict": predict,
+    "export": export,
     "ensemble": ensemble,
     "doctor": doctor,
     "bench": bench,
@@ -68,13 +71,15 @@ def build_parser(arguments: Sequence[str] = ()) -> ArgumentParser:
             sub.set_defaults({f"recipe.{key}": value for key, value in chosen.recipe.items()})
         elif verb is predict:
             sub.add_function_arguments(verb, skip={"images"}, as_positional=True)
-            sub.add_argument("images", type=str, nargs="+", help="image files")
+            sub.add_argument("images", type=str, nargs="+", help="image files, folders, or quoted patterns")
         elif verb is ensemble:
             sub.add_function_arguments(verb, skip={"runs"}, as_positional=True)
             sub.add_argument("runs", type=str, nargs="+", help="folders of finished runs of train, at least two")
         elif verb is doctor:
             sub.add_function_arguments(verb, skip={"student"}, as_positional=True)
             sub.add_argument("student", type=str | None, nargs="?", help="another model, or standard")
+        elif verb in (inspect_data, export):
+            sub.add_function_arguments(verb, as_positional=True)
         else:
             sub.add_function_arguments(verb)
         _as_people_type(sub)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import bz2
 import inspect
 import pickle
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.io import savemat
 from torchvision import datasets
 
 from attention_transfer.data import FileImages
@@ -38,7 +41,8 @@ def cifar10(root: Path) -> None:
 @pytest.fixture
 def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Miniatures do not have the checksums of the real files."""
-    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
+    for module in ("cifar", "stl10", "svhn", "flowers102", "semeion"):
+        monkeypatch.setattr(f"torchvision.datasets.{module}.check_integrity", lambda *_: True)
 
 
 def eurosat(root: Path) -> None:
@@ -75,6 +79,111 @@ def pets(root: Path) -> None:
         (folder / "annotations" / f"{part}.txt").write_text("".join(lines))
         for name, _ in names:
             image(folder / "images" / f"{name}.jpg", exif=exif)
+
+
+def in_folders(root: Path, suffix: str, *parts: str) -> None:
+    """Class folders in each of these."""
+    for part in parts:
+        for name in ("negative", "positive"):
+            for n in range(5):
+                image(root / part / name / f"{n}.{suffix}")
+
+
+def dtd(root: Path) -> None:
+    for place, part in enumerate(("train", "val", "test")):
+        names = [f"{name}/{name}_{place}{n}.jpg" for name in ("woven", "banded") for n in range(3)]
+        for name in names:
+            image(root / "dtd" / "dtd" / "images" / name)
+        listed = root / "dtd" / "dtd" / "labels" / f"{part}1.txt"
+        listed.parent.mkdir(exist_ok=True)
+        listed.write_text("\n".join(names))
+
+
+def flowers102(root: Path) -> None:
+    for n in range(1, 10):
+        image(root / "flowers-102" / "jpg" / f"image_{n:05d}.jpg")
+    savemat(root / "flowers-102" / "imagelabels.mat", {"labels": [5, 1, 102, 1, 5, 102, 1, 1, 2]})
+    ids = {"trnid": [9, 1, 2, 3], "valid": [4, 5], "tstid": [6, 7, 8]}
+    savemat(root / "flowers-102" / "setid.mat", ids)
+
+
+def gtsrb(root: Path) -> None:
+    in_folders(root / "gtsrb" / "GTSRB", "ppm", "Training")
+    for n in range(3):
+        image(root / "gtsrb" / "GTSRB" / "Final_Test" / "Images" / f"{n}.ppm")
+    rows = [f"{n}.ppm;{label}" for n, label in enumerate((1, 0, 1))]
+    (root / "gtsrb" / "GT-final_test.csv").write_text("\n".join(["Filename;ClassId", *rows]))
+
+
+def semeion(root: Path) -> None:
+    labels = np.repeat(np.arange(10), 3)
+    np.savetxt(root / "semeion.data", np.hstack([np.zeros((30, 256)), np.eye(10)[labels]]))
+
+
+def stl10(root: Path) -> None:
+    folder = root / "stl10_binary"
+    folder.mkdir()
+    (folder / "class_names.txt").write_text("airplane\nbird\n")
+    for part, labels in (("train", [1, 2, 2, 1]), ("test", [2, 1])):
+        np.zeros((len(labels), 3, 96, 96), np.uint8).tofile(folder / f"{part}_X.bin")
+        np.array(labels, np.uint8).tofile(folder / f"{part}_y.bin")
+
+
+def sun397(root: Path) -> None:
+    (root / "SUN397").mkdir()
+    (root / "SUN397" / "ClassName.txt").write_text("/a/abbey\n/a/arch/inside\n")
+    for name in ("abbey", "arch/inside"):
+        for n in np.random.default_rng(0).permutation(20):
+            image(root / "SUN397" / "a" / name / f"sun_{n:02d}.jpg")
+
+
+def svhn(root: Path) -> None:
+    for part, labels in (("train", [10, 1, 1, 10]), ("test", [1, 10])):
+        pixels = np.zeros((32, 32, 3, len(labels)), np.uint8)
+        savemat(root / f"{part}_32x32.mat", {"X": pixels, "y": [[label] for label in labels]})
+
+
+def usps(root: Path) -> None:
+    for name, labels in (("usps.bz2", (1, 2, 2, 1)), ("usps.t.bz2", (2, 1))):
+        pixels = " ".join(f"{n}:-1" for n in range(1, 257))
+        with bz2.open(root / name, "wt") as file:
+            file.writelines(f"{label} {pixels}\n" for label in labels)
+
+
+@pytest.mark.parametrize(
+    ("name", "build"),
+    [
+        ("Country211", lambda root: in_folders(root / "country211", "jpg", "train", "valid", "test")),
+        ("DTD", dtd),
+        ("Flowers102", flowers102),
+        ("GTSRB", gtsrb),
+        ("RenderedSST2", lambda root: in_folders(root / "rendered-sst2", "png", "train", "valid", "test")),
+        ("SEMEION", semeion),
+        ("STL10", stl10),
+        ("SUN397", sun397),
+        ("SVHN", svhn),
+        ("USPS", usps),
+    ],
+)
+def test_images_and_labels_are_torchvisions(name: str, build: Any, unchecked: None, tmp_path: Path) -> None:
+    """As many of each class as torchvision gives by going through its items."""
+    build(tmp_path)
+    splits = load_torchvision(f"{name}:{tmp_path}")
+    kind, every = getattr(datasets, name), (splits.train, splits.validation, splits.test)
+    parts = {part: kind(tmp_path, **arguments, download=False) for part, arguments in SETS[name].items()}
+    theirs = {part: Counter(int(dataset[n][1]) for n in range(len(dataset))) for part, dataset in parts.items()}
+    assert sum((Counter(split.labels.tolist()) for split in every), Counter()) == sum(theirs.values(), Counter())
+    for part in set(parts) - {"train"}:
+        assert Counter(getattr(splits, part).labels.tolist()) == theirs[part]
+    assert all(split.images[0].size == parts["train"][0][0].size for split in every)
+    assert len(splits.classes) > max(max(labels) for labels in theirs.values())
+
+
+def test_the_order_is_not_the_file_systems(tmp_path: Path) -> None:
+    sun397(tmp_path)
+    images = load_torchvision(f"SUN397:{tmp_path}").train.images
+    assert isinstance(images, FileImages)
+    assert list(images.paths) == sorted(images.paths)
 
 
 def test_sets_in_memory(unchecked: None, tmp_path: Path) -> None:

@@ -87,7 +87,8 @@ def load_hub(name: str) -> Splits:
     if "train" not in splits:
         raise UserError(f"the training images of {name} have no labels in {label!r}; choose a column by {name}#column")
     classes = parts["train"].features[label].names
-    short = Path(name).name if Path(name).is_dir() else name
+    folder = Path(name).expanduser()
+    short = folder.resolve().name if folder.is_dir() else name
     return complete(
         short,
         classes,

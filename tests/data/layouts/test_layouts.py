@@ -11,6 +11,7 @@ from torchvision import datasets
 
 from attention_transfer.data import FileImages, Split
 from attention_transfer.data.layouts import LAYOUTS, find_layout
+from attention_transfer.data.shards import is_shards
 from attention_transfer.errors import UserError
 
 BUILT = {
@@ -54,6 +55,8 @@ def test_a_layout_is_recognised_as_itself_only(name: str, miniatures: Any, tmp_p
     found = find_layout(home)
     assert found is LAYOUTS[name]
     assert find_layout(tmp_path) is found, "the folder in which the archive was unpacked will do"
+    (home / "images.tar").touch()
+    assert not is_shards(home), "an archive that was left there"
 
 
 def test_other_folders_are_not_recognised(miniatures: Any, tmp_path: Path) -> None:
@@ -66,6 +69,14 @@ def test_other_folders_are_not_recognised(miniatures: Any, tmp_path: Path) -> No
 def test_nabirds_is_not_taken_for_cub(miniatures: Any, tmp_path: Path) -> None:
     home = miniatures.cub(tmp_path)
     (home / "hierarchy.txt").touch()
+    assert find_layout(home) is None
+
+
+def test_a_subset_of_imagenet_with_a_test_split_of_its_own_is_not_taken_for_it(miniatures: Any, tmp_path: Path) -> None:
+    home = miniatures.imagenet(tmp_path)
+    miniatures.image(home / "test" / "ILSVRC2012_test_00000001.JPEG")
+    assert find_layout(home) is LAYOUTS["imagenet"], "as published, without classes"
+    miniatures.image(home / "test" / miniatures.WNIDS[0] / "1.JPEG")
     assert find_layout(home) is None
 
 

@@ -63,7 +63,7 @@ def read_lines(path: Path) -> list[str]:
         raise UserError(f"{path} is missing; {AGAIN}") from error
     except (UnicodeDecodeError, OSError) as error:
         raise UserError(f"{path} is damaged ({error}); {AGAIN}") from error
-    lines = [line for line in lines if line and not line.startswith("#")]
+    lines = [line for line in lines if line]
     if not lines:
         raise UserError(f"{path} is empty; {AGAIN}")
     return lines
@@ -106,8 +106,7 @@ def read_json(path: Path, keys: Sequence[str] = ()) -> Any:
 def read_mat(path: Path, key: str, fields: Sequence[str] = ()) -> NDArray[Any]:
     """A variable of a MATLAB file, with at least one dimension and with these fields."""
     try:
-        with path.open("rb") as file:
-            value = np.atleast_1d(loadmat(file, squeeze_me=True)[key])
+        value = np.atleast_1d(loadmat(str(path), squeeze_me=True)[key])
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing; {AGAIN}") from error
     except KeyError as error:

@@ -91,15 +91,15 @@ PRESETS: dict[str, Preset] = {
     "distill-output": Preset(
         "random weights, learns what the teacher's heads read",
         init="random",
-        rules=(Distill(target="output", weight=10.0),),
-        recipe={"lr": 8e-3},
+        rules=(Distill(target="output", weight=30.0),),
+        recipe={"lr": 1.6e-2},
         source="Qin et al. 2026",
     ),
     "feature-kd": Preset(
         "random weights, learns what the teacher's blocks put out",
         init="random",
         rules=(FeatureKD(),),
-        recipe={"lr": 8e-3},
+        recipe={"lr": 1.6e-2},
         source="Li et al. 2024, for comparison",
     ),
     "logit-kd": Preset(
@@ -113,9 +113,9 @@ PRESETS: dict[str, Preset] = {
     "tuned-distill": Preset(
         "random weights, learns to attend as the teacher does after its fine-tuning",
         init="random",
-        rules=(Distill(weight=10.0),),
+        rules=(Distill(weight=1.0),),
         tune_teacher=True,
-        recipe={"lr": 8e-3},
+        recipe={"lr": 1.6e-2},
         source="Li et al. 2024",
     ),
     "linear-probe": Preset(

@@ -33,6 +33,36 @@ def test_another_configuration_is_refused_and_the_difference_named(tmp_path: Pat
     assert RunFolder(tmp_path).config() == CONFIG
 
 
+def test_devices_and_loggers_make_no_other_run_and_neither_does_the_number_of_workers(tmp_path: Path) -> None:
+    config = {**CONFIG, "device": "auto", "devices": None, "loggers": None, "recipe": {"workers": 2, "accumulate": 1}}
+    RunFolder.open(tmp_path, config, overwrite=False)
+    moved = {"device": "cpu", "devices": 2, "nodes": 1, "loggers": ["wandb"]}
+    RunFolder.open(tmp_path, {**config, **moved, "recipe": {"workers": 6, "accumulate": 1}}, overwrite=False)
+    with pytest.raises(UserError, match=r"recipe\.workers is 2 there and 0 here"):
+        RunFolder.open(tmp_path, {**config, "recipe": {"workers": 0, "accumulate": 1}}, overwrite=False)
+    with pytest.raises(UserError, match=r"recipe\.accumulate is 1 there and 2 here"):
+        RunFolder.open(tmp_path, {**config, "recipe": {"workers": 2, "accumulate": 2}}, overwrite=False)
+
+
+def test_what_a_killed_run_left_half_written_is_cleared_away(tmp_path: Path) -> None:
+    RunFolder.open(tmp_path, CONFIG, overwrite=False)
+    (tmp_path / ".metrics.jsonl.a8x_3k2p").write_text('{"epoch": 1')
+    RunFolder.open(tmp_path, CONFIG, overwrite=False)
+    assert {p.name for p in tmp_path.iterdir()} == {"config.yaml", "environment.json"}
+
+
+def test_other_processes_than_the_first_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    RunFolder.open(tmp_path, CONFIG, overwrite=False).write_json("summary.json", {})
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    folder = RunFolder.open(tmp_path, {**CONFIG, "seed": 1}, overwrite=True)
+    folder.write_json("environment.json", {"other": 1})
+    assert not folder.finished  # the first process is about to remove that
+    monkeypatch.delenv("LOCAL_RANK")
+    assert RunFolder(tmp_path).finished
+    assert RunFolder(tmp_path).config() == CONFIG
+    assert "other" not in (tmp_path / "environment.json").read_text()
+
+
 def test_overwrite_replaces_a_run(tmp_path: Path) -> None:
     RunFolder.open(tmp_path, CONFIG, overwrite=False).write_json("summary.json", {})
     folder = RunFolder.open(tmp_path, {**CONFIG, "seed": 1}, overwrite=True)

@@ -8,7 +8,7 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -16,10 +16,11 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, WeightAveraging
-from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.callbacks import Callback, EarlyStopping, WeightAveraging
+from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
+from attention_transfer.training.loggers import log_row
 from attention_transfer.training.progress import Bar
 from attention_transfer.training.run_folder import RunFolder, write_whole
 
@@ -41,12 +42,54 @@ class AveragedWeights(WeightAveraging):
 
         super().__init__(use_buffers=False, multi_avg_fn=average)
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Make the average where the weights will be; they are brought there later."""
+        self._device = trainer.strategy.root_device
+        super().setup(trainer, pl_module, stage)
+
+
+class Stopwatch(Callback):
+    """Times the steps of an epoch, and the waits for images between them."""
+
+    def __init__(self) -> None:
+        self._started = self._ended = 0.0
+        self._waited = 0.0
+        self._images = 0
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+        """Begin."""
+        self._started = self._ended = time.perf_counter()
+        self._waited, self._images = 0.0, 0
+
+    def on_train_batch_start(self, *args: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        """A batch is here."""
+        self._waited += time.perf_counter() - self._ended
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,  # noqa: ARG002
+        outputs: Any,  # noqa: ARG002
+        batch: Any,
+        batch_idx: int,  # noqa: ARG002
+    ) -> None:
+        """A step is done."""
+        self._ended = time.perf_counter()
+        self._images += len(batch[0]) * trainer.world_size
+
+    def values(self) -> dict[str, float]:
+        """Images a second on all devices, and the share of the time in which this process waited for images."""
+        seconds = max(self._ended - self._started, 1e-9)
+        return {"time/images_per_second": self._images / seconds, "time/data_wait": self._waited / seconds}
+
 
 class MetricsWriter(Callback):
     """Writes a line of `metrics.jsonl` an epoch, and `metrics.csv` from it; counts the seconds of training."""
 
-    def __init__(self, folder: RunFolder) -> None:
+    def __init__(self, folder: RunFolder, clock: Stopwatch, loggers: Sequence[Logger] = ()) -> None:
         self.path = folder.path / "metrics.jsonl"
+        self.clock = clock
+        self.loggers = loggers
         self.seconds = 0.0
         self._since = 0.0
 
@@ -61,8 +104,8 @@ class MetricsWriter(Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
         """Drop the lines of epochs that a resumed run does again."""
         self._since = time.monotonic()
-        kept = [row for row in read_metrics(self.path) if row["epoch"] <= trainer.current_epoch]
-        self._write(kept)
+        if trainer.is_global_zero:
+            self._write([row for row in read_metrics(self.path) if row["epoch"] <= trainer.current_epoch])
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
         """Append the epoch's means; validation terms are there in the epochs that had a validation."""
@@ -74,7 +117,10 @@ class MetricsWriter(Callback):
         }
         lr = max(group["lr"] for group in trainer.optimizers[0].param_groups)
         row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step, "lr": lr, **values}
-        self._write([*read_metrics(self.path), row])
+        row |= self.clock.values()
+        if trainer.is_global_zero:
+            self._write([*read_metrics(self.path), row])
+            log_row(self.loggers, row)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
         """Stop the clock."""
@@ -102,20 +148,37 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 
 
 class ShowProgress(Callback):
-    """Moves a bar with every step and notes the last validation."""
+    """Moves a bar with every step, and notes the speed and the last validation."""
 
-    def __init__(self, bar: Bar, monitor: str) -> None:
+    def __init__(self, bar: Bar, monitor: str, clock: Stopwatch) -> None:
         self.bar = bar
         self.monitor = monitor
+        self.clock = clock
+        self._validated = ""
 
     def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:  # noqa: ARG002
         """A step is done."""
         self.bar.advance()
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
-        """Show the monitored value."""
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+        """Show how fast it goes, and what for."""
         if self.monitor in trainer.callback_metrics:
-            self.bar.note(f"{self.monitor} {float(trainer.callback_metrics[self.monitor]):.3f}")
+            self._validated = f"{self.monitor} {float(trainer.callback_metrics[self.monitor]):.3f}, "
+        times = self.clock.values()
+        speed, wait = times["time/images_per_second"], times["time/data_wait"]
+        self.bar.note(f"{self._validated}{speed:,.0f} images/s, {wait:.0%} waiting for them")
+
+
+class StopEarly(EarlyStopping):
+    """Ends the training after so many validations in a row without a better one."""
+
+    def __init__(self, monitor: str, mode: str, validations: int) -> None:
+        super().__init__(monitor, mode=mode, patience=validations, check_finite=False)
+
+    @property
+    def state_key(self) -> str:
+        """Where its state lies in a checkpoint."""
+        return "StopEarly"
 
 
 class StopOnRequest(Callback):
@@ -144,19 +207,3 @@ class StopOnRequest(Callback):
     def _request(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         self.requested = True
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # every file is written whole, so nothing is lost by dying here
-
-
-class WholeCheckpoints(TorchCheckpointIO):
-    """Checkpoints that are written whole or not at all, and read without running code from them."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:  # noqa: ARG002
-        """Write a temporary file, then put it in place."""
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.tmp")
-        torch.save(checkpoint, temporary)
-        temporary.replace(target)
-
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:  # noqa: ARG002
-        """Read tensors and plain values only."""
-        return dict(torch.load(path, map_location=map_location or "cpu", weights_only=True))

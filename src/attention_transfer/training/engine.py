@@ -2,81 +2,28 @@
 
 from __future__ import annotations
 
+import gc
 import logging
-import pickle
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
-from zipfile import BadZipFile
+from dataclasses import replace
 
-import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch import nn
 
-from attention_transfer.errors import UserError
-from attention_transfer.training.callbacks import (
-    AveragedWeights,
-    Interrupted,
-    MetricsWriter,
-    ShowProgress,
-    StopOnRequest,
-    WholeCheckpoints,
-    read_metrics,
-)
-from attention_transfer.training.module import ObjectiveModule
-from attention_transfer.training.progress import Display
+from attention_transfer.errors import UserError, raise_all
+from attention_transfer.training.hardware import Device, Devices, choose_hardware
+from attention_transfer.training.job import Fitted, Job, run_job
+from attention_transfer.training.loading import choose_workers
+from attention_transfer.training.loggers import DEFAULT, LoggerName, logger_problems
+from attention_transfer.training.memory import OutOfMemory, can_checkpoint, checkpointed_gradients
 from attention_transfer.training.recipe import Recipe
 from attention_transfer.training.run_folder import RunFolder
-from attention_transfer.viewing import Point, learning_curves, save
+from attention_transfer.training.samplers import Images
 
-Images = Dataset[tuple[Tensor, ...]]
+__all__ = ["Fitted", "fit", "fit_problems"]
 
 log = logging.getLogger("attention_transfer")
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """A finished training.
-
-    Attributes:
-        best_epoch: the epoch, from 1, whose weights were kept.
-        validation: that epoch's validation metrics, by name.
-        test: metrics on the test split, read once with the kept weights; empty where there is none.
-        steps: optimiser steps.
-        seconds: time in training, validation included, summed over resumptions.
-    """
-
-    best_epoch: int
-    validation: dict[str, float]
-    test: dict[str, float]
-    steps: int
-    seconds: float
-
-
-class SeededSampler(DistributedSampler[Any]):
-    """Makes all randomness of an epoch a function of the seed and the epoch: order, augmentation, masks, dropout.
-
-    So a resumed run draws what the uninterrupted one would have drawn, with no generator states to save. It hangs on
-    the sampler because Lightning announces every epoch to it, and makes the first epoch's iterator before any hook.
-    """
-
-    def __init__(self, images: Images, *, seed: int) -> None:
-        super().__init__(images, num_replicas=1, rank=0, shuffle=True, seed=seed)
-        # The loader draws the seeds of its workers from here. Drawn from torch's own generator they would depend on
-        # when the iterator was made, which is another moment in the first epoch of a resumed run.
-        self.generator = torch.Generator()
-
-    def set_epoch(self, epoch: int) -> None:
-        """Seed torch, numpy, python and the loader's workers for the epoch."""
-        super().set_epoch(epoch)
-        seed = self.seed * 1_000_003 + epoch
-        self.generator.manual_seed(seed)
-        L.seed_everything(seed, workers=True, verbose=False)
 
 
 def fit(
@@ -91,63 +38,122 @@ def fit(
     prepare: nn.Module | None = None,
     seed: int = 0,
     name: str = "training",
+    device: Device = "auto",
+    devices: Devices = None,
+    nodes: int | None = None,
+    loggers: Sequence[LoggerName] | None = None,
 ) -> Fitted:
     """Train, keep the best epoch by validation, and leave its weights in `objective`.
 
     The monitored value is the validation accuracy, or the validation loss where there are no classes. A run that was
-    interrupted goes on from its last checkpoint and gives the numbers of an uninterrupted one.
+    interrupted goes on from its last checkpoint and gives the numbers of an uninterrupted one. Where a device runs out
+    of memory, training goes on from there with micro-batches of half the size; the batch of a step stays as it is.
+
+    Args:
+        objective: what is trained; see `Objective`.
+        folder: where everything is written.
+        recipe: optimisation settings; `problems` found none.
+        train: images and labels.
+        validation: what the best epoch is chosen by.
+        test: read once, with the kept weights.
+        classes: how many there are; `None` for an objective without labels.
+        prepare: what turns a batch of pixels into the network's input, on the device.
+        seed: of the order, the augmentation and all else that is drawn.
+        name: for the log and the progress bar.
+        device: "auto" takes GPUs where there are any.
+        devices: processes on each machine, one a device; "auto" takes every GPU, `None` what the launcher says, or one.
+        nodes: machines; default what the launcher (torchrun, SLURM) says, or 1.
+        loggers: where metrics go besides the run's files; default TensorBoard.
 
     Raises:
-        UserError: the last checkpoint is damaged.
+        UserError: a device, a package or a recipe's feature is not there; the last checkpoint is damaged; the loss is
+            not finite; memory is too small for a single image.
         Interrupted: the user stopped the run.
     """
-    recipe = _aligned(recipe)
-    sampler = SeededSampler(train, seed=seed)
-    loader = DataLoader(
-        train, recipe.batch_size, sampler=sampler, num_workers=recipe.workers, generator=sampler.generator
+    hardware = choose_hardware(device, devices, nodes)
+    chosen = tuple(DEFAULT if loggers is None else loggers)
+    vit: nn.Module = getattr(objective, "vit")  # noqa: B009
+    uncheckpointable = can_checkpoint(vit) if recipe.checkpoint_gradients else []
+    raise_all([*hardware.problems(recipe), *logger_problems(chosen), *uncheckpointable])
+    workers, why = choose_workers(train, recipe.workers, hardware)
+    log.info("%s: on %s; %d workers load images (%s)", name, hardware, workers, why)
+    job = Job(
+        objective=objective,
+        folder=folder,
+        recipe=_aligned(recipe),
+        train=train,
+        validation=validation,
+        test=test,
+        classes=classes,
+        prepare=prepare,
+        seed=seed,
+        name=name,
+        hardware=hardware,
+        workers=workers,
+        loggers=chosen,
+        evaluation_batch=max(recipe.batch_size, 256),
     )
-    steps = recipe.epochs * len(loader)
-    monitor, mode = ("validation/accuracy", "max") if classes is not None else ("validation/loss", "min")
-    module = ObjectiveModule(objective, recipe, steps=steps, classes=classes, prepare=prepare)
-    metrics = MetricsWriter(folder)
-    last = folder.last_checkpoint
-    done = 0
-    if last is not None:
-        resumed = read_checkpoint(last)
-        done = int(resumed["global_step"])
-        sampler.set_epoch(int(resumed["epoch"]) + 1)
-        log.info("%s: resumed after step %d of %d", name, done, steps)
-    checkpoint = ModelCheckpoint(
-        dirpath=folder.checkpoints,
-        filename="best",
-        monitor=monitor,
-        mode=mode,
-        save_last=True,
-        every_n_epochs=recipe.validate_every,
-        save_on_train_epoch_end=True,
-        enable_version_counter=False,
+    with checkpointed_gradients(vit, on=recipe.checkpoint_gradients), _compiled(objective, on=recipe.compile):
+        return _within_memory(job)
+
+
+def fit_problems(
+    recipe: Recipe, device: Device, devices: Devices, nodes: int | None, loggers: Sequence[LoggerName] | None
+) -> list[str]:
+    """What `fit` would refuse of these, a sentence each, to be known before anything is written."""
+    try:
+        hardware = choose_hardware(device, devices, nodes).problems(recipe)
+    except UserError as error:
+        hardware = str(error).splitlines()
+    return [*hardware, *logger_problems(DEFAULT if loggers is None else loggers)]
+
+
+def _within_memory(job: Job) -> Fitted:
+    """Run a job, in smaller pieces each time that memory runs out."""
+    start = {name: value.detach().cpu().clone() for name, value in job.objective.state_dict().items()}
+    while True:
+        try:
+            return run_job(job)
+        except OutOfMemory as error:
+            job = _smaller(job, error)
+        # Only here, after the error and all that hung on it are gone.
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        job.objective.load_state_dict(start)
+
+
+def _smaller(job: Job, error: OutOfMemory) -> Job:
+    """The job with half the images in a forward pass.
+
+    Raises:
+        UserError: there is only one.
+    """
+    recipe, device = job.recipe, job.hardware.device
+    size = job.evaluation_batch if error.evaluating else job.micro_batch
+    if size == 1:
+        raise UserError(
+            f"one image is too much for the memory of this {device} ({error}); take a smaller model or image_size, "
+            "recipe.checkpoint_gradients or recipe.precision bf16"
+        )
+    if job.hardware.processes > 1:  # the others wait for this one in the middle of a step
+        raise UserError(
+            f"this {device} ran out of memory ({error}); start again with recipe.accumulate {2 * recipe.accumulate}, "
+            "which makes the same steps from smaller pieces"
+        )
+    if error.evaluating:
+        log.warning("%s: out of memory (%s); evaluating %d images at once", job.name, error, -(-size // 2))
+        return replace(job, evaluation_batch=-(-size // 2))
+    job = replace(job, recipe=replace(recipe, accumulate=2 * recipe.accumulate))
+    log.warning(
+        "%s: out of memory (%s); going on with micro-batches of %d images instead of %d, in steps of %d as before",
+        job.name,
+        error,
+        job.micro_batch,
+        size,
+        recipe.batch_size,
     )
-    with Display.open() as display, display.bar(name, steps, done=done) as bar, _quiet():
-        averaging: list[Callback] = [AveragedWeights(recipe.ema_decay)] if recipe.ema_decay is not None else []
-        stop = StopOnRequest()
-        callbacks = [*averaging, metrics, ShowProgress(bar, monitor), stop, checkpoint]
-        with stop.listening():
-            trainer = _trainer(recipe, callbacks)
-            trainer.fit(module, loader, _in_order(validation, recipe), ckpt_path=last, weights_only=True)
-            if stop.requested:  # during the last validation, after which there is no step to stop behind
-                raise Interrupted
-        best = read_checkpoint(Path(checkpoint.best_model_path))
-        module.load_state_dict(best["state_dict"])
-        tested = [] if test is None else _trainer(recipe, []).test(module, _in_order(test, recipe), verbose=False)
-    best_epoch = int(best["epoch"]) + 1
-    _draw_curve(folder, monitor, title=name)
-    return Fitted(
-        best_epoch=best_epoch,
-        validation=_validation_at(metrics.path, best_epoch),
-        test={key.removeprefix("test/"): float(value) for row in tested for key, value in row.items()},
-        steps=steps,
-        seconds=round(metrics.seconds, 2),
-    )
+    return job
 
 
 def _aligned(recipe: Recipe) -> Recipe:
@@ -158,66 +164,14 @@ def _aligned(recipe: Recipe) -> Recipe:
     return replace(recipe, validate_every=every)
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a training checkpoint.
-
-    Raises:
-        UserError: it is truncated or no checkpoint.
-    """
-    try:
-        return dict(torch.load(path, map_location="cpu", weights_only=True))
-    except (RuntimeError, EOFError, BadZipFile, pickle.UnpicklingError, ValueError, KeyError) as error:
-        raise UserError(f"{path} is damaged and the run can't go on from it; start again with --overwrite") from error
-
-
-def _trainer(recipe: Recipe, callbacks: list[Callback]) -> L.Trainer:
-    return L.Trainer(
-        max_epochs=recipe.epochs,
-        accelerator="auto",
-        devices=1,
-        gradient_clip_val=recipe.clip_grad,
-        check_val_every_n_epoch=recipe.validate_every,
-        num_sanity_val_steps=0,
-        callbacks=callbacks,
-        plugins=[WholeCheckpoints()],
-        logger=False,
-        enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-
-
-def _in_order(images: Images, recipe: Recipe) -> DataLoader[tuple[Tensor, ...]]:
-    return DataLoader(images, max(recipe.batch_size, 256), num_workers=recipe.workers)
-
-
-def _draw_curve(folder: RunFolder, monitor: str, *, title: str) -> None:
-    """The monitored value over the epochs, in `figures/curve.png`."""
-    rows = [row for row in read_metrics(folder.path / "metrics.jsonl") if monitor in row]
-    points = [(row["epoch"], Point(row[monitor], row[monitor], row[monitor])) for row in rows]
-    label = monitor.replace("/", " ")
-    figure = learning_curves({title: {label: points}}, ylabel=label, percent=monitor.endswith("accuracy"))
-    save(figure, folder.figures / "curve.png")
-
-
-def _validation_at(metrics: Path, epoch: int) -> dict[str, float]:
-    row = next(row for row in read_metrics(metrics) if row["epoch"] == epoch)
-    return {key.removeprefix("validation/"): value for key, value in row.items() if key.startswith("validation/")}
-
-
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Lightning's notices about devices and small logs, which say nothing about this training."""
-    lightning_log = logging.getLogger("lightning.pytorch")
-    level = lightning_log.level
-    lightning_log.setLevel(logging.WARNING)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
-        warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
-        warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty.*")
-        warnings.filterwarnings("ignore", message=".*treespec.*")
-        try:
-            yield
-        finally:
-            lightning_log.setLevel(level)
+def _compiled(objective: nn.Module, *, on: bool) -> Iterator[None]:
+    """Compile a module's forward in place, which leaves the names of its weights as they are."""
+    if not on:
+        yield
+        return
+    objective.compile()
+    try:
+        yield
+    finally:
+        objective._compiled_call_impl = None

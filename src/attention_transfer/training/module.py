@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
@@ -15,8 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
+from attention_transfer.training.finite import all_finite, not_finite
 from attention_transfer.training.objective import Objective
 from attention_transfer.training.recipe import Recipe
+from attention_transfer.training.samplers import Share
 from attention_transfer.vit import anatomy, parameters_of, unwrapped
 
 Batch = tuple[Tensor, Tensor]
@@ -31,6 +34,8 @@ class ObjectiveModule(L.LightningModule):
         steps: optimiser steps of the whole training, for the schedule.
         classes: number of classes, or `None` for an objective without labels.
         prepare: what turns a batch of pixels, uint8, into the network's input, on the device; `None` leaves it.
+        micro_batch: images a forward and backward pass at most; `None` takes a batch whole.
+        share: which share of the batch with a number in its epoch this process has; `None` is all of it.
     """
 
     def __init__(
@@ -41,12 +46,19 @@ class ObjectiveModule(L.LightningModule):
         steps: int,
         classes: int | None = None,
         prepare: nn.Module | None = None,
+        micro_batch: int | None = None,
+        share: Callable[[int], Share] | None = None,
     ) -> None:
         super().__init__()
         self.objective = objective
         self.prepare = nn.Identity() if prepare is None else prepare
         self.recipe = recipe
         self.steps = steps
+        self.micro_batch = micro_batch
+        self._share = share
+        self._seen: dict[str, list[Tensor]] = {}  # the step's loss and its terms, by micro-batch
+        self._grad_norm: Tensor | None = None
+        self.evaluating = False  # where memory ran out, if it did
         self.scores = nn.ModuleDict()
         if classes is not None:
             for stage in ("validation", "test"):
@@ -58,15 +70,45 @@ class ObjectiveModule(L.LightningModule):
         images, targets = batch
         return self.prepare(images), targets
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002
-        """One step; logs every term of the loss, averaged over the epoch."""
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """One step; logs every term of the loss, averaged over the epoch.
+
+        The batch is cut into micro-batches. The gradients of all but the last, whose loss is returned, are formed here.
+        """
+        self.evaluating = False
         images, targets = batch
         advance = getattr(self.objective, "advance", None)
         if advance is not None:
             advance(self.global_step / self.steps)
+        cast(torch.optim.Optimizer, self.optimizers(use_pl_optimizer=False)).zero_grad()
+        self._seen = {}
+        share = Share(len(images), len(images)) if self._share is None else self._share(batch_idx)
+        size = self.micro_batch or len(images)
+        *first, last = zip(images.split(size), targets.split(size), strict=True)
+        for part in first:
+            loss = self._weighted_loss(part, share)
+            with torch.autocast(self.device.type, enabled=False):
+                self.trainer.strategy.backward(loss, None)
+        return self._weighted_loss(last, share)
+
+    def _weighted_loss(self, part: Batch, share: Share) -> Tensor:
+        """A micro-batch's share of the batch's loss, such that the mean over processes of their sums is that loss."""
+        images, targets = part
         output = cast(Objective, self.objective)(images, targets)
-        self._log("train", {"loss": output.loss, **output.losses}, len(images))
-        return output.loss
+        counted = len(images) if share.own else 0
+        values = {**output.losses, "loss": output.loss}
+        self._log("train", values, counted)
+        if counted:
+            for name, value in values.items():
+                self._seen.setdefault(name, []).append(value.detach())
+        return output.loss * (counted * self._processes / share.whole)
+
+    @property
+    def _processes(self) -> int:
+        return 1 if self._trainer is None else self.trainer.world_size
+
+    def optimizer_zero_grad(self, *_: Any) -> None:
+        """Nothing: Lightning would do it between the forward passes and the backward pass of the last micro-batch."""
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
         """Loss terms and, where there are logits, accuracy and calibration."""
@@ -87,19 +129,57 @@ class ObjectiveModule(L.LightningModule):
             if id(parameter) not in heads:
                 parameter.grad = None
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,  # noqa: ARG002
+    ) -> None:
+        """Clip by the norm of all gradients, and keep that norm for the log.
+
+        Raises:
+            UserError: the loss or its gradient is not finite. The weights are as they were before the step.
+        """
+        parameters = list(self.trainer.precision_plugin.main_params(optimizer))
+        if gradient_clip_val is None:
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            self._grad_norm = torch.nn.utils.get_total_norm(gradients)
+        else:
+            self._grad_norm = torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
+        if self.recipe.precision != "fp16":  # there, an infinite gradient is how the loss's scale is found
+            self._seen["gradient norm"] = [self._grad_norm]
+        decisive = [torch.zeros_like(self._grad_norm)]  # a process may have no image of a batch, and takes part
+        decisive += [*self._seen.get("loss", []), *self._seen.get("gradient norm", [])]
+        if not all_finite(decisive, self._processes):
+            raise not_finite(self._seen, self._processes, epoch=self.current_epoch + 1, step=self.global_step + 1)
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Log the norm of the gradients, before clipping; a scaled loss (fp16) may have skipped a step for it."""
+        if self._processes > 1 and self.global_step == 1:  # e.g. heads that were matched on a process's own images
+            for buffer in self.objective.buffers():
+                torch.distributed.broadcast(buffer, 0)
+        if self._grad_norm is not None and (self.recipe.precision != "fp16" or self._grad_norm.isfinite()):
+            self._log("train", {"grad_norm": self._grad_norm}, 1)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep how batches are cut, which the memory may have decided."""
+        checkpoint["accumulate"] = self.recipe.accumulate
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with decay groups; linear warm-up and half a cosine, as factors on each group's learning rate."""
         recipe = self.recipe
         groups = parameter_groups(
             self.objective, lr=recipe.peak_lr, decay=recipe.weight_decay, layers=recipe.layer_decay
         )
-        optimizer = torch.optim.AdamW(groups, lr=recipe.peak_lr, betas=(recipe.beta1, recipe.beta2), fused=True)
+        fused = recipe.precision != "fp16"  # the fused one unscales gradients itself, after they were to be clipped
+        optimizer = torch.optim.AdamW(groups, lr=recipe.peak_lr, betas=(recipe.beta1, recipe.beta2), fused=fused)
         optimizer.register_step_pre_hook(decay_used_rows)
         factor = partial(warmup_cosine, steps=self.steps, warmup=round(recipe.warmup * self.steps), floor=recipe.min_lr)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _evaluate(self, stage: str, batch: Batch) -> None:
+        self.evaluating = True
         images, targets = batch
         output = cast(Objective, self.objective)(images, targets)
         self._log(stage, {"loss": output.loss, **output.losses}, len(images))
@@ -109,14 +189,16 @@ class ObjectiveModule(L.LightningModule):
         for name, score in self.scores.items():
             if name.startswith(stage):
                 cast(Any, score).update(output.logits.softmax(dim=-1), targets)
-                self.log(name, cast(Any, score), on_epoch=True)
+                self.log(name, cast(Any, score), on_epoch=True, logger=False)
 
     def _log(self, stage: str, values: dict[str, Tensor], batch_size: int) -> None:
         self.log_dict(
             {f"{stage}/{name}": value.detach() for name, value in values.items()},
             on_step=False,
             on_epoch=True,
-            batch_size=batch_size,
+            batch_size=batch_size * self._processes,  # over processes, Lightning takes the mean and drops its fraction
+            sync_dist=self._processes > 1,
+            logger=False,
         )
 
 

@@ -9,8 +9,10 @@ from typing import Any
 from attention_transfer.data import RANDOM_ERASING, Normalise, choose_augment, eval_pixels, load_data, train_pixels
 from attention_transfer.errors import raise_all
 from attention_transfer.pretraining import MaskedAutoencoder
-from attention_transfer.training.engine import fit
+from attention_transfer.training.engine import fit, fit_problems
+from attention_transfer.training.hardware import Device, Devices, this_process
 from attention_transfer.training.log import logging_to
+from attention_transfer.training.loggers import LoggerName
 from attention_transfer.training.recipe import Recipe
 from attention_transfer.training.run_folder import RunFolder
 from attention_transfer.training.seeds import seeded
@@ -34,6 +36,10 @@ def pretrain(
     epochs: int | None = None,
     image_size: int | None = None,
     recipe: Recipe = MAE_RECIPE,
+    device: Device = "auto",
+    devices: Devices = None,
+    nodes: int | None = None,
+    loggers: list[LoggerName] | None = None,
     out: str | None = None,
     overwrite: bool = False,
 ) -> Run:
@@ -47,6 +53,10 @@ def pretrain(
         epochs: passes over the images; takes the place of recipe.epochs.
         image_size: input pixels, height and width; default the model's.
         recipe: optimisation settings.
+        device: where to compute: auto, cpu, cuda or mps; auto takes GPUs where there are any.
+        devices: processes on each machine, one a device; auto takes every GPU; default what the launcher says, or 1.
+        nodes: machines; default what torchrun or SLURM says, or 1.
+        loggers: where metrics go besides the run's files: tensorboard, wandb, mlflow; default tensorboard.
         out: folder of the run; default runs/teacher-<data>.
         overwrite: replace another run in that folder.
 
@@ -60,11 +70,16 @@ def pretrain(
     problems = settings.problems()
     if not 0 < mask_ratio < 1:
         problems.append(f"mask_ratio is {mask_ratio}; give a share above 0 and below 1")
-    for name in ("label_smoothing", "share_drop_path"):
+    for name in ("label_smoothing", "share_drop_path", "balanced"):
         if getattr(settings, name):
             problems.append(
                 f"recipe.{name} has no effect in pre-training, which has no labels and no teacher; leave it out"
             )
+    if settings.checkpoint_gradients:
+        problems.append(
+            "recipe.checkpoint_gradients has no effect in pre-training, which sees few patches; leave it out"
+        )
+    problems += fit_problems(settings, device, devices, nodes, loggers)
     raise_all(problems)
     config = {
         "model": model,
@@ -73,6 +88,10 @@ def pretrain(
         "seed": seed,
         "image_size": image_size,
         "recipe": asdict(settings),
+        "device": device,
+        "devices": devices,
+        "nodes": nodes,
+        "loggers": loggers,
         "out": str(out or f"runs/teacher-{data}"),
         "overwrite": False,
     }
@@ -104,8 +123,10 @@ def _pretrain(config: dict[str, Any], recipe: Recipe, *, overwrite: bool) -> Run
             prepare=Normalise(spec, erase=RANDOM_ERASING if augment == "heavy" else 0.0),
             seed=config["seed"],
             name="teacher (MAE)",
+            **{key: config[key] for key in ("device", "devices", "nodes", "loggers")},
         )
-        save_vit(encoder, folder.model)
+        if this_process() == 0:
+            save_vit(encoder, folder.model)
         summary = {
             "model": config["model"],
             "seed": config["seed"],

@@ -16,6 +16,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from attention_transfer.training.hardware import this_process
+
 console = Console(stderr=True)
 
 
@@ -35,6 +37,7 @@ class Display:
             TimeRemainingColumn(),
             console=console,
             transient=True,
+            disable=this_process() > 0,
         )
 
     @classmethod

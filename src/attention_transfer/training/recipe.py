@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Literal, get_args
 
 from attention_transfer.data import Augment
+from attention_transfer.errors import nearest
 from attention_transfer.training.mixing import Mixing, TransMix
+
+Precision = Literal["fp32", "bf16", "fp16"]
+"""In which numbers a network is run; its weights are float32 in all of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,7 +19,9 @@ class Recipe:
 
     Attributes:
         epochs: passes over the training images.
-        batch_size: images a step; the last batch of an epoch may be smaller.
+        batch_size: images of one optimiser step, over all devices; the last batch of an epoch may be smaller.
+        accumulate: micro-batches that each device cuts its share of a batch into, to save memory; their gradients are
+            weighted by their sizes, so that the step is the same but for rounding and for what a forward draws.
         lr: peak learning rate of AdamW.
         lr_base_size: batch size that lr is meant for; at another one it is scaled in proportion; `None` takes it as is.
         min_lr: learning rate at the end, as a fraction of the peak, so that the schedule never rises after warm-up.
@@ -37,7 +44,14 @@ class Recipe:
         drop_path: stochastic depth of the student's last block, linearly less before it.
         share_drop_path: drop the same branches in the teacher, as the paper does; needs drop_path above 0 and rules.
         validate_every: epochs between validations and checkpoints; the last epoch always has one.
-        workers: processes that load images; 0 loads in the training process.
+        early_stopping: validations in a row without a better one after which training ends; `None` never does.
+        balanced: draw as many images of each class as of any other: with replacement, weighted by 1 / class count.
+        precision: numbers of the forward and backward pass: fp32, bf16, or fp16 with a scaled loss; weights stay
+            float32.
+        compile: run the objective through `torch.compile`.
+        checkpoint_gradients: compute each block's activations again in the backward pass instead of keeping them.
+        workers: processes that load images on each device; 0 loads in the training process, `None` chooses by the
+            images and the cores. The augmentation of an image is the same for any number but 0.
     """
 
     epochs: int = 200
@@ -63,7 +77,13 @@ class Recipe:
     drop_path: float = 0.0
     share_drop_path: bool = False
     validate_every: int = 20
-    workers: int = 0
+    early_stopping: int | None = None
+    balanced: bool = False
+    accumulate: int = 1
+    precision: Precision = "fp32"
+    compile: bool = False
+    checkpoint_gradients: bool = False
+    workers: int | None = None
 
     @property
     def mixing(self) -> Mixing:
@@ -100,6 +120,8 @@ class Recipe:
             "head_epochs": (0, max(0, self.epochs - 1)),
             "drop_path": (0, 1 - 1e-9),
             "validate_every": (1, float("inf")),
+            "early_stopping": (1, float("inf")),
+            "accumulate": (1, float("inf")),
             "workers": (0, float("inf")),
         }
         found = [
@@ -109,6 +131,13 @@ class Recipe:
             for low, high in [bounds[f.name]]
             if not low <= value <= high  # also refuses NaN
         ]
+        if self.precision not in get_args(Precision):
+            found.append(f"recipe.precision is {self.precision!r}; {nearest(self.precision, get_args(Precision))}")
+        if self.batch_size >= 1 and self.accumulate >= 1 and self.batch_size % self.accumulate:
+            found.append(
+                f"recipe.batch_size {self.batch_size} can't be cut into {self.accumulate} equal micro-batches; "
+                "choose an accumulate that divides it"
+            )
         return found + [f"recipe.{problem}" for problem in self.mixing.problems()]
 
 

@@ -17,15 +17,22 @@ import torch
 import yaml
 
 from attention_transfer.errors import UserError
+from attention_transfer.training.hardware import this_process
 
-_NOT_COMPARED = ("out", "overwrite")  # where a run is written does not change what it is
+# Where a run is written, and by which devices it is computed, does not change what it is.
+_NOT_COMPARED = ("out", "overwrite", "device", "devices", "nodes", "loggers")
+_WRITTEN = ("config.yaml", "environment.json", "metrics.jsonl", "metrics.csv", "summary.json")
 
 
 class RunFolder:
-    """One run on disk: `config.yaml environment.json metrics.* log.txt checkpoints/ model/ figures/ summary.json`."""
+    """One run on disk: `config.yaml environment.json metrics.* log.txt checkpoints/ model/ figures/ summary.json`.
 
-    def __init__(self, path: Path) -> None:
+    Of several processes that train together, the first looks after the folder, and the others write nothing.
+    """
+
+    def __init__(self, path: Path, *, begun_anew: bool = False) -> None:
         self.path = path
+        self._begun_anew = begun_anew
         self.checkpoints = path / "checkpoints"
         self.model = path / "model"
         self.figures = path / "figures"
@@ -37,6 +44,8 @@ class RunFolder:
         Raises:
             UserError: the folder holds something else, or can't be written to. Nothing is written then.
         """
+        if this_process() > 0:  # the first process may be about to remove what is there
+            return cls(Path(path), begun_anew=overwrite)
         folder = cls(Path(path))
         if folder.path.is_file():
             raise UserError(f"{path} is a file; choose a folder for the run with --out")
@@ -51,6 +60,8 @@ class RunFolder:
             shutil.rmtree(folder.path)
         try:
             folder.path.mkdir(parents=True, exist_ok=True)
+            for left in (left for name in _WRITTEN for left in folder.path.glob(f".{name}.*")):
+                left.unlink()  # a run that was killed while it wrote
             if not folder.has("config.yaml"):
                 folder.write_json("environment.json", environment())
                 folder.write_yaml("config.yaml", config)
@@ -61,7 +72,12 @@ class RunFolder:
     @property
     def finished(self) -> bool:
         """Whether the run has its summary, which is written last."""
-        return self.has("summary.json")
+        return self.has("summary.json") and not self._begun_anew
+
+    @property
+    def best_checkpoint(self) -> Path:
+        """The weights that are kept."""
+        return self.checkpoints / "best.ckpt"
 
     @property
     def last_checkpoint(self) -> Path | None:
@@ -90,12 +106,14 @@ class RunFolder:
         return dict(json.loads((self.path / "summary.json").read_text()))
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
-        """Write a JSON file, whole or not at all."""
-        write_whole(self.path / name, json.dumps(content, indent=2) + "\n")
+        """Write a JSON file, whole or not at all; the first process does."""
+        if this_process() == 0:
+            write_whole(self.path / name, json.dumps(content, indent=2) + "\n")
 
     def write_yaml(self, name: str, content: Mapping[str, Any]) -> None:
-        """Write a YAML file, whole or not at all."""
-        write_whole(self.path / name, yaml.safe_dump(dict(content), sort_keys=False))
+        """Write a YAML file, whole or not at all; the first process does."""
+        if this_process() == 0:
+            write_whole(self.path / name, yaml.safe_dump(dict(content), sort_keys=False))
 
     def _check_same(self, config: Mapping[str, Any]) -> None:
         changed = differences(self.config(), config)
@@ -112,8 +130,15 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     return [
         f"{key} is {flat_there.get(key)!r} there and {flat_here.get(key)!r} here"
         for key in sorted({*flat_there, *flat_here} - {*_NOT_COMPARED})
-        if flat_there.get(key) != flat_here.get(key)
+        if not _same(key, flat_there.get(key), flat_here.get(key))
     ]
+
+
+def _same(key: str, there: Any, here: Any) -> bool:
+    """Whether two values make the same run; any number of workers but 0 loads the same images."""
+    if key == "recipe.workers" and there and here:
+        return True
+    return bool(there == here)
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -22,8 +22,10 @@ from attention_transfer.data import (
 )
 from attention_transfer.errors import raise_all
 from attention_transfer.training.configuration import rule_config
-from attention_transfer.training.engine import fit
+from attention_transfer.training.engine import fit, fit_problems
+from attention_transfer.training.hardware import Device, Devices, this_process
 from attention_transfer.training.log import logging_to
+from attention_transfer.training.loggers import LoggerName
 from attention_transfer.training.mixing import LastBlock
 from attention_transfer.training.objective import Supervised
 from attention_transfer.training.recipe import Recipe
@@ -106,6 +108,10 @@ def train(
     rules: list[Rule] | None = None,
     tune_teacher: bool | None = None,
     recipe: Recipe | None = None,
+    device: Device = "auto",
+    devices: Devices = None,
+    nodes: int | None = None,
+    loggers: list[LoggerName] | None = None,
     out: str | None = None,
     overwrite: bool = False,
 ) -> Run:
@@ -137,6 +143,10 @@ def train(
         tune_teacher: fine-tune the teacher on the same images first, in a run of its own beside this one (preset
             finetune); default the preset's.
         recipe: optimisation settings; default the preset's.
+        device: where to compute: auto, cpu, cuda or mps; auto takes GPUs where there are any.
+        devices: processes on each machine, one a device; auto takes every GPU; default what the launcher says, or 1.
+        nodes: machines; default what torchrun or SLURM says, or 1.
+        loggers: where metrics go besides the run's files: tensorboard, wandb, mlflow; default tensorboard.
         out: folder of the run; default runs/<preset>-<data>-<labels>-seed<seed>.
         overwrite: replace another run in that folder.
 
@@ -161,12 +171,14 @@ def train(
             *_problems(preset, teacher, pretrained, student, pairing, weights.init, bound, fraction, shots, settings),
             *weights.problems(),
             *_untaught(teacher, bound, tunes=tunes),
+            *fit_problems(settings, device, devices, nodes, loggers),
         ]
     )
+    where = {"device": device, "devices": devices, "nodes": nodes, "loggers": loggers}
     labels = f"{shots}shot" if shots is not None else f"{fraction:g}"
     place = str(out or f"runs/{preset}-{data}-{labels}-seed{seed}")
     if tunes:
-        teacher, pretrained = _tuned(place, teacher, pretrained, data, fraction, shots, seed, image_size), True
+        teacher, pretrained = _tuned(place, teacher, pretrained, data, fraction, shots, seed, image_size, where), True
     config = {
         "preset": preset,
         "teacher": teacher,
@@ -185,6 +197,7 @@ def train(
         "rules": [rule_config(rule) for rule in bound],
         "tune_teacher": False,  # done: to repeat the run is to take the teacher that is named here
         "recipe": asdict(settings),
+        **where,
         "out": place,
         "overwrite": False,
     }
@@ -229,10 +242,13 @@ def _train(config: dict[str, Any], recipe: Recipe, rules: Sequence[Rule], *, ove
             prepare=Normalise(spec, erase=RANDOM_ERASING if augment == "heavy" else 0.0),
             seed=config["seed"],
             name=name,
+            **{key: config[key] for key in ("device", "devices", "nodes", "loggers")},
         )
         transfer.release()
-        save_vit(student, folder.model, labels=list(splits.classes))
-        if teacher is not None and any(isinstance(rule, OperandRule) for rule in rules):
+        writes = this_process() == 0
+        if writes:
+            save_vit(student, folder.model, labels=list(splits.classes))
+        if writes and teacher is not None and any(isinstance(rule, OperandRule) for rule in rules):
             save_vit(teacher, folder.path / "teacher")  # a copied student is not complete without it
         summary = {
             "preset": config["preset"],
@@ -278,6 +294,7 @@ def _tuned(
     shots: int | None,
     seed: int,
     image_size: int | None,
+    where: dict[str, Any],
 ) -> str:
     """Fine-tune the teacher on the same images; the folder of its run."""
     log.info("fine-tuning the teacher first, in %s-teacher", place)
@@ -291,6 +308,7 @@ def _tuned(
         seed=seed,
         image_size=image_size,
         out=f"{place}-teacher",
+        **where,
     )
     return str(run.path)
 

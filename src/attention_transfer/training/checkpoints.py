@@ -1,0 +1,87 @@
+"""Checkpoints of a run: when they are written, that they are whole, and reading them without running code from them."""
+
+from __future__ import annotations
+
+import math
+import pickle
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from attention_transfer.errors import UserError
+from attention_transfer.training.run_folder import RunFolder
+
+
+class Keeper(Checkpoint):
+    """Writes `best.ckpt` where a validation is better than all before it, then `last.ckpt`, at every validation.
+
+    Lightning's own callback writes its last checkpoint only along with a new best one, and forgets the best one where
+    the folder has moved.
+    """
+
+    def __init__(self, folder: RunFolder, monitor: str, mode: str) -> None:
+        self.best = folder.best_checkpoint
+        self.last = folder.checkpoints / "last.ckpt"
+        self.monitor = monitor
+        self.sign = 1.0 if mode == "max" else -1.0
+        self.best_value: float | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best value so far."""
+        return {"best_value": self.best_value}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take it up again."""
+        self.best_value = state_dict["best_value"]
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+        """The last callback of an epoch, so that a checkpoint has the states of all."""
+        if not trainer.fit_loop.epoch_loop._should_check_val_epoch():
+            return
+        value = self.sign * float(trainer.callback_metrics[self.monitor])
+        best = self.best_value
+        # The best before the last: a run that dies in between does this epoch again, and writes the same once more.
+        if best is None or value > best or (math.isnan(best) and not math.isnan(value)):
+            self.best_value = value
+            trainer.save_checkpoint(self.best)
+        trainer.save_checkpoint(self.last)
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Checkpoints that are written whole or not at all, and read without running code from them."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:  # noqa: ARG002
+        """Write a temporary file, then put it in place."""
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.tmp")
+        try:
+            with temporary.open("wb") as file:  # by a path, torch would say nothing of why it failed
+                torch.save(checkpoint, file)
+        except BaseException as error:
+            temporary.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                error.filename = error.filename or str(target)
+            raise
+        temporary.replace(target)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:  # noqa: ARG002
+        """Read tensors and plain values only."""
+        return dict(torch.load(path, map_location=map_location or "cpu", weights_only=True))
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a training checkpoint.
+
+    Raises:
+        UserError: it is truncated or no checkpoint.
+    """
+    try:
+        return dict(torch.load(path, map_location="cpu", weights_only=True))
+    except (RuntimeError, EOFError, BadZipFile, pickle.UnpicklingError, ValueError, KeyError) as error:
+        raise UserError(f"{path} is damaged and the run can't go on from it; start again with --overwrite") from error

@@ -1,0 +1,163 @@
+"""On which devices a training runs, and by how many processes."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.pytorch.strategies import DDPStrategy
+
+from attention_transfer.errors import UserError, nearest, raise_all
+from attention_transfer.training.recipe import Precision, Recipe
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
+Devices = int | Literal["auto"] | None
+
+_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Where a training runs.
+
+    Attributes:
+        device: "cpu", "cuda" or "mps".
+        devices: processes on each machine, one a device.
+        nodes: machines.
+        reason: why, in words.
+    """
+
+    device: str = "cpu"
+    devices: int = 1
+    nodes: int = 1
+    reason: str = "as asked for"
+
+    @property
+    def processes(self) -> int:
+        """On all machines together."""
+        return self.devices * self.nodes
+
+    def __str__(self) -> str:
+        machines = f" on each of {self.nodes} machines" if self.nodes > 1 else ""
+        count = f"{self.devices} x " if self.processes > 1 else ""
+        return f"{count}{self.device}{machines} ({self.reason})"
+
+    def problems(self, recipe: Recipe) -> list[str]:
+        """What a recipe asks for and these devices can't do, a sentence each."""
+        found = []
+        if recipe.precision == "fp16" and self.device == "cpu":
+            found.append("recipe.precision fp16 needs a GPU, and this runs on the CPU; choose bf16 or fp32")
+        if self.processes > 1 and recipe.batch_size % (self.processes * recipe.accumulate):
+            found.append(
+                f"recipe.batch_size {recipe.batch_size} can't be cut into equal shares for {self.processes} devices "
+                f"x {recipe.accumulate} micro-batches; choose a batch_size that they divide"
+            )
+        return found
+
+    def trainer_arguments(self, precision: Precision) -> dict[str, Any]:
+        """What Lightning's trainer is told."""
+        arguments: dict[str, Any] = {
+            "accelerator": self.device,
+            "devices": self.devices,
+            "num_nodes": self.nodes,
+            "precision": _PRECISION[precision],
+            "use_distributed_sampler": False,
+        }
+        if self.processes > 1:
+            # Copying leaves some students' query and key projections without gradients, and evaluation may give
+            # processes unequal numbers of batches, in which a broadcast of buffers would wait for ever.
+            arguments["strategy"] = DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
+        if _on_slurm():
+            # A job that is taken up again is the same command, which goes on from the run's own checkpoint.
+            arguments["plugins"] = [SLURMEnvironment(auto_requeue=False)]
+        return arguments
+
+
+def choose_hardware(device: Device = "auto", devices: Devices = None, nodes: int | None = None) -> Hardware:
+    """The devices to train on.
+
+    `torchrun` and SLURM say how many processes there are; otherwise there is one, unless more are asked for: these are
+    then started by running the whole command again, which a verb that trains several networks could not bear.
+
+    Args:
+        device: "auto" takes GPUs where there are any.
+        devices: of each machine; "auto" is every GPU, `None` what the launcher says, or one.
+        nodes: machines; default what the launcher says, or 1.
+
+    Raises:
+        UserError: a device is not there, or the launcher started another number of processes.
+    """
+    raise_all(_problems(device, devices, nodes))
+    kind, reason = _kind(device)
+    there = {"cuda": torch.cuda.device_count(), "mps": 1}.get(kind)
+    launched = launched_processes()
+    if launched is None:
+        count = (there or 1) if devices == "auto" else devices or 1
+        if devices is None and there is not None and there > 1:
+            reason += f", and {there - 1} more, which --devices auto takes too"
+        if there is not None and count > there:
+            raise UserError(f"devices is {count}, but this machine has {there} of {kind}; ask for at most that")
+        if nodes is not None and nodes > 1:
+            raise UserError(
+                f"nodes is {nodes}, but nothing started this command on other machines; "
+                "start it on each by torchrun or srun (see docs/cluster.md)"
+            )
+        return Hardware(kind, count, 1, reason)
+    launcher, (own, machines) = launched
+    for name, asked, given in (("devices", devices, own), ("nodes", nodes, machines)):
+        if asked not in ("auto", None, given):
+            raise UserError(f"{name} is {asked}, but {launcher} started {given}; leave {name} out, or start as many")
+    if there is not None and own > there:
+        raise UserError(f"{launcher} started {own} processes a machine, but this one has {there} of {kind}")
+    return Hardware(kind, own, machines, f"{reason}; processes by {launcher}")
+
+
+def launched_processes() -> tuple[str, tuple[int, int]] | None:
+    """Who started this process among others, and how many: (a machine, machines); `None` where nobody did."""
+    if TorchElasticEnvironment.detect():
+        local = int(os.environ["LOCAL_WORLD_SIZE"])
+        return "torchrun", (local, int(os.environ["WORLD_SIZE"]) // local)
+    if _on_slurm():
+        machines = int(os.environ.get("SLURM_NNODES", "1"))
+        return "SLURM", (int(os.environ["SLURM_NTASKS"]) // machines, machines)
+    return None
+
+
+def this_process() -> int:
+    """Rank of this process among those that train together; 0 where it is alone, and for the one that writes."""
+    if TorchElasticEnvironment.detect():
+        return int(os.environ["RANK"])
+    if _on_slurm():
+        return int(os.environ["SLURM_PROCID"])
+    return int(os.environ.get("LOCAL_RANK", "0"))  # set for the processes that Lightning starts itself
+
+
+def _on_slurm() -> bool:
+    # In a shell on a node there are tasks too, but nothing has started this command once for each of them.
+    return "SLURM_PROCID" in os.environ and "SLURM_NTASKS" in os.environ and SLURMEnvironment.detect()
+
+
+def _problems(device: str, devices: Devices, nodes: int | None) -> list[str]:
+    found = []
+    if device not in get_args(Device):
+        found.append(f"device is {device!r}; {nearest(device, get_args(Device))}")
+    if isinstance(devices, int) and devices < 1:
+        found.append(f"devices is {devices}; give a number of at least 1, or auto")
+    if nodes is not None and nodes < 1:
+        found.append(f"nodes is {nodes}; give a number of at least 1")
+    return found
+
+
+def _kind(device: Device) -> tuple[str, str]:
+    """The kind of device, and the reason."""
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if device == "auto":
+        kind = next(kind for kind in ("cuda", "mps", "cpu") if there[kind])
+        return kind, "no GPU is there" if kind == "cpu" else f"{kind} is there"
+    if not there[device]:
+        raise UserError(f"device is {device}, but this machine has none that PyTorch can use; choose auto or cpu")
+    return device, "as asked for"

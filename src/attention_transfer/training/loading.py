@@ -1,0 +1,67 @@
+"""Loaders of images: who decodes them, and which of them a process gets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.data import suggested_max_num_workers
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+from attention_transfer.data import ArrayImages
+from attention_transfer.training.hardware import Hardware
+from attention_transfer.training.recipe import Recipe
+from attention_transfer.training.samplers import Images, SeededItems, SeededSampler, ShareOfBatches, Unrepeated
+
+_SMALL = 64 * 64  # pixels; below, another process costs more than it saves
+_MOST_WORKERS = 8  # a device
+
+
+def choose_workers(images: Images, asked: int | None, hardware: Hardware) -> tuple[int, str]:
+    """Processes that load images for one device, and why."""
+    if asked is not None:
+        return asked, "as asked for"
+    inner = getattr(images, "images", None)
+    if isinstance(images, TensorDataset):
+        return 0, "tensors in memory"
+    if isinstance(inner, ArrayImages) and inner.pixels.shape[1] * inner.pixels.shape[2] <= _SMALL:
+        return 0, "small images in memory"
+    free = suggested_max_num_workers(hardware.devices)
+    return min(free, _MOST_WORKERS), f"{free} free cores a device, at most {_MOST_WORKERS} are used"
+
+
+def training_loader(
+    images: Images, sampler: SeededSampler, recipe: Recipe, hardware: Hardware, workers: int
+) -> DataLoader[Any]:
+    """This process's shares of the batches.
+
+    One process that loads its own images draws augmentation from its generators as it goes; otherwise each image has
+    seeds of its own, so that neither workers nor devices make a difference.
+    """
+    seeded = workers > 0 or hardware.processes > 1
+    batches = ShareOfBatches(
+        sampler, recipe.batch_size, process=sampler.process, processes=hardware.processes, seeded=seeded
+    )
+    return DataLoader(
+        SeededItems(images) if seeded else images,
+        batch_sampler=batches,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=hardware.device == "cuda",
+        generator=sampler.generator,
+    )
+
+
+def evaluation_loader(
+    images: Images, batch_size: int, process: int, hardware: Hardware, workers: int
+) -> DataLoader[tuple[Tensor, ...]]:
+    """This process's images, each once, in order."""
+    return DataLoader(
+        images,
+        batch_size,
+        sampler=Unrepeated(images, process=process, processes=hardware.processes),
+        num_workers=0 if isinstance(images, TensorDataset) else workers,
+        pin_memory=hardware.device == "cuda",
+        generator=torch.Generator().manual_seed(0),  # the loader draws from it, and not from the training's
+    )

@@ -1,0 +1,159 @@
+"""A run that is killed goes on to the numbers of one that was not."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from attention_transfer import UserError
+from attention_transfer.training import ObjectiveModule, RunFolder, read_metrics
+from attention_transfer.training.checkpoints import WholeCheckpoints
+
+# Each training is a process of its own, forked after the imports, and killed at a random moment after its next
+# checkpoint; the last is left to end.
+KILLING = """
+import os, random, signal, sys, time
+from attention_transfer.training import Recipe, train
+
+teacher, folder, workers = sys.argv[1], sys.argv[2], int(sys.argv[3])
+recipe = Recipe(epochs=8, batch_size=8, validate_every=2, mixup=0.8, cutmix=1.0, mix_probability=0.8, ema_decay=0.9,
+                drop_path=0.2, workers=workers)
+
+def start(name):
+    child = os.fork()
+    if child == 0:
+        train("distill", teacher=teacher, shots=3, recipe=recipe, out=f"{folder}/{name}")
+        os._exit(0)
+    return child
+
+began = time.monotonic()
+assert os.waitstatus_to_exitcode(os.waitpid(start("whole"), 0)[1]) == 0
+took = time.monotonic() - began
+moments = random.Random(workers)
+last = f"{folder}/cut/checkpoints/last.ckpt"
+for _ in range(2):
+    written = os.path.getmtime(last) if os.path.exists(last) else 0
+    child = start("cut")
+    while not (os.path.exists(last) and os.path.getmtime(last) > written):
+        assert os.waitpid(child, os.WNOHANG) == (0, 0)
+        time.sleep(0.001)
+    time.sleep(took * moments.uniform(0, 0.2))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+assert os.waitstatus_to_exitcode(os.waitpid(start("cut"), 0)[1]) == 0
+"""
+
+
+def without_times(run: Path) -> tuple[list[dict[str, float]], dict[str, Any]]:
+    rows = [{k: v for k, v in row.items() if not k.startswith("time/")} for row in read_metrics(run / "metrics.jsonl")]
+    summary = json.loads((run / "summary.json").read_text())
+    del summary["train"]["seconds"]
+    return rows, summary
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_killed_again_and_again_a_run_ends_with_the_numbers_of_an_uninterrupted_one(
+    workers: int, teacher: str, tmp_path: Path
+) -> None:
+    script = [sys.executable, "-c", KILLING, teacher, str(tmp_path), str(workers)]
+    done = subprocess.run(script, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert without_times(tmp_path / "cut") == without_times(tmp_path / "whole")
+    assert "resumed after step" in (tmp_path / "cut" / "log.txt").read_text()
+    assert sorted(p.name for p in (tmp_path / "cut" / "checkpoints").iterdir() if p.suffix == ".ckpt") == [
+        "best.ckpt",
+        "last.ckpt",
+    ]
+
+
+def played(monkeypatch: pytest.MonkeyPatch, values: list[float]) -> None:
+    """Let validations have these accuracies, one after the other, by epoch."""
+
+    def evaluate(module: Any, stage: str, batch: Any) -> None:
+        value = values[module.current_epoch] if stage == "validation" else 0.0
+        module.log(f"{stage}/accuracy", value, logger=False, on_epoch=True)
+
+    monkeypatch.setattr(ObjectiveModule, "_evaluate", evaluate)
+
+
+def epoch_of(path: Path) -> int:
+    return int(torch.load(path, weights_only=True)["epoch"]) + 1
+
+
+def test_the_last_checkpoint_is_of_the_last_validation_and_the_best_of_the_best(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    played(monkeypatch, [0.2, 0.5, 0.4, 0.5, 0.1, 0.3])
+    fitted = tiny.fit(tiny.objective("distill"), tmp_path, replace(tiny.recipe, epochs=6))
+    folder = RunFolder(tmp_path)
+    assert fitted.best_epoch == epoch_of(folder.best_checkpoint) == 2  # the first of equals
+    assert epoch_of(tmp_path / "checkpoints" / "last.ckpt") == 6
+    assert {p.name for p in folder.checkpoints.iterdir()} == {"best.ckpt", "last.ckpt"}
+    kept = torch.load(folder.best_checkpoint, weights_only=True)
+    own = sum(p.numel() for p in tiny.build(2).parameters())
+    assert sum(value.numel() for value in kept["state_dict"].values()) == own  # and none of the teacher's
+
+
+def test_training_ends_after_so_many_validations_without_a_better_one(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    played(monkeypatch, [0.2, 0.5, 0.4, 0.5, 0.9, 0.9])
+    recipe = replace(tiny.recipe, epochs=6, early_stopping=2)
+    fitted = tiny.fit(tiny.objective("scratch"), tmp_path, recipe)
+    assert (fitted.best_epoch, fitted.steps) == (2, 12)
+    again = tiny.fit(tiny.objective("scratch"), tmp_path, recipe)  # as where it was killed before its summary
+    assert (again.best_epoch, again.steps) == (2, 12)
+    assert [row["epoch"] for row in tiny.history(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_a_run_goes_on_where_its_folder_was_moved(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    played(monkeypatch, [0.2, 0.9, 0.4])
+    tiny.fit(tiny.objective("scratch"), tmp_path / "here")
+    shutil.move(tmp_path / "here", tmp_path / "there")
+    fitted = tiny.fit(tiny.objective("scratch"), tmp_path / "there")
+    assert fitted.best_epoch == 2
+
+
+def test_a_full_disk_leaves_the_checkpoint_before_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "last.ckpt"
+    WholeCheckpoints().save_checkpoint({"epoch": 1}, target)
+
+    def fill(content: Any, file: Any) -> None:
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", fill)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        WholeCheckpoints().save_checkpoint({"epoch": 2}, target)
+    assert caught.value.filename == str(target)
+    monkeypatch.undo()
+    assert WholeCheckpoints().load_checkpoint(target) == {"epoch": 1}
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_what_was_cut_smaller_for_memory_stays_so_when_it_is_resumed(tiny: Any, tmp_path: Path) -> None:
+    tiny.fit(tiny.objective("scratch"), tmp_path, replace(tiny.recipe, accumulate=4))
+    sizes: list[int] = []
+    what = tiny.objective("scratch")
+    what.vit.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])) if module.training else None)
+    last = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["accumulate"] == 4
+    tiny.fit(what, tmp_path, replace(tiny.recipe, epochs=6))
+    assert set(sizes) == {2}
+
+
+def test_weights_that_are_balanced_need_labels(tiny: Any, tmp_path: Path) -> None:
+    bare: Any = [tiny.images(20)[i] for i in range(20)]
+    with pytest.raises(UserError, match=r"recipe\.balanced needs images with labels"):
+        tiny.fit(tiny.objective("scratch"), tmp_path, replace(tiny.recipe, balanced=True), train=bare)

@@ -49,7 +49,7 @@ def test_evaluation_is_kept_where_a_quarter_of_the_memory_holds_it(
     split: Split, spec: ViTSpec, caplog: pytest.LogCaptureFixture
 ) -> None:
     images, needed = split.with_transform(eval_pixels(spec)), 6 * 3 * 8 * 8
-    with caplog.at_level(logging.INFO, "attention_transfer"):
+    with caplog.at_level(logging.DEBUG, "attention_transfer"):
         kept = keep_pixels(images, "validation", free=4 * needed)
         assert keep_pixels(images, "test", free=4 * needed - 4) is images
     assert isinstance(kept, TensorDataset)
@@ -84,7 +84,7 @@ def test_decoded_images_are_those_of_the_files(tmp_path: Path) -> None:
 def test_files_that_are_too_many_are_read_when_they_are_needed(split: Split, caplog: pytest.LogCaptureFixture) -> None:
     needed = 6 * 12 * 10 * 4  # Pillow stores three channels in four bytes
     assert isinstance(keep_decoded(split.images, "training", free=4 * needed), DecodedImages)
-    with caplog.at_level(logging.INFO, "attention_transfer"):
+    with caplog.at_level(logging.DEBUG, "attention_transfer"):
         assert keep_decoded(split.images, "training", free=4 * needed - 4) is split.images
     assert "decoded whenever they are needed (at least" in caplog.text
 

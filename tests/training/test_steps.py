@@ -15,6 +15,7 @@ from attention_transfer import AttentionTransfer, UserError
 from attention_transfer.training import ObjectiveModule, Recipe, Supervised
 from attention_transfer.training.callbacks import AveragedWeights
 from attention_transfer.training.memory import checkpointed_gradients
+from attention_transfer.training.mixing import Mixing
 
 
 class Double(nn.Module):
@@ -91,6 +92,19 @@ def test_micro_batches_make_the_same_steps(method: str, tiny: Any, tmp_path: Pat
     assert fitted.test == pytest.approx(fitted_4.test, rel=1e-6)
     for name, weight in kept.items():
         torch.testing.assert_close(weight, kept_4[name], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("transmix", ["off", "student"])
+def test_a_batch_is_mixed_before_it_is_cut(transmix: Any, tiny: Any, tmp_path: Path) -> None:
+    ends = []
+    for accumulate in (1, 4):
+        mixing = Mixing(mixup=0.8, cutmix=1.0, transmix=transmix)
+        what = tiny.objective("distill", mixing=mixing).double()
+        recipe = replace(tiny.recipe, accumulate=accumulate)
+        tiny.fit(what, tmp_path / str(accumulate), recipe, number=19, prepare=Double())
+        ends.append(tiny.weights(what))
+    for name, weight in ends[0].items():
+        torch.testing.assert_close(weight, ends[1][name], rtol=0, atol=1e-9)
 
 
 def test_a_batch_is_cut_into_the_micro_batches_asked_for(tiny: Any, tmp_path: Path) -> None:

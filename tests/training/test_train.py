@@ -62,6 +62,7 @@ def test_every_preset_leaves_a_whole_run_folder(preset: str, teacher: str, tmp_p
         "checkpoints/best.ckpt",
         "model/config.json",
         "model/model.safetensors",
+        "model/README.md",
         "summary.json",
         events,
         "tensorboard/hparams.yaml",

@@ -29,6 +29,9 @@ log = logging.getLogger("attention_transfer")
 SHARE = 4
 """A cache takes at most one part in so many of the memory that is free."""
 
+_NOTHING = 2**20
+"""Bytes that nobody needs to hear of, as the 8x8 digits are."""
+
 _GROUP = Path("/sys/fs/cgroup")  # Linux's account of a container
 
 
@@ -118,7 +121,8 @@ def _free_in_container() -> int | None:
 def _fits(name: str, images: int, needed: int, free: int | None) -> bool:
     free = free_memory() if free is None else free
     fits = needed <= free // SHARE
-    log.info(
+    log.log(
+        logging.DEBUG if needed < _NOTHING else logging.INFO,
         "%s: %s images are %s (%s, %s a quarter of the %s of free memory)",
         name,
         f"{images:,}",

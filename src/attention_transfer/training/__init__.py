@@ -2,6 +2,7 @@
 
 from attention_transfer.training.callbacks import Interrupted as Interrupted
 from attention_transfer.training.callbacks import read_metrics as read_metrics
+from attention_transfer.training.card import model_card as model_card
 from attention_transfer.training.configuration import read_config as read_config
 from attention_transfer.training.configuration import read_rules as read_rules
 from attention_transfer.training.configuration import rule_config as rule_config

@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from attention_transfer.errors import UserError
 from attention_transfer.training.callbacks import (
     AveragedWeights,
     Interrupted,
@@ -130,10 +131,19 @@ def run_job(job: Job) -> Fitted:
     epochs = int(resumed["epoch"]) + 1 if resumed is not None and over else recipe.epochs  # stopped early, no summary
     try:
         return _trained(job, module, loader, steps=steps, done=done, epochs=epochs, last=last)
+    except UserError as error:
+        raise UserError(_without_traceback(str(error))) from error
     except RuntimeError as error:
         if ran_out_of_memory(error):
             raise OutOfMemory(error, evaluating=module.evaluating) from error
         raise
+
+
+def _without_traceback(message: str) -> str:
+    """What a process that loads images has to say, without the traceback that torch puts around it."""
+    if not message.startswith("Caught UserError in DataLoader worker"):
+        return message
+    return message.strip().rpartition("\n")[2].rpartition("UserError: ")[2]
 
 
 def _trained(

@@ -9,7 +9,7 @@ import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -99,6 +99,11 @@ class Mixed:
     targets_b: Tensor
     lam: float
     mask: Tensor | None = None
+
+    def split(self, size: int) -> list[Mixed]:
+        """In parts of so many images, with the share and the box of the whole."""
+        parts = zip(self.images.split(size), self.targets_a.split(size), self.targets_b.split(size), strict=True)
+        return [replace(self, images=images, targets_a=a, targets_b=b) for images, a, b in parts]
 
 
 def mix(images: Tensor, targets: Tensor, mixing: Mixing) -> Mixed:
@@ -196,9 +201,7 @@ def mixed_cross_entropy(
 
 
 class LastBlock:
-    """Sees the class token's attention in a teacher's last block. Make it before the `AttentionTransfer`.
-
-    The teacher's forward ends at the last block that a rule reads; what listens later than the rules hears nothing.
+    """Sees the class token's attention in a teacher's last block.
 
     Args:
         teacher: the network whose attention will be transferred.
@@ -291,7 +294,10 @@ class MixedLoss:
             images: (B, C, H, W), normalised for the student.
             targets: classes, (B,).
         """
-        mixed = mix(images, targets, self.mixing)
+        return self.of(mix(images, targets, self.mixing))
+
+    def of(self, mixed: Mixed) -> tuple[TransferOutput, Tensor]:
+        """The same for images that are mixed already, or for a part of them."""
         weight: Tensor | float = mixed.lam
         if self._spec is None or mixed.mask is None:
             output = self.transfer(mixed.images)
@@ -305,15 +311,13 @@ class MixedLoss:
         if self._teacher_block is not None:
             with self._teacher_block.listening() as rows:
                 output = self.transfer(images)
-            if not rows:
-                raise UserError(f"the teacher's last block was not seen; {_ORDER}")
             return output, rows[-1]
         with capture(self.transfer.student, layers=[-1]) as calls:
             output = self.transfer(images)
         return output, row_of_last_block(calls[-1])  # the last: on the first batch, heads may be matched before
 
 
-_ORDER = "make LastBlock(teacher) before the AttentionTransfer"
+_ORDER = "give LastBlock(teacher) as teacher_block"
 
 
 def _lacks_class_token(spec: ViTSpec, role: str) -> list[str]:

@@ -84,7 +84,9 @@ class ObjectiveModule(L.LightningModule):
         self._seen = {}
         share = Share(len(images), len(images)) if self._share is None else self._share(batch_idx)
         size = self.micro_batch or len(images)
-        *first, last = zip(images.split(size), targets.split(size), strict=True)
+        cut = getattr(self.objective, "cut", None)
+        parts = zip(images.split(size), targets.split(size), strict=True) if cut is None else cut(images, targets, size)
+        *first, last = parts
         for part in first:
             loss = self._weighted_loss(part, share)
             with torch.autocast(self.device.type, enabled=False):

@@ -9,7 +9,7 @@ from typing import Protocol
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from attention_transfer.training.mixing import LastBlock, MixedLoss, Mixing
+from attention_transfer.training.mixing import LastBlock, Mixed, MixedLoss, Mixing, mix
 from attention_transfer.transfer import AttentionTransfer
 
 
@@ -90,15 +90,24 @@ class Supervised(nn.Module):
         """Say which share of the training is done; the weights of rules may depend on it."""
         self.transfer.progress = progress
 
-    def forward(self, images: Tensor, targets: Tensor) -> SupervisedOutput:
-        """Losses of images (B, channels, height, width) with classes (B,).
+    def cut(self, images: Tensor, targets: Tensor, size: int) -> list[tuple[Tensor, Tensor | Mixed]]:
+        """A training batch in micro-batches of so many images; it is mixed before, as a whole."""
+        if self._mixed is None:
+            return list(zip(images.split(size), targets.split(size), strict=True))
+        return [(part.images, part) for part in mix(images, targets, self._mixed.mixing).split(size)]
+
+    def forward(self, images: Tensor, targets: Tensor | Mixed) -> SupervisedOutput:
+        """Losses of images (B, channels, height, width) with classes (B,), or of mixed ones.
 
         Labels are smoothed and batches are mixed in training only.
         """
         if self.training and self._mixed is not None:
-            output, task = self._mixed(images, targets)
+            mixed = targets if isinstance(targets, Mixed) else mix(images, targets, self._mixed.mixing)
+            output, task = self._mixed.of(mixed)
             return SupervisedOutput(output.total(task), {"task": task, **output.losses}, output.logits)
         output = self.transfer(images)
+        if isinstance(targets, Mixed):
+            raise TypeError("mixed images are for training; call train() first")
         smoothing = self.label_smoothing if self.training else 0.0
         task = F.cross_entropy(output.logits, targets, label_smoothing=smoothing)
         return SupervisedOutput(output.total(task), {"task": task, **output.losses}, output.logits)

@@ -6,11 +6,12 @@ import logging
 from dataclasses import asdict, replace
 from typing import Any
 
-from attention_transfer.data import RANDOM_ERASING, Normalise, choose_augment, eval_pixels, load_data, train_pixels
+from attention_transfer.data import data_slug, load_data
 from attention_transfer.errors import raise_all
 from attention_transfer.pretraining import MaskedAutoencoder
 from attention_transfer.training.engine import fit, fit_problems
 from attention_transfer.training.hardware import Device, Devices, this_process
+from attention_transfer.training.inputs import inputs_for
 from attention_transfer.training.log import logging_to
 from attention_transfer.training.loggers import LoggerName
 from attention_transfer.training.recipe import Recipe
@@ -31,6 +32,7 @@ def pretrain(
     model: str = DEFAULT_ARCHITECTURE,
     *,
     data: str = "digits",
+    strict: bool = False,
     mask_ratio: float = 0.75,
     seed: int = 0,
     epochs: int | None = None,
@@ -47,7 +49,8 @@ def pretrain(
 
     Args:
         model: architecture, randomly initialised: builtin/vit_digits or timm/<name>.
-        data: data set; "digits" is embedded.
+        data: data set, in the forms of [`load_data`][attention_transfer.data.load_data]; "digits" is embedded.
+        strict: refuse damaged image files instead of leaving them out.
         mask_ratio: share of the patches that are hidden.
         seed: of the initial weights, the masks, the order and the augmentation.
         epochs: passes over the images; takes the place of recipe.epochs.
@@ -84,6 +87,7 @@ def pretrain(
     config = {
         "model": model,
         "data": data,
+        "strict": strict,
         "mask_ratio": mask_ratio,
         "seed": seed,
         "image_size": image_size,
@@ -92,14 +96,14 @@ def pretrain(
         "devices": devices,
         "nodes": nodes,
         "loggers": loggers,
-        "out": str(out or f"runs/teacher-{data}"),
+        "out": str(out or f"runs/teacher-{data_slug(data)}"),
         "overwrite": False,
     }
     return _pretrain(config, settings, overwrite=overwrite)
 
 
 def _pretrain(config: dict[str, Any], recipe: Recipe, *, overwrite: bool) -> Run:
-    splits = load_data(config["data"])
+    splits = load_data(config["data"], strict=config["strict"])
     with seeded(config["seed"]):
         encoder = load_vit(config["model"], pretrained=False, image_size=config["image_size"])
         initialise(encoder)
@@ -111,16 +115,15 @@ def _pretrain(config: dict[str, Any], recipe: Recipe, *, overwrite: bool) -> Run
         return Run(folder.path, folder.summary())
     spec = describe(encoder)
     with logging_to(folder.path / "log.txt"):
-        augment, why = choose_augment(spec, recipe.augment, len(splits.train))
-        log.info("teacher: augmentation %s (%s)", augment, why)
+        images = inputs_for(spec, splits, recipe, name="teacher")
         log.debug("masked autoencoding of %d images by %s", len(splits.train.labels), spec)
         fitted = fit(
             mae,
             folder,
             recipe,
-            train=splits.train.with_transform(train_pixels(spec, augment)),
-            validation=splits.validation.with_transform(eval_pixels(spec)).materialised(),
-            prepare=Normalise(spec, erase=RANDOM_ERASING if augment == "heavy" else 0.0),
+            train=images.train,
+            validation=images.validation,
+            prepare=images.prepare,
             seed=config["seed"],
             name="teacher (MAE)",
             **{key: config[key] for key in ("device", "devices", "nodes", "loggers")},
@@ -130,6 +133,7 @@ def _pretrain(config: dict[str, Any], recipe: Recipe, *, overwrite: bool) -> Run
         summary = {
             "model": config["model"],
             "seed": config["seed"],
+            "skipped": len(splits.skipped),
             "train": {"images": len(splits.train.labels), "steps": fitted.steps, "seconds": fitted.seconds},
             "best_epoch": fitted.best_epoch,
             "validation": {"images": len(splits.validation.labels), **fitted.validation},

@@ -46,17 +46,8 @@ class RunFolder:
         """
         if this_process() > 0:  # the first process may be about to remove what is there
             return cls(Path(path), begun_anew=overwrite)
-        folder = cls(Path(path))
-        if folder.path.is_file():
-            raise UserError(f"{path} is a file; choose a folder for the run with --out")
-        is_run = folder.has("config.yaml")
-        occupied = folder.path.is_dir() and any(folder.path.iterdir())
-        if occupied and not is_run:
-            raise UserError(f"{path} is not empty and holds no run; choose another folder with --out")
-        if is_run and not overwrite:
-            folder._check_same(config)
-        check_writable(folder.path)
-        if is_run and overwrite:
+        folder = cls.checked(path, config, overwrite=overwrite)
+        if overwrite and folder.has("config.yaml"):
             shutil.rmtree(folder.path)
         try:
             folder.path.mkdir(parents=True, exist_ok=True)
@@ -67,6 +58,25 @@ class RunFolder:
                 folder.write_yaml("config.yaml", config)
         except OSError as error:
             raise UserError(f"{path} can't be written ({error.strerror}); choose another folder with --out") from error
+        return folder
+
+    @classmethod
+    def checked(cls, path: str | Path, config: Mapping[str, Any], *, overwrite: bool) -> RunFolder:
+        """What `open` would take, with nothing made or removed.
+
+        Raises:
+            UserError: as for `open`.
+        """
+        folder = cls(Path(path))
+        if folder.path.is_file():
+            raise UserError(f"{path} is a file; choose a folder for the run with --out")
+        is_run = folder.has("config.yaml")
+        occupied = folder.path.is_dir() and any(folder.path.iterdir())
+        if occupied and not is_run:
+            raise UserError(f"{path} is not empty and holds no run; choose another folder with --out")
+        if is_run and not overwrite:
+            folder._check_same(config)
+        check_writable(folder.path)
         return folder
 
     @property

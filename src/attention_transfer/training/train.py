@@ -10,26 +10,19 @@ from typing import Any
 
 from torch import nn
 
-from attention_transfer.data import (
-    RANDOM_ERASING,
-    Normalise,
-    check_subset,
-    choose_augment,
-    eval_pixels,
-    labelled_subset,
-    load_data,
-    train_pixels,
-)
+from attention_transfer.data import check_subset, data_slug, labelled_subset, load_data
 from attention_transfer.errors import raise_all
+from attention_transfer.training.card import model_card
 from attention_transfer.training.configuration import rule_config
 from attention_transfer.training.engine import fit, fit_problems
 from attention_transfer.training.hardware import Device, Devices, this_process
+from attention_transfer.training.inputs import inputs_for
 from attention_transfer.training.log import logging_to
 from attention_transfer.training.loggers import LoggerName
 from attention_transfer.training.mixing import LastBlock
 from attention_transfer.training.objective import Supervised
 from attention_transfer.training.recipe import Recipe
-from attention_transfer.training.run_folder import RunFolder
+from attention_transfer.training.run_folder import RunFolder, write_whole
 from attention_transfer.training.seeds import seeded
 from attention_transfer.transfer import AttentionTransfer, Guide, NetworkRule, OperandRule, Rule
 from attention_transfer.transfer import preset as find_preset
@@ -96,6 +89,7 @@ def train(
     student: str | None = None,
     pairing: Pairing | None = None,
     data: str = "digits",
+    strict: bool = False,
     fraction: float = 1.0,
     shots: int | None = None,
     seed: int = 0,
@@ -126,7 +120,9 @@ def train(
         pretrained: true for the teacher's own weights, false for random ones, or a weights file.
         student: architecture of a student with random weights, in the same forms; default the teacher's own.
         pairing: how the attention of a teacher of other depth, heads, patch grid or tokens is mapped to the student's.
-        data: data set; "digits" is embedded.
+        data: data set, in the forms of [`load_data`][attention_transfer.data.load_data]: a folder with one for each
+            class, a table, "digits", which is embedded, and others.
+        strict: refuse damaged image files instead of leaving them out.
         fraction: share of the training labels to use, above 0 and at most 1, the same in each class.
         shots: labelled images of each class; takes the place of fraction.
         seed: of the labelled subset, the initial weights, the order and the augmentation.
@@ -176,16 +172,16 @@ def train(
     )
     where = {"device": device, "devices": devices, "nodes": nodes, "loggers": loggers}
     labels = f"{shots}shot" if shots is not None else f"{fraction:g}"
-    place = str(out or f"runs/{preset}-{data}-{labels}-seed{seed}")
-    if tunes:
-        teacher, pretrained = _tuned(place, teacher, pretrained, data, fraction, shots, seed, image_size, where), True
+    place = str(out or f"runs/{preset}-{data_slug(data)}-{labels}-seed{seed}")
+    tuned = f"{place}-teacher"
     config = {
         "preset": preset,
-        "teacher": teacher,
-        "pretrained": pretrained,
+        "teacher": tuned if tunes else teacher,
+        "pretrained": True if tunes else pretrained,
         "student": student,
         "pairing": asdict(pairing) if pairing else None,
         "data": data,
+        "strict": strict,
         "fraction": fraction,
         "shots": shots,
         "seed": seed,
@@ -201,11 +197,15 @@ def train(
         "out": place,
         "overwrite": False,
     }
+    if tunes:
+        if this_process() == 0:
+            RunFolder.checked(place, config, overwrite=overwrite)  # before the work that comes first
+        _tune(tuned, teacher, pretrained, data, fraction, shots, seed, image_size, where)
     return _train(config, settings, bound, overwrite=overwrite)
 
 
 def _train(config: dict[str, Any], recipe: Recipe, rules: Sequence[Rule], *, overwrite: bool) -> Run:
-    splits = load_data(config["data"])
+    splits = load_data(config["data"], strict=config["strict"])
     subset = labelled_subset(
         splits.train.labels, fraction=config["fraction"], shots=config["shots"], seed=config["seed"]
     )
@@ -229,17 +229,16 @@ def _train(config: dict[str, Any], recipe: Recipe, rules: Sequence[Rule], *, ove
     spec = describe(student)
     with logging_to(folder.path / "log.txt"):
         log.debug("%s: %d labelled images, student %s", name, len(subset), spec)
-        augment, why = choose_augment(spec, recipe.augment, len(subset))
-        log.info("%s: augmentation %s (%s)", name, augment, why)
+        images = inputs_for(spec, splits, recipe, name=name, subset=subset)
         fitted = fit(
             objective,
             folder,
             recipe,
-            train=splits.train.take(subset).with_transform(train_pixels(spec, augment)),
-            validation=splits.validation.with_transform(eval_pixels(spec)).materialised(),
-            test=splits.test.with_transform(eval_pixels(spec)).materialised(),
+            train=images.train,
+            validation=images.validation,
+            test=images.test,
             classes=len(splits.classes),
-            prepare=Normalise(spec, erase=RANDOM_ERASING if augment == "heavy" else 0.0),
+            prepare=images.prepare,
             seed=config["seed"],
             name=name,
             **{key: config[key] for key in ("device", "devices", "nodes", "loggers")},
@@ -255,11 +254,15 @@ def _train(config: dict[str, Any], recipe: Recipe, rules: Sequence[Rule], *, ove
             "seed": config["seed"],
             "needs_teacher": config["teacher"] if any(isinstance(rule, OperandRule) for rule in rules) else None,
             "head_pairs": None if transfer.head_pairs is None else transfer.head_pairs.pairs.tolist(),
+            "skipped": len(splits.skipped),
             "train": {"images": len(subset), "steps": fitted.steps, "seconds": fitted.seconds},
             "best_epoch": fitted.best_epoch,
             "validation": {"images": len(splits.validation.labels), **fitted.validation},
             "test": {"images": len(splits.test.labels), **fitted.test},
         }
+        if writes:
+            card = model_card(config, summary, spec, splits.classes)
+            write_whole(folder.model / "README.md", card)
         folder.write_json("summary.json", summary)
         log.info(
             "%s: test accuracy %.1f %% after %.0f s, in %s",
@@ -285,8 +288,8 @@ def _untaught(teacher: str | None, rules: Sequence[Rule], *, tunes: bool) -> lis
     ]
 
 
-def _tuned(
-    place: str,
+def _tune(
+    out: str,
     teacher: str | None,
     pretrained: bool | str,
     data: str,
@@ -295,10 +298,10 @@ def _tuned(
     seed: int,
     image_size: int | None,
     where: dict[str, Any],
-) -> str:
-    """Fine-tune the teacher on the same images; the folder of its run."""
-    log.info("fine-tuning the teacher first, in %s-teacher", place)
-    run = train(
+) -> None:
+    """Fine-tune the teacher on the same images, in a run of its own."""
+    log.info("fine-tuning the teacher first, in %s", out)
+    train(
         "finetune",
         teacher=teacher,
         pretrained=pretrained,
@@ -307,10 +310,9 @@ def _tuned(
         shots=shots,
         seed=seed,
         image_size=image_size,
-        out=f"{place}-teacher",
+        out=out,
         **where,
     )
-    return str(run.path)
 
 
 def _problems(

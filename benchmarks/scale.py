@@ -4,9 +4,9 @@
 
 Operations are counted by running one image through each network and method with one block and with two, on the CPU.
 Images a second follow from a sustained speed that is assumed, not measured: --tflops of one device in bfloat16. With
-several devices each holds the whole network (DDP), and all gradients, float32, are summed once a step: a ring all-reduce
-moves 2 (n - 1) / n of their bytes through each device, at --bandwidth GB/s, and half of that time is assumed to hide
-behind the backward pass.
+several devices each holds the whole network (DDP), and all gradients are summed once a step in float32: a ring
+all-reduce moves 2 (n - 1) / n of their bytes through each device, at --bandwidth GB/s, and half of that time is assumed
+to hide behind the backward pass.
 """
 
 from __future__ import annotations

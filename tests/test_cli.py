@@ -21,6 +21,10 @@ from attention_transfer.training import Recipe, read_metrics, read_yaml
         ("train --preset copi", "there is no preset 'copi'; did you mean 'copy'?"),
         ("train --recipe.lrr 1", "there is no option --recipe.lrr; did you mean '--recipe.lr'?"),
         ("train --recipe.lr fast", "recipe.lr is fast; give a value of type float"),
+        ("train --preset scratch --seed -1", "seed is -1; give a number from 0 to"),
+        ("train --preset scratch --image-size 0", "image_size is 0; give a number of pixels"),
+        ("train --loggers wandb", 'loggers is wandb; give a list in quoted brackets, such as "[wandb]"'),
+        ("train --preset scratch --data x[b]y", "there is no data set 'x[b]y'; choose one of: digits. A folder,"),
         ("train --shots many", "shots is many; give a value of type int"),
         ("train --rules+=Distil", "there is no rule 'Distil'; did you mean 'Distill'?"),
         ("train --rules+=Distill --rules.weight=-1", "Distill.weight is -1.0; give a finite number of at least 0"),
@@ -46,6 +50,34 @@ def test_wrong_input_leaves_with_code_2_and_no_traceback(
         cli.main()
     assert caught.value.code == 2
     assert capsys.readouterr().err.strip() == "error: there is no preset 'copi'; did you mean 'copy'?"
+
+
+@pytest.mark.parametrize("verb", ["train --preset scratch", "pretrain"])
+def test_compiling_without_a_compiler_is_refused(verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(UserError, match=r"recipe\.compile needs the C\+\+ compiler (g|clang)\+\+, which is not there"):
+        cli.run([*verb.split(), "--device", "cpu", "--recipe.compile", "--out", str(tmp_path / "run")])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("verb", "goes_on"), [("train", True), ("predict", False)])
+def test_what_is_stopped_or_fails_says_whether_it_goes_on(
+    verb: str, goes_on: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for error, code in ((KeyboardInterrupt(), 130), (OSError(28, "No space left", "a[b]c"), 2)):
+
+        def broken(_: object, error: BaseException = error) -> None:
+            raise error
+
+        monkeypatch.setattr(cli, "run", broken)
+        monkeypatch.setattr("sys.argv", ["attention-transfer", verb])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        assert caught.value.code == code
+        said = capsys.readouterr().err
+        assert ("the same command goes on" in said) == goes_on
+        assert code == 130 or "No space left a[b]c" in said
 
 
 def test_a_run_is_repeated_from_its_configuration(teacher: str, tmp_path: Path) -> None:

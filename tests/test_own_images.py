@@ -11,9 +11,11 @@ import timm
 import torch
 from PIL import Image, ImageDraw
 
-from attention_transfer import cli, compare, inspect_data, load_run, predict
+from attention_transfer import cli, compare, inspect_data, load_run, predict, pretrain, train
+from attention_transfer.data import ArrayImages, FileImages, Split, labelled_subset, load_data
 from attention_transfer.errors import UserError
 from attention_transfer.training import Recipe, RunFolder
+from attention_transfer.training.inputs import subset_lines
 from attention_transfer.vit import save_vit
 
 CLASSES = ("bar", "disc", "frame")
@@ -80,7 +82,10 @@ def test_the_walk(preset: str, folder: Path, network: str, tmp_path: Path) -> No
         assert [p.classes[0] for p in predict(str(model), shown)] == [row["classes"][0] for row in predictions]
 
 
-def test_a_comparison_of_ones_own_images(folder: Path, network: str, tmp_path: Path) -> None:
+def test_a_comparison_of_ones_own_images(
+    folder: Path, network: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("attention_transfer.training.inputs._SAID", set())
     recipe = Recipe(epochs=1, batch_size=9, validate_every=1)
     done = compare(
         "scratch,copy", seeds="0", shots="3", teacher=network, data=str(folder), recipe=recipe, out=str(tmp_path / "c")
@@ -88,6 +93,56 @@ def test_a_comparison_of_ones_own_images(folder: Path, network: str, tmp_path: P
     assert [(row.preset, row.images) for row in done.rows] == [("scratch", 9), ("copy", 9)]
     pictures = {path.name for path in (done.path / "figures").iterdir()}
     assert {f"attention-{name}.png" for name in CLASSES} <= pictures
+    notes = [record.levelname for record in caplog.records if "The test split is 20%" in record.getMessage()]
+    assert notes == ["INFO", "DEBUG"]  # on the terminal once,
+    for row in done.rows:
+        assert "The test split is 20%" in (done.path / row.run / "log.txt").read_text()  # and in each run's log
+
+
+def test_the_labelled_images_are_listed_and_nested(folder: Path, network: str, tmp_path: Path) -> None:
+    listed = []
+    for fraction in (0.2, 0.5, 1.0):
+        run = tmp_path / f"{fraction}"
+        recipe = Recipe(epochs=1, batch_size=9, validate_every=1)
+        summary = train(
+            "scratch", teacher=network, data=str(folder), fraction=fraction, recipe=recipe, out=str(run)
+        ).summary
+        if fraction == 1:
+            assert not (run / "labelled.txt").exists()  # nothing was chosen
+            continue
+        listed.append((run / "labelled.txt").read_text().splitlines())
+        assert len(listed[-1]) == summary["train"]["images"]
+        assert all(Path(path).is_file() for path in listed[-1])
+    few, many = map(set, listed)
+    assert few < many
+    everything = load_data(str(folder)).train
+    chosen = everything.take(labelled_subset(everything.labels, fraction=0.2)).images
+    assert isinstance(chosen, FileImages)
+    assert {str(path) for path in chosen.paths} == few
+
+
+def test_odd_names_are_a_line_each_and_images_without_files_have_numbers() -> None:
+    images = FileImages([b"a/\xff\n.png", "b/\u00e4\\.png", "c.png"])
+    lines = subset_lines(Split(images, np.zeros(3, dtype=np.int64)), np.array([0, 1]))
+    assert lines == "a/\\xff\\n.png\nb/\u00e4\\\\.png\n"
+    grey = Split(ArrayImages(np.zeros((3, 4, 4), dtype=np.uint8)), np.zeros(3, dtype=np.int64))
+    assert subset_lines(grey, np.array([0, 2])) == "0\n2\n"
+
+
+def test_a_teacher_needs_no_class_folders(folder: Path, tmp_path: Path) -> None:
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for file in folder.glob("*/*.jpg"):
+        (flat / f"{file.parent.name}{file.name}").write_bytes(file.read_bytes())
+    (flat / ".hidden.jpg").write_bytes(b"")
+    splits = load_data(str(flat), labelled=False)
+    assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [27, 7, 8]
+    assert [Path(path).name for path in splits.skipped] == ["discbroken.jpg"]
+    recipe = Recipe(epochs=1, validate_every=1, label_smoothing=0.0)
+    made = pretrain(data=str(flat), recipe=recipe, out=str(tmp_path / "teacher"))
+    assert made.summary["train"]["images"] == 27
+    with pytest.raises(UserError, match="holds images but no class folders"):
+        load_data(str(flat))
 
 
 def test_damaged_files_are_refused_where_that_is_asked_for(folder: Path) -> None:

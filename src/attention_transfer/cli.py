@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 from rich.logging import RichHandler
+from rich.markup import escape
 
 from attention_transfer.data import inspect_data
 from attention_transfer.errors import UserError, nearest
@@ -34,6 +35,8 @@ VERBS: dict[str, Callable[..., Any]] = {
     "presets": presets,
 }
 
+GOES_ON = ("demo", "pretrain", "train", "compare")
+"""Verbs that, given again, go on where they were stopped."""
 
 RULES = ("Copy", "Distill", "Guide", "LogitKD", "FeatureKD", "L2SP", "BSS")
 
@@ -109,23 +112,26 @@ def main() -> NoReturn:
     log = logging.getLogger("attention_transfer")
     log.addHandler(handler)
     log.setLevel(logging.INFO)
+    goes_on = any(verb in GOES_ON for verb in sys.argv[1:2])
     try:
         run(sys.argv[1:])
     except UserError as error:
-        console.print(f"[bold red]error:[/bold red] {error}", highlight=False, soft_wrap=True)
+        _print_error(str(error))
         sys.exit(2)
     except OSError as error:  # a disk that fills up, a folder that goes away
         place = f" {error.filename}" if error.filename else ""
-        console.print(
-            f"[bold red]error:[/bold red] {error.strerror or error}{place}; mend that, then the same command goes on",
-            highlight=False,
-            soft_wrap=True,
-        )
+        then = "the same command goes on" if goes_on else "give the command again"
+        _print_error(f"{error.strerror or error}{place}; mend that, then {then}")
         sys.exit(2)
     except (Interrupted, KeyboardInterrupt):
-        console.print("stopped; the same command goes on from the last checkpoint")
+        console.print("stopped; the same command goes on from the last checkpoint" if goes_on else "stopped")
         sys.exit(130)
     sys.exit(0)
+
+
+def _print_error(message: str) -> None:
+    # Escaped: paths and values may hold brackets, which rich would take for styles.
+    console.print(f"[bold red]error:[/bold red] {escape(message)}", highlight=False, soft_wrap=True)
 
 
 def _as_people_type(parser: ArgumentParser) -> None:
@@ -200,6 +206,8 @@ def _sentence(message: str, options: list[str]) -> str:
         return f"{name} is {given!r}; {nearest(given, valid)}"
     value = re.search(r"(?:Got|Given) value: (.+?)$", text)
     types = re.findall(r"Expected an? <class '(?:[\w.]+\.)?(\w+)'>", " ".join(reasons))
+    if key and value and types == ["list"]:
+        return f'{key[1]} is {value[1]}; give a list in quoted brackets, such as "[{value[1]}]"'
     if key and value and types:
         return f"{key[1]} is {value[1]}; give a value of type {' or '.join(types)}"
     return f"{key[1]}: {reasons[0]}" if key and reasons[0] != text else reasons[0]

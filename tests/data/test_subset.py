@@ -89,6 +89,8 @@ def test_all_mistakes_are_listed_at_once() -> None:
 def test_more_shots_than_the_rarest_class_has_are_refused() -> None:
     with pytest.raises(UserError, match="shots is 6, but class 2 has only 5 images"):
         labelled_subset(LABELS, shots=6)
+    with pytest.raises(UserError, match="class tulip has only 5"):
+        labelled_subset(LABELS, shots=6, names=["rose", "daisy", "tulip"])
 
 
 @settings(deadline=None, max_examples=50)

@@ -125,6 +125,11 @@ def test_further_columns_are_said_not_to_be_used(rows: list[str], table: Callabl
 def test_tables_without_rows_classes_or_training_are_refused(rows: list[str], table: Callable[..., Path]) -> None:
     with pytest.raises(UserError, match="lists no images"):
         load_table(table("path,label"))
+    with pytest.raises(UserError, match="nothing in its first line; write the names of the columns"):
+        load_table(table(""))
+    with pytest.raises(UserError, match="rows have no label") as caught:
+        load_table(table("path,label", *[row.replace(",", ";") for row in rows]))
+    assert "single class" not in str(caught.value)
     with pytest.raises(UserError, match="a single class, 'cat'"):
         load_table(table("path,label", *rows[:5]))
     with pytest.raises(UserError, match="no row of split train"):

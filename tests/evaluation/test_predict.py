@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from attention_transfer import Run, UserError, load_run, predict, pretrain, train
 from attention_transfer.data import digits
+from attention_transfer.evaluation.predictions import Prediction, show
 from attention_transfer.training import Recipe
 from attention_transfer.vit import save_vit
 
@@ -243,12 +245,16 @@ def test_pictures_that_are_there_are_kept(run: Run, picture: str, tmp_path: Path
         ({"images": ["FOLDER"]}, "holds no images"),
         ({"images": ["FOLDER/*.png"]}, r"no file matches .*\*\.png"),
         ({"images": ["FOLDER", "FOLDER/*.png"]}, r"holds no images[^\n]*\nno file matches"),
+        ({"images": ["FOLDER/*.png", "gone.png"]}, r"no file matches [^\n]*\nthere is no image gone\.png; check"),
+        ({"images": ["FOLDER/../empty.png"]}, r"empty\.png is empty$"),
         ({"run": "no/such/run"}, "there is no run no/such/run"),
         ({"top": 11}, "top is 11; choose from 1 to the 10 classes"),
         ({"top": 0}, "top is 0"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"probabilities": "every"}, "probabilities is 'every'"),
         ({"overlay": __file__}, "is a file"),
+        ({"overlay": f"{__file__}/x"}, r"x can't be made: .*test_predict\.py is a file"),
+        ({"out": "FOLDER/full.csv", "overwrite": True}, r"full\.csv is a folder"),
     ],
 )
 def test_each_mistake_has_its_sentence(
@@ -256,10 +262,70 @@ def test_each_mistake_has_its_sentence(
 ) -> None:
     folder = tmp_path / "empty"
     folder.mkdir()
+    (tmp_path / "empty.png").write_bytes(b"")
     given: dict[str, Any] = {"run": str(run.path), "images": [picture], **options}
     given["images"] = [name.replace("FOLDER", str(folder)) for name in given["images"]]
+    if "out" in given:
+        given["out"] = given["out"].replace("FOLDER", str(tmp_path))
+        (tmp_path / "full.csv").mkdir()
     with pytest.raises(UserError, match=message):
         predict(**given)
+
+
+def test_a_place_without_permission_is_refused_before_the_work(
+    run: Run, picture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda *_: False)  # as the super-user everything is permitted
+    with pytest.raises(UserError, match=r"p\.csv can't be written: no permission[^\n]*\n[^\n]*looks can't be written"):
+        predict(str(run.path), [picture], out=str(tmp_path / "p.csv"), overlay=str(tmp_path / "looks"))
+    assert not (tmp_path / "looks").exists()
+
+
+def test_a_picture_that_fails_leaves_nothing_behind(
+    run: Run, picture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Image.Image, place: Path, **_: str) -> None:
+        place.write_bytes(b"half")
+        raise OSError(28, "No space left")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        predict(str(run.path), [picture], overlay=str(tmp_path / "looks"))
+    assert list((tmp_path / "looks").iterdir()) == []
+
+
+def test_brackets_in_names_are_no_styles(
+    run: Run, picture: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "[red]"
+    folder.mkdir()
+    shutil.copy(picture, folder / "[x].png")
+    (prediction,) = predict(str(run.path), [str(folder)])
+    show([replace(prediction, image="[red]/[x].png", classes=("[/]", "[b]", "c"))], None)
+    shown = capsys.readouterr().err
+    for name in ("[red]/[x].png", "[/]  ", "[b]  "):
+        assert name in shown
+
+
+@pytest.mark.parametrize(
+    ("images", "title", "rows"),
+    [
+        (["a/1.png", "a/2.png"], None, ["a/1.png", "a/2.png"]),
+        ([f"{'a' * 50}/b/1.png", f"{'a' * 50}/c/1.png"], f"in {'a' * 50}", [" b/1.png", " c/1.png"]),
+        ([f"/{'a' * 30}/b/1.png"], None, [f"/{'a' * 30}/b/1.png"]),
+        ([f"{'a' * 50}.png", "b/1.png"], None, ["aaaa.png", "b/1.png"]),
+        ([f"/{'a' * 50}/1.png", "b/1.png"], None, ["1.png", "b/1.png"]),
+    ],
+)
+def test_a_long_folder_is_named_once(
+    images: list[str], title: str | None, rows: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    show([Prediction(image, ("x",), (1.0,)) for image in images], None)
+    shown = capsys.readouterr().err
+    first = shown.splitlines()[0].strip()
+    assert first == title if title else not first.startswith("in ")
+    for row in rows:
+        assert row in shown
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from attention_transfer import UserError, compare
+from attention_transfer.errors import UserErrors
 from attention_transfer.experiments.compare import Comparison
 from attention_transfer.experiments.results import Labels, Row, markdown
 from attention_transfer.training import Recipe, RunFolder, fit
@@ -133,3 +134,10 @@ def test_the_table_shows_means_intervals_and_shares() -> None:
 
 def test_labels_name_themselves() -> None:
     assert (Labels(shots=5).slug, Labels(fraction=0.15).slug) == ("5shot", "15pct")
+
+
+def test_seeds_and_sizes_are_looked_at_before_the_first_run(teacher: str, tmp_path: Path) -> None:
+    with pytest.raises(UserErrors, match="seed is -1") as caught:
+        compare_tiny(teacher, tmp_path / "c", seeds="0,-1", image_size=0)
+    assert "image_size is 0" in str(caught.value)
+    assert not (tmp_path / "c").exists()

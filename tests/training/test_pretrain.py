@@ -27,4 +27,6 @@ def test_a_teacher_is_made_and_can_be_loaded(tmp_path: Path) -> None:
 def test_every_mistake_is_listed_and_nothing_written(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"recipe.lr is(.|\n)*mask_ratio is 1.0"):
         pretrain(mask_ratio=1.0, recipe=Recipe(lr=-1.0), out=str(tmp_path / "teacher"))
+    with pytest.raises(UserError, match=r"seed is -1; .*\nimage_size is 0; "):
+        pretrain(seed=-1, image_size=0, out=str(tmp_path / "teacher"))
     assert list(tmp_path.iterdir()) == []

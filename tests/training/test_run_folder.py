@@ -83,7 +83,7 @@ def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is a file"):
         RunFolder.open(tmp_path / "file", CONFIG, overwrite=False)
-    with pytest.raises(UserError, match="can't be written"):
+    with pytest.raises(UserError, match=r"run can't be written: .*file is a file"):
         RunFolder.open(tmp_path / "file" / "run", CONFIG, overwrite=False)
 
 
@@ -105,9 +105,18 @@ def test_a_full_disk_is_refused_before_any_work(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_damaged_configuration_is_named(tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text("a: [")
-    with pytest.raises(UserError, match="not readable YAML"):
+    (tmp_path / "config.yaml").write_text("a: 1\nb: [\n")
+    with pytest.raises(UserError, match=r"not readable YAML \(line 3\)"):
         RunFolder.open(tmp_path, CONFIG, overwrite=False)
+
+
+def test_what_a_run_keeps_must_not_change_while_it_is_unfinished(tmp_path: Path) -> None:
+    folder = RunFolder.open(tmp_path, CONFIG, overwrite=False)
+    folder.keep("labelled.txt", "a.png\n", "labelled images")
+    folder.keep("labelled.txt", "a.png\n", "labelled images")
+    with pytest.raises(UserError, match=r"begun with other labelled images \(labelled\.txt\)"):
+        folder.keep("labelled.txt", "b.png\n", "labelled images")
+    assert (tmp_path / "labelled.txt").read_text() == "a.png\n"
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:

@@ -57,6 +57,7 @@ def test_every_preset_leaves_a_whole_run_folder(preset: str, teacher: str, tmp_p
         "metrics.jsonl",
         "metrics.csv",
         "log.txt",
+        "figures/attention.png",
         "figures/curve.png",
         "checkpoints/last.ckpt",
         "checkpoints/best.ckpt",

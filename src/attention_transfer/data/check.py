@@ -14,7 +14,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from attention_transfer.data.files import in_mode
+from attention_transfer.data.files import in_mode, target_problems
 from attention_transfer.data.images import ArrayImages, FileImages, Images, Split, Splits
 from attention_transfer.data.listing import named
 from attention_transfer.data.load import find_source
@@ -175,7 +175,7 @@ def _look(images: Images, index: int, known: _Seen, *, hashed: bool) -> _Seen:
 def _report(path: str, kind: str, splits: Splits, seen: Sequence[_Seen], damaged: dict[str, str]) -> DataReport:
     whole = [image for image in seen if image.problem is None]
     if not whole:
-        raise UserError(f"no image of {path} can be read; the first: {next(iter(damaged.items()))}")
+        raise UserError(f"no image of {path} can be read; the first: {' '.join(next(iter(damaged.items())))}")
     groups: dict[bytes, list[_Seen]] = {}
     for image in whole:
         if image.pixels:
@@ -269,10 +269,7 @@ def _target(out: str | None, *, overwrite: bool) -> Path | None:
     target = Path(out)
     if target.suffix != ".json":
         raise UserError(f"{out} does not end in .json; choose such a name")
-    if target.exists() and not overwrite:
-        raise UserError(f"{out} exists; choose another name or replace it with --overwrite")
-    if not target.parent.is_dir():
-        raise UserError(f"there is no folder {target.parent} to write {target.name} in; make it first")
+    raise_all(target_problems(target, overwrite=overwrite))
     return target
 
 

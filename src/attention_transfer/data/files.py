@@ -35,7 +35,7 @@ def read_image(path: str | Path) -> Image.Image:
     except IsADirectoryError as error:
         raise UserError(f"{path} is a folder; name image files") from error
     except UNREADABLE as error:
-        raise UserError(f"{path} {_reason(error)}") from error
+        raise UserError(f"{path} {'is empty' if _is_empty(Path(path)) else _reason(error)}") from error
     if turned.mode in _NO_COLOURS:
         raise UserError(f"{path} {_NO_COLOURS[turned.mode]}")
     return turned
@@ -71,6 +71,20 @@ def damage(path: str | Path) -> str | None:
     except UNREADABLE as error:
         return "is empty" if _is_empty(Path(path)) else _reason(error)
     return None
+
+
+def target_problems(target: Path, *, overwrite: bool) -> list[str]:
+    """Why a file can't be written to a place, before the work that it is to hold."""
+    folder = target.parent
+    if not folder.is_dir():
+        return [f"there is no folder {folder} to write {target.name} in; make it first"]
+    if target.is_dir():
+        return [f"{target} is a folder; choose another name"]
+    if target.exists() and not overwrite:
+        return [f"{target} exists; choose another name or replace it with --overwrite"]
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return [f"{target} can't be written: no permission in {folder}; choose another place"]
+    return []
 
 
 def _reason(error: Exception) -> str:

@@ -55,6 +55,32 @@ def load_folder(path: Path, *, strict: bool = False) -> Splits:
     return splits_of(listing, strict=strict)
 
 
+def is_flat(path: Path) -> bool:
+    """Whether a folder holds images and no folders, so that nothing says their classes."""
+    return path.is_dir() and not _folders(path) and any(not file.name.startswith(".") for file in _loose_images(path))
+
+
+def load_flat(path: Path, *, strict: bool = False) -> Splits:
+    """Load the images of a folder without class folders, as images of a single class: for what needs no labels.
+
+    Args:
+        path: the folder.
+        strict: refuse damaged files instead of leaving them out.
+
+    Raises:
+        UserError: there are too few images to cut splits off; or, with `strict`, some are damaged.
+    """
+    files = [str(file) for file in _loose_images(path) if not file.name.startswith(".")]
+    listing = Listing(
+        name=path.resolve().name,
+        classes=("image",),
+        paths={"train": files},
+        labels={"train": [0] * len(files)},
+        notes=("There are no class folders: the images have no labels.",),
+    )
+    return splits_of(listing, strict=strict)
+
+
 class _Finder:
     """Finds images, and remembers what else there was."""
 

@@ -33,7 +33,7 @@ class Source:
     load: Callable[[bool], Splits]
 
 
-def load_data(spec: str, *, strict: bool = False) -> Splits:
+def load_data(spec: str, *, strict: bool = False, labelled: bool = True) -> Splits:
     """Load a data set.
 
     Args:
@@ -46,6 +46,7 @@ def load_data(spec: str, *, strict: bool = False) -> Splits:
             - hf/<name or folder>: a data set of Hugging Face;
             - torchvision/<Name>[:root]: one of torchvision's.
         strict: refuse damaged image files instead of leaving them out.
+        labelled: whether labels are needed; where not, a folder of images without class folders will do, too.
 
     Returns:
         The splits; `notes` says how they were made, `skipped` which files were left out.
@@ -53,6 +54,11 @@ def load_data(spec: str, *, strict: bool = False) -> Splits:
     Raises:
         UserError: there is none of that name, or it can't be used; every mistake is listed.
     """
+    from attention_transfer.data.folders import is_flat, load_flat
+
+    place = Path(spec).expanduser()
+    if not labelled and spec not in DATA and is_flat(place):
+        return load_flat(place, strict=strict)
     return find_source(spec).load(strict)
 
 
@@ -105,9 +111,9 @@ def _on_disk(spec: str, path: Path) -> Source:
 
 def _missing(spec: str, path: Path) -> str:
     if spec == path.name and not path.suffix:
-        return (
-            f"there is no data set {spec!r}; {nearest(spec, DATA)} A folder, a .csv file, hf/… or torchvision/… also do"
-        )
+        known = nearest(spec, DATA)
+        end = "" if known.endswith("?") else "."
+        return f"there is no data set {spec!r}; {known}{end} A folder, a .csv file, hf/… or torchvision/… also do"
     kind = "file" if path.suffix else "folder"
     parent = path.absolute().parent
     if not parent.is_dir():

@@ -23,7 +23,12 @@ def check_subset(fraction: float, shots: int | None) -> list[str]:
 
 
 def labelled_subset(
-    labels: Sequence[int] | NDArray[np.int64], *, fraction: float = 1.0, shots: int | None = None, seed: int = 0
+    labels: Sequence[int] | NDArray[np.int64],
+    *,
+    fraction: float = 1.0,
+    shots: int | None = None,
+    seed: int = 0,
+    names: Sequence[str] | None = None,
 ) -> NDArray[np.int64]:
     """Indices of a stratified, seeded subset.
 
@@ -34,6 +39,7 @@ def labelled_subset(
         fraction: share of each class, in (0, 1]; at least one image a class.
         shots: images of each class; takes the place of `fraction`.
         seed: which images.
+        names: of the classes, for what is said of them; default their numbers.
 
     Returns:
         Sorted indices into `labels`, int64.
@@ -44,8 +50,9 @@ def labelled_subset(
     raise_all(check_subset(fraction, shots))
     classes, counts = np.unique(np.asarray(labels), return_counts=True)
     if shots is not None and shots > counts.min():
-        rarest = classes[counts.argmin()]
-        raise UserError(f"shots is {shots}, but class {rarest} has only {counts.min()} images; ask for at most that")
+        rarest = int(classes[counts.argmin()])
+        named = rarest if names is None else names[rarest]
+        raise UserError(f"shots is {shots}, but class {named} has only {counts.min()} images; ask for at most that")
     generator = np.random.default_rng(seed)
     chosen = []
     for label, count in zip(classes, counts, strict=True):

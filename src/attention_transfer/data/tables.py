@@ -75,7 +75,7 @@ def load_table(path: Path, *, strict: bool = False) -> Splits:
         f"paths are relative to {path.parent}",
     )
     classes = _in_order({row.label for row in table.rows})
-    if len(classes) < 2:
+    if len(classes) == 1:
         table.problems.append(f"there is a single class, {named(classes)}, of which nothing can be learnt; add others")
     raise_all([f"{path}: {problem}" for problem in table.problems])
     notes = [f"Columns of {path.name} that are not used: {named(table.unused)}."] if table.unused else []
@@ -105,6 +105,10 @@ def _read(path: Path) -> _Table:
             header = file.readline()
             separator = "\t" if path.suffix.lower() == ".tsv" else max(",;", key=header.count)
             file.seek(0)
+            if not header.strip():
+                raise UserError(
+                    f"{path} has nothing in its first line; write the names of the columns there: path, label"
+                )
             lines = csv.reader(file, delimiter=separator)
             names = [name.strip() for name in next(lines, [])]
             columns = _columns(path, names)

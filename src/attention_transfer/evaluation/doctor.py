@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
@@ -66,7 +67,7 @@ def doctor(
     console = Console()
     console.print(_table(report, student))
     for difference in report.differences:
-        console.print(f"{_MARKS[difference.effect]}: {difference.message}", highlight=False)
+        console.print(f"{_MARKS[difference.effect]}: {escape(difference.message)}", highlight=False)
     if not report.differences:
         console.print("[green]the student fits its teacher in everything[/]", highlight=False)
     return report
@@ -82,7 +83,8 @@ def _student(teacher: nn.Module, student: str | None, image_size: int | None) ->
 def _table(report: TransferReport, student: str | None) -> Table:
     """A row for each property, and for each component that either has."""
     t, s = report.teacher, report.student
-    table = Table("", f"teacher {t.name}", f"student {student or 'by student_like'}", title_justify="left")
+    titles = [escape(title) for title in (f"teacher {t.name}", f"student {student or 'by student_like'}")]
+    table = Table("", *titles, title_justify="left")
     for name, show in _ROWS.items():
         style = "" if show(t) == show(s) else "bold"
         table.add_row(name, show(t), show(s), style=style)

@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.table import Table
+from rich.text import Text
 from scipy import optimize, stats
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from attention_transfer.data import Split, eval_transform, load_data
+from attention_transfer.data import Split, eval_transform, load_data, target_problems
 from attention_transfer.errors import UserError, nearest, raise_all
 from attention_transfer.evaluation.network import LoadedRun, Network, load_run
 from attention_transfer.training import RunFolder, console, write_whole
@@ -354,11 +355,7 @@ def _out_problems(out: str | None, *, overwrite: bool) -> list[str]:
     target = Path(out)
     if target.suffix != ".json":
         return [f"{out} does not end in .json; name such a file"]
-    if target.exists() and not overwrite:
-        return [f"{out} exists; choose another name or replace it with --overwrite"]
-    if not target.parent.is_dir():
-        return [f"there is no folder {target.parent} to write {target.name} in; make it first"]
-    return []
+    return target_problems(target, overwrite=overwrite)
 
 
 def _choice(what: str, value: str, options: Sequence[str]) -> list[str]:
@@ -408,13 +405,13 @@ def _show(result: EnsembleResult) -> None:
 
 def _scores(result: EnsembleResult, names: Sequence[str]) -> Table:
     """A row for each member and one for the ensemble; at most 79 columns wide, whatever the names."""
-    table = Table(title=f"{result.test_images} test images of {result.data}", title_justify="left")
+    table = Table(title=Text(f"{result.test_images} test images of {result.data}"), title_justify="left")
     table.add_column("")
     table.add_column("run", width=26, overflow="fold")
     for heading in ("weight", "accuracy, %\n(95 %)", "cross-\nentropy"):
         table.add_column(heading, justify="right")
     for number, (name, member) in enumerate(zip(names, result.members, strict=True), start=1):
-        table.add_row(str(number), name, f"{member.weight:.3f}", *_cells(member.test))
+        table.add_row(str(number), Text(name), f"{member.weight:.3f}", *_cells(member.test))
     table.add_section()
     table.add_row("", f"mean of {result.mean}", "", *_cells(result.test), style="bold")
     return table

@@ -57,6 +57,8 @@ def find_images(images: Sequence[str]) -> list[ImageFile]:
                 problems.append(f"no file matches {name}; check the pattern")
         else:
             found.append(ImageFile(name, Path(path.name), named=True))
+    if problems:  # else it is said together with what can't be read
+        problems += [f"there is no image {f.path}; check the path" for f in found if not Path(f.path).exists()]
     raise_all(problems)
     return _once(found)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,8 +64,11 @@ class Overlays:
         target = self._free(self.folder / place.with_suffix(".png"))
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}")
-        overlaid(pixels, patches).save(temporary, format="PNG")
-        temporary.replace(target)
+        try:
+            overlaid(pixels, patches).save(temporary, format="PNG")
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)  # of a disk that is full
         return target
 
     def _free(self, target: Path) -> Path:
@@ -85,6 +89,11 @@ def overlay_problems(overlay: str | None, *, overwrite: bool) -> list[str]:
         return [f"{overlay} is a file; name a folder for the pictures"]
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
         return [f"{overlay} is not empty; choose another folder, or write into it with --overwrite"]
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        return [f"{overlay} can't be made: {there} is a file; choose another folder"]
+    if not os.access(there, os.W_OK | os.X_OK):
+        return [f"{overlay} can't be written: no permission in {there}; choose another folder"]
     return []
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import torch
+from rich.markup import escape
 from torch import Tensor
 
 from attention_transfer.data import Normalise, Transform, eval_pixels, read_image
@@ -118,7 +119,7 @@ def _predicted(
     network, normalise = loaded.network.to(device), Normalise(loaded.spec).to(device)
     predictions: list[Prediction] = []
     skipped: list[str] = []
-    with Display.open() as display, display.bar(f"predicting with {loaded.path.name}", len(files)) as bar:
+    with Display.open() as display, display.bar(f"predicting with {escape(loaded.path.name)}", len(files)) as bar:
         for batch, unread in _batches(files, pixels, batch_size):
             skipped += unread
             if batch:

@@ -5,14 +5,19 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
+from attention_transfer.data import target_problems
 from attention_transfer.training import console
+
+_LONG = 40  # characters of a path that a table has room for
 
 
 @dataclass(frozen=True)
@@ -41,25 +46,34 @@ def out_problems(out: str | None, *, overwrite: bool) -> list[str]:
     target = Path(out)
     if target.suffix not in (".csv", ".json"):
         return [f"{out} ends in neither .csv nor .json; choose one of the two"]
-    if target.exists() and not overwrite:
-        return [f"{out} exists; choose another name or replace it with --overwrite"]
-    if not target.parent.is_dir():
-        return [f"there is no folder {target.parent} to write {target.name} in; make it first"]
-    return []
+    return target_problems(target, overwrite=overwrite)
 
 
 def show(predictions: Sequence[Prediction], most: int | None) -> None:
-    """A row an image, of the first `most` images; `None` for all."""
+    """A row an image, of the first `most` images; `None` for all. A long folder of all of them is named once, above."""
+    folder = _folder_of([prediction.image for prediction in predictions[:most]])
+    if folder:
+        console.print(f"in {folder}", markup=False, highlight=False, soft_wrap=True)
     table = Table()
     table.add_column("image", overflow="fold")  # paths end in what tells them apart
     for rank in range(len(predictions[0].classes)):
         table.add_column(f"{rank + 1}.")
     for prediction in predictions[:most]:
         pairs = zip(prediction.classes, prediction.probabilities, strict=True)
-        table.add_row(prediction.image, *[f"{name}  {100 * probability:.1f} %" for name, probability in pairs])
+        shares = [f"{name}  {100 * probability:.1f} %" for name, probability in pairs]
+        image = os.path.relpath(prediction.image, folder) if folder else prediction.image
+        table.add_row(*map(Text, [image, *shares]))  # of names with brackets rich would make styles
     console.print(table)
     if most is not None and len(predictions) > most:
         console.print(f"and {len(predictions) - most:,} more", highlight=False)
+
+
+def _folder_of(images: Sequence[str]) -> str:
+    """The folder that all images have in common, where a path is so long that a narrow table would fold it."""
+    folders = {str(Path(image).parent) for image in images}
+    if max(map(len, images)) <= _LONG or len({Path(folder).is_absolute() for folder in folders}) > 1:
+        return ""
+    return os.path.commonpath(folders)
 
 
 def as_json(predictions: Sequence[Prediction], classes: Sequence[str]) -> str:

@@ -22,7 +22,9 @@ from attention_transfer.training import (
     Recipe,
     Run,
     check_writable,
+    compiler_problems,
     differences,
+    input_problems,
     pretrain,
     read_yaml,
     train,
@@ -91,7 +93,7 @@ def compare(
     grid = _grid(presets, seeds, shots, fractions)
     splits = load_data(data)
     shared: dict[str, Any] = {"data": data, "epochs": epochs, "image_size": image_size}
-    _check(grid, splits, epochs, recipe)
+    _check(grid, splits, epochs, recipe, image_size)
     if teacher is None and pretrained is not True:
         raise UserError("pretrained says which weights the teacher has, but no teacher is named; add --teacher")
     if teacher is not None:
@@ -179,10 +181,18 @@ def _grid(
     return [(name, labels, seed) for labels in amounts or [Labels()] for seed in numbers for name in names]
 
 
-def _check(grid: Sequence[tuple[str, Labels, int]], splits: Splits, epochs: int | None, recipe: Recipe | None) -> None:
+def _check(
+    grid: Sequence[tuple[str, Labels, int]],
+    splits: Splits,
+    epochs: int | None,
+    recipe: Recipe | None,
+    image_size: int | None,
+) -> None:
     """Find before the first run what would stop a later one."""
     settings = recipe or Recipe()
     problems = (settings if epochs is None else replace(settings, epochs=epochs)).problems()
+    problems += compiler_problems(settings, "auto")
+    problems += dict.fromkeys(problem for _, _, seed in grid for problem in input_problems(seed, image_size))
     for labels in dict.fromkeys(labels for _, labels, _ in grid):
         try:
             labelled_subset(splits.train.labels, fraction=labels.fraction, shots=labels.shots)

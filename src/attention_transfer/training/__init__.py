@@ -3,11 +3,13 @@
 from attention_transfer.training.callbacks import Interrupted as Interrupted
 from attention_transfer.training.callbacks import read_metrics as read_metrics
 from attention_transfer.training.card import model_card as model_card
+from attention_transfer.training.compiler import compiler_problems as compiler_problems
 from attention_transfer.training.configuration import read_config as read_config
 from attention_transfer.training.configuration import read_rules as read_rules
 from attention_transfer.training.configuration import rule_config as rule_config
 from attention_transfer.training.engine import Fitted as Fitted
 from attention_transfer.training.engine import fit as fit
+from attention_transfer.training.inputs import input_problems as input_problems
 from attention_transfer.training.log import logging_to as logging_to
 from attention_transfer.training.module import ObjectiveModule as ObjectiveModule
 from attention_transfer.training.module import parameter_groups as parameter_groups

@@ -76,7 +76,8 @@ def fit(
     uncheckpointable = can_checkpoint(vit) if recipe.checkpoint_gradients else []
     raise_all([*hardware.problems(recipe), *logger_problems(chosen), *uncheckpointable])
     workers, why = choose_workers(train, recipe.workers, hardware)
-    log.info("%s: on %s; %d workers load images (%s)", name, hardware, workers, why)
+    loaded = f"other processes that load images: {workers}" if workers else "no other process loads images"
+    log.info("%s: on %s; %s (%s)", name, hardware, loaded, why)
     job = Job(
         objective=objective,
         folder=folder,
@@ -160,7 +161,7 @@ def _aligned(recipe: Recipe) -> Recipe:
     """A recipe whose last epoch has a validation."""
     every = max(n for n in range(1, min(recipe.validate_every, recipe.epochs) + 1) if recipe.epochs % n == 0)
     if every != recipe.validate_every:
-        log.info("validating every %d epochs instead of %d, so that the last is one", every, recipe.validate_every)
+        log.info("a validation in every %d epochs, not %d: so the last epoch has one", every, recipe.validate_every)
     return replace(recipe, validate_every=every)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +13,10 @@ from torch.utils.data import Dataset
 
 from attention_transfer.data import (
     RANDOM_ERASING,
+    FileImages,
     ImageSet,
     Normalise,
+    Split,
     Splits,
     choose_augment,
     eval_pixels,
@@ -25,6 +28,9 @@ from attention_transfer.training.recipe import Recipe
 from attention_transfer.vit import ViTSpec
 
 log = logging.getLogger("attention_transfer")
+
+_SAID: set[str] = set()
+"""Notes that were on the terminal: the runs of a comparison have them all in common."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,29 @@ class Inputs:
     prepare: Normalise
 
 
+def input_problems(seed: int, image_size: int | None) -> list[str]:
+    """What is wrong with a seed and a size, a sentence each."""
+    problems = []
+    if not 0 <= seed < 2**32:  # what numpy's global generator takes
+        problems.append(f"seed is {seed}; give a number from 0 to {2**32 - 1}")
+    if image_size is not None and image_size < 1:
+        problems.append(f"image_size is {image_size}; give a number of pixels of at least 1")
+    return problems
+
+
+def subset_lines(train: Split, subset: NDArray[np.int64]) -> str:
+    """The chosen training images, a line each: the path of its file, or its index where it has no file.
+
+    Bytes of a name that are no UTF-8, line ends and backslashes are written as Python's escapes.
+    """
+    if not isinstance(train.images, FileImages):
+        return "".join(f"{index}\n" for index in subset.tolist())
+    paths = (os.fsencode(path).replace(b"\\", b"\\\\") for path in train.images.take(subset).paths)
+    texts = (path.decode("utf-8", "backslashreplace") for path in paths)
+    names = (text.replace("\n", "\\n").replace("\r", "\\r") for text in texts)
+    return "".join(f"{name}\n" for name in names)
+
+
 def inputs_for(
     spec: ViTSpec, splits: Splits, recipe: Recipe, *, name: str, subset: NDArray[np.int64] | None = None
 ) -> Inputs:
@@ -57,7 +86,9 @@ def inputs_for(
         subset: indices of the training images to use; default all.
     """
     for note in splits.notes:
-        log.info("%s: %s", splits.name, note)
+        said = f"{splits.name}: {note}"
+        log.log(logging.DEBUG if said in _SAID else logging.INFO, "%s", said)  # each run's own log has it
+        _SAID.add(said)
     part = splits.train if subset is None else splits.train.take(subset)
     augment, why = choose_augment(spec, recipe.augment, len(part))
     log.info("%s: augmentation %s (%s)", name, augment, why)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from attention_transfer.errors import UserError
+from attention_transfer.training.attention_watch import WatchAttention, WatchedClock
 from attention_transfer.training.callbacks import (
     AveragedWeights,
     Interrupted,
@@ -33,6 +34,7 @@ from attention_transfer.training.loading import evaluation_loader, training_load
 from attention_transfer.training.loggers import LoggerName, make_loggers
 from attention_transfer.training.memory import OutOfMemory, ran_out_of_memory
 from attention_transfer.training.module import ObjectiveModule
+from attention_transfer.training.objective import Supervised
 from attention_transfer.training.progress import Display
 from attention_transfer.training.recipe import Recipe
 from attention_transfer.training.run_folder import RunFolder
@@ -151,7 +153,8 @@ def _trained(
 ) -> Fitted:
     """Train and test by Lightning."""
     monitor, mode = job.monitor
-    recipe, clock, stop = job.recipe, Stopwatch(), StopOnRequest()
+    recipe, watch, stop = job.recipe, _watch(job), StopOnRequest()
+    clock = Stopwatch() if watch is None else WatchedClock(watch)
     with Display.open() as display, display.bar(job.name, steps, done=done) as bar, _quiet():
         loggers = make_loggers(job.loggers, job.folder.path, job.name, done=done) if job.process == 0 else []
         for logger in loggers:
@@ -159,6 +162,8 @@ def _trained(
         metrics = MetricsWriter(job.folder, clock, loggers)
         keeper = Keeper(job.folder, monitor, mode)
         callbacks: list[Callback] = [clock, metrics, ShowProgress(bar, monitor, clock), stop, keeper]
+        if watch is not None:
+            callbacks.insert(0, watch)  # before the writer of what it measures
         if recipe.early_stopping is not None:
             callbacks.insert(0, StopEarly(monitor, mode, recipe.early_stopping))
         if recipe.ema_decay is not None:
@@ -188,6 +193,14 @@ def _trained(
         steps=taken,
         seconds=round(metrics.seconds, 2),
     )
+
+
+def _watch(job: Job) -> WatchAttention | None:
+    """What looks at attention, where there is a student to look at, with a teacher or alone."""
+    if not isinstance(job.objective, Supervised):
+        return None
+    picture = job.folder.figures / "attention.png"
+    return WatchAttention(job.objective, job.validation, picture, name=job.name, batch=job.evaluation_batch)
 
 
 def _meet(job: Job) -> None:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from attention_transfer.training.mixing import LastBlock, Mixed, MixedLoss, Mixing, mix
 from attention_transfer.transfer import AttentionTransfer
+from attention_transfer.vit import Pairing
 
 
 class StepOutput(Protocol):
@@ -81,6 +82,34 @@ class Supervised(nn.Module):
     def vit(self) -> nn.Module:
         """The student."""
         return self.transfer.student
+
+    @property
+    def teacher(self) -> nn.Module | None:
+        """The frozen teacher, or `None` where no rule reads it."""
+        return self.transfer.teacher
+
+    @property
+    def pairing(self) -> Pairing:
+        """How the teacher's layers, heads and tokens are mapped to the student's."""
+        pairing: Pairing | None = self.transfer._options["pairing"]
+        return pairing or Pairing()
+
+    def matched_heads(self, layer: int) -> Tensor | None:
+        """The teacher's head of each of a layer's of the student, (H_s,), where they are matched; -1: not yet."""
+        pairs = self.transfer.head_pairs
+        return None if pairs is None else pairs.of(layer)
+
+    def run_student(self, images: Tensor) -> None:
+        """Run the student with its rules on images (B, channels, height, width), for who captures its attention.
+
+        Other than a forward it leaves no trace, not even in the log: a training that is compiled may compute its losses
+        in other ways than this forward, and would be compiled anew where it finds a trace.
+        """
+        said, self.transfer._said = self.transfer._said, True
+        try:
+            self.transfer(images)
+        finally:
+            self.transfer._said = said
 
     def unused_rows(self) -> list[tuple[nn.Parameter, slice]]:
         """Rows of weights that no forward uses, which must not decay."""

@@ -9,9 +9,10 @@ from typing import Any
 from attention_transfer.data import data_slug, load_data
 from attention_transfer.errors import raise_all
 from attention_transfer.pretraining import MaskedAutoencoder
+from attention_transfer.training.compiler import compiler_problems
 from attention_transfer.training.engine import fit, fit_problems
 from attention_transfer.training.hardware import Device, Devices, this_process
-from attention_transfer.training.inputs import inputs_for
+from attention_transfer.training.inputs import input_problems, inputs_for
 from attention_transfer.training.log import logging_to
 from attention_transfer.training.loggers import LoggerName
 from attention_transfer.training.recipe import Recipe
@@ -49,7 +50,8 @@ def pretrain(
 
     Args:
         model: architecture, randomly initialised: builtin/vit_digits or timm/<name>.
-        data: data set, in the forms of [`load_data`][attention_transfer.data.load_data]; "digits" is embedded.
+        data: data set, in the forms of [`load_data`][attention_transfer.data.load_data]; "digits" is embedded. A folder
+            of images needs no class folders here.
         strict: refuse damaged image files instead of leaving them out.
         mask_ratio: share of the patches that are hidden.
         seed: of the initial weights, the masks, the order and the augmentation.
@@ -70,7 +72,7 @@ def pretrain(
         UserError: the input is wrong; every mistake is listed, and nothing was written.
     """
     settings = recipe if epochs is None else replace(recipe, epochs=epochs)
-    problems = settings.problems()
+    problems = settings.problems() + input_problems(seed, image_size) + compiler_problems(settings, device)
     if not 0 < mask_ratio < 1:
         problems.append(f"mask_ratio is {mask_ratio}; give a share above 0 and below 1")
     for name in ("label_smoothing", "share_drop_path", "balanced"):
@@ -103,7 +105,7 @@ def pretrain(
 
 
 def _pretrain(config: dict[str, Any], recipe: Recipe, *, overwrite: bool) -> Run:
-    splits = load_data(config["data"], strict=config["strict"])
+    splits = load_data(config["data"], strict=config["strict"], labelled=False)
     with seeded(config["seed"]):
         encoder = load_vit(config["model"], pretrained=False, image_size=config["image_size"])
         initialise(encoder)

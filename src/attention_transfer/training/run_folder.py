@@ -21,7 +21,7 @@ from attention_transfer.training.hardware import this_process
 
 # Where a run is written, and by which devices it is computed, does not change what it is.
 _NOT_COMPARED = ("out", "overwrite", "device", "devices", "nodes", "loggers")
-_WRITTEN = ("config.yaml", "environment.json", "metrics.jsonl", "metrics.csv", "summary.json")
+_WRITTEN = ("config.yaml", "environment.json", "labelled.txt", "metrics.jsonl", "metrics.csv", "summary.json")
 
 
 class RunFolder:
@@ -125,6 +125,22 @@ class RunFolder:
         if this_process() == 0:
             write_whole(self.path / name, yaml.safe_dump(dict(content), sort_keys=False))
 
+    def keep(self, name: str, text: str, what: str) -> None:
+        """Write a file that must not change while the run is unfinished; the first process does.
+
+        Raises:
+            UserError: the run was begun with another content.
+        """
+        if this_process() > 0:
+            return
+        if not self.has(name):
+            write_whole(self.path / name, text)
+        elif (self.path / name).read_text(encoding="utf-8") != text:
+            raise UserError(
+                f"{self.path} was begun with other {what} ({name}), so the data set has changed since; restore it, "
+                "choose another --out, or start anew with --overwrite"
+            )
+
     def _check_same(self, config: Mapping[str, Any]) -> None:
         changed = differences(self.config(), config)
         if changed:
@@ -184,10 +200,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not readable YAML; restore it or choose another folder") from error
+        raise UserError(f"{path} is not readable YAML{_line(error)}; mend or restore it") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path} is not a configuration; restore it or choose another folder")
+        raise UserError(f"{path} is not a configuration, which has names with values; mend or restore it")
     return content
+
+
+def _line(error: Exception) -> str:
+    mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
+    return f" (line {mark.line + 1})" if mark is not None else ""
 
 
 def environment() -> dict[str, Any]:
@@ -208,10 +229,12 @@ def check_writable(path: Path, needed_mb: int = 50) -> None:
     parent = path
     while not parent.exists():
         parent = parent.parent
+    if not parent.is_dir():
+        raise UserError(f"{path} can't be written: {parent} is a file; choose another folder with --out")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise UserError(f"{path} can't be written: no permission in {parent}; choose another folder with --out")
     free_mb = shutil.disk_usage(parent).free // 2**20
     if free_mb < needed_mb:
         raise UserError(
-            f"{parent} has {free_mb} MB left, which is too little for a run; free some or choose another --out"
+            f"{parent} has {free_mb} MB left, and {needed_mb} are needed; free some or choose another --out"
         )

@@ -13,10 +13,11 @@ from torch import nn
 from attention_transfer.data import check_subset, data_slug, labelled_subset, load_data
 from attention_transfer.errors import raise_all
 from attention_transfer.training.card import model_card
+from attention_transfer.training.compiler import compiler_problems
 from attention_transfer.training.configuration import rule_config
 from attention_transfer.training.engine import fit, fit_problems
 from attention_transfer.training.hardware import Device, Devices, this_process
-from attention_transfer.training.inputs import inputs_for
+from attention_transfer.training.inputs import input_problems, inputs_for, subset_lines
 from attention_transfer.training.log import logging_to
 from attention_transfer.training.loggers import LoggerName
 from attention_transfer.training.mixing import LastBlock
@@ -166,6 +167,8 @@ def train(
         [
             *_problems(preset, teacher, pretrained, student, pairing, weights.init, bound, fraction, shots, settings),
             *weights.problems(),
+            *input_problems(seed, image_size),
+            *compiler_problems(settings, device),
             *_untaught(teacher, bound, tunes=tunes),
             *fit_problems(settings, device, devices, nodes, loggers),
         ]
@@ -207,7 +210,11 @@ def train(
 def _train(config: dict[str, Any], recipe: Recipe, rules: Sequence[Rule], *, overwrite: bool) -> Run:
     splits = load_data(config["data"], strict=config["strict"])
     subset = labelled_subset(
-        splits.train.labels, fraction=config["fraction"], shots=config["shots"], seed=config["seed"]
+        splits.train.labels,
+        fraction=config["fraction"],
+        shots=config["shots"],
+        seed=config["seed"],
+        names=splits.classes,
     )
     with seeded(config["seed"]):
         teacher, student = _networks(config, len(splits.classes))
@@ -226,6 +233,8 @@ def _train(config: dict[str, Any], recipe: Recipe, rules: Sequence[Rule], *, ove
     if folder.finished:
         log.info("%s: done before, in %s", name, folder.path)
         return Run(folder.path, folder.summary())
+    if len(subset) < len(splits.train):
+        folder.keep("labelled.txt", subset_lines(splits.train, subset), "labelled images")
     spec = describe(student)
     with logging_to(folder.path / "log.txt"):
         log.debug("%s: %d labelled images, student %s", name, len(subset), spec)

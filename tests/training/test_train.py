@@ -56,6 +56,7 @@ def test_every_preset_leaves_a_whole_run_folder(preset: str, teacher: str, tmp_p
         "environment.json",
         "metrics.jsonl",
         "metrics.csv",
+        "labelled.txt",
         "log.txt",
         "figures/attention.png",
         "figures/curve.png",

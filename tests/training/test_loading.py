@@ -86,7 +86,7 @@ def test_processes_draw_other_dropout() -> None:
 def test_balanced_draws_take_each_class_as_often() -> None:
     data = TensorDataset(torch.zeros(1000), torch.tensor([0] * 900 + [1] * 90 + [2] * 10))
     weights = class_weights(data)
-    assert float(weights.sum()) == pytest.approx(3)  # one for each class
+    assert [float(weights[i]) for i in (0, 900, 990)] == pytest.approx([1 / 2700, 1 / 270, 1 / 30])
     counts: Counter[int] = Counter()
     for epoch in range(20):
         sampler = SeededSampler(data, seed=0, weights=weights)

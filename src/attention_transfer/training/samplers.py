@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import lightning as L
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, Dataset, DistributedSampler, Sampler, TensorDataset
 
+from attention_transfer.data import class_balanced_weights
 from attention_transfer.errors import UserError
 from attention_transfer.training.seeds import drawn_from
 
@@ -140,7 +142,7 @@ class Unrepeated(Sampler[int]):
 
 
 def class_weights(images: Images) -> Tensor:
-    """1 / images of its class, for each image, float64 (n,).
+    """Of each image, such that all classes are drawn equally often, float64 (n,).
 
     Raises:
         UserError: the images do not say their labels.
@@ -148,5 +150,4 @@ def class_weights(images: Images) -> Tensor:
     labels = images.tensors[1] if isinstance(images, TensorDataset) else getattr(images, "labels", None)
     if labels is None:
         raise UserError("recipe.balanced needs images with labels, which these do not have; leave it out")
-    classes = torch.as_tensor(labels)
-    return 1 / torch.bincount(classes).double()[classes]
+    return torch.from_numpy(class_balanced_weights(np.asarray(labels)))

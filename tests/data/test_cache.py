@@ -110,7 +110,7 @@ def test_an_empty_set_is_left_alone(split: Split, spec: ViTSpec) -> None:
 
 def test_a_damaged_file_is_named_when_it_is_decoded_for_keeping(split: Split, tmp_path: Path) -> None:
     (tmp_path / "pictures" / "002.png").write_bytes(b"")
-    with pytest.raises(UserError, match=r"002\.png is not an image"):
+    with pytest.raises(UserError, match=r"002\.png is (not an image|empty)"):
         keep_decoded(split.images, "training")
 
 
@@ -154,7 +154,7 @@ def test_workers_read_the_same_images(split: Split, spec: ViTSpec) -> None:
 def test_a_file_that_became_unreadable_is_named(workers: int, split: Split, spec: ViTSpec, tmp_path: Path) -> None:
     (tmp_path / "pictures" / "004.png").write_bytes(b"")
     images = split.with_transform(eval_pixels(spec))
-    with pytest.raises(UserError, match=r"004\.png is not an image"):
+    with pytest.raises(UserError, match=r"004\.png is (not an image|empty)"):
         list(DataLoader(images, 2, num_workers=workers))
-    with pytest.raises(UserError, match=r"004\.png is not an image"):
+    with pytest.raises(UserError, match=r"004\.png is (not an image|empty)"):
         images.materialised()

@@ -220,7 +220,7 @@ def test_a_folder_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"hello\n", b""], ids=["text", "empty"])
 def test_a_file_that_is_no_image_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "image.png").write_bytes(content)
-    with pytest.raises(UserError, match="is (not an image|empty)"):
+    with pytest.raises(UserError, match=r"is (not an image|empty)"):
         read_image(str(tmp_path / "image.png"))
 
 

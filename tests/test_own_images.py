@@ -148,3 +148,10 @@ def test_a_teacher_needs_no_class_folders(folder: Path, tmp_path: Path) -> None:
 def test_damaged_files_are_refused_where_that_is_asked_for(folder: Path) -> None:
     with pytest.raises(UserError, match=r"broken\.jpg"):
         inspect_data(str(folder), strict=True)
+
+
+def test_they_are_refused_before_a_teacher_is_tuned(folder: Path, network: str, tmp_path: Path) -> None:
+    words = ["train", "--preset", "tuned-distill", "--teacher", network, "--data", str(folder), "--strict"]
+    with pytest.raises(UserError, match=r"broken\.jpg"):
+        cli.run([*words, "--epochs", "1", "--out", str(tmp_path / "run")])
+    assert list(tmp_path.iterdir()) == []

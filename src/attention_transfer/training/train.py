@@ -115,7 +115,7 @@ def train(
     An unfinished run of the same configuration in `out` is resumed; a finished one is returned as it is.
 
     Args:
-        preset: the method: scratch, finetune, copy, distill or gta.
+        preset: the method, e.g. scratch, finetune, copy, distill or gta; the verb presets lists all.
         teacher: whose attention is transferred: timm/<name>, hf/<name or folder>, torchvision/<name>, the folder of
             a run, or a weights file. Methods without a teacher take only its architecture.
         pretrained: true for the teacher's own weights, false for random ones, or a weights file.
@@ -203,7 +203,7 @@ def train(
     if tunes:
         if this_process() == 0:
             RunFolder.checked(place, config, overwrite=overwrite)  # before the work that comes first
-        _tune(tuned, teacher, pretrained, data, fraction, shots, seed, image_size, where)
+        _tune(tuned, teacher, pretrained, data, strict, fraction, shots, seed, image_size, where)
     return _train(config, settings, bound, overwrite=overwrite)
 
 
@@ -302,6 +302,7 @@ def _tune(
     teacher: str | None,
     pretrained: bool | str,
     data: str,
+    strict: bool,
     fraction: float,
     shots: int | None,
     seed: int,
@@ -315,6 +316,7 @@ def _tune(
         teacher=teacher,
         pretrained=pretrained,
         data=data,
+        strict=strict,
         fraction=fraction,
         shots=shots,
         seed=seed,

@@ -41,6 +41,9 @@ class MAEOutput:
         return None
 
 
+torch.utils._pytree.register_dataclass(MAEOutput)  # fully_shard looks for tensors in outputs
+
+
 class MaskedAutoencoder(nn.Module):
     """Hides most patches of an image and learns to paint them from the rest.
 

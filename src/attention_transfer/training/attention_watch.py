@@ -22,6 +22,7 @@ from attention_transfer.training.callbacks import Stopwatch
 from attention_transfer.training.module import ObjectiveModule
 from attention_transfer.training.objective import Supervised
 from attention_transfer.training.samplers import Images
+from attention_transfer.training.sharding import Sharded
 from attention_transfer.viewing.sheets import SheetRow, attention_sheet, save_sheet
 from attention_transfer.vit import (
     AttentionCall,
@@ -79,7 +80,7 @@ class WatchAttention(Callback):
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Look: the averaged weights are in, and they will be out when the epoch's end is announced."""
-        if not trainer.is_global_zero:
+        if not trainer.is_global_zero and not isinstance(trainer.strategy, Sharded):  # shares need all who hold them
             return
         module = cast(ObjectiveModule, pl_module)
         module.evaluating = True
@@ -95,7 +96,8 @@ class WatchAttention(Callback):
         for layer in looks[0].divergences:
             mean = torch.cat([look.divergences[layer] for look in looks]).mean()
             self.agreement[f"agreement/layer_{layer + 1}"] = _agreement(float(mean))
-        _draw(self._picture, self._pixels, looks, self._pair)
+        if trainer.is_global_zero:
+            _draw(self._picture, self._pixels, looks, self._pair)
 
 
 class WatchedClock(Stopwatch):

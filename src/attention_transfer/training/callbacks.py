@@ -19,10 +19,12 @@ import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, WeightAveraging
 from lightning.pytorch.loggers import Logger
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
 from attention_transfer.training.loggers import log_row
 from attention_transfer.training.progress import Bar
 from attention_transfer.training.run_folder import RunFolder, write_whole
+from attention_transfer.training.sharding import Sharded, shard
 
 
 class Interrupted(Exception):
@@ -41,11 +43,17 @@ class AveragedWeights(WeightAveraging):
             torch._foreach_lerp_(averaged, current, 1 - warmed_up)
 
         super().__init__(use_buffers=False, multi_avg_fn=average)
+        self._average = average
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Make the average where the weights will be; they are brought there later."""
+        """Make the average where the weights will be, and in shares where they will be so; they follow later."""
         self._device = trainer.strategy.root_device
-        super().setup(trainer, pl_module, stage)
+        if not isinstance(trainer.strategy, Sharded):
+            super().setup(trainer, pl_module, stage)
+        elif stage == "fit":
+            # Of a module that is still whole: one in shares can't be copied.
+            self._average_model = AveragedModel(pl_module, torch.device("cpu"), multi_avg_fn=self._average)
+            shard(self._average_model.module.objective, trainer.strategy.mesh)
 
 
 class Stopwatch(Callback):

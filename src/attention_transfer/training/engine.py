@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from attention_transfer.errors import UserError, raise_all
-from attention_transfer.training.hardware import Device, Devices, choose_hardware
+from attention_transfer.training.hardware import Device, Devices, Strategy, choose_hardware
 from attention_transfer.training.job import Fitted, Job, run_job
 from attention_transfer.training.loading import choose_workers
 from attention_transfer.training.loggers import DEFAULT, LoggerName, logger_problems
@@ -41,6 +41,7 @@ def fit(
     device: Device = "auto",
     devices: Devices = None,
     nodes: int | None = None,
+    strategy: Strategy = "ddp",
     loggers: Sequence[LoggerName] | None = None,
 ) -> Fitted:
     """Train, keep the best epoch by validation, and leave its weights in `objective`.
@@ -63,6 +64,7 @@ def fit(
         device: "auto" takes GPUs where there are any.
         devices: processes on each machine, one a device; "auto" takes every GPU, `None` what the launcher says, or one.
         nodes: machines; default what the launcher (torchrun, SLURM) says, or 1.
+        strategy: of several devices: "ddp", each holds the whole student; "fsdp", each holds a share.
         loggers: where metrics go besides the run's files; default TensorBoard.
 
     Raises:
@@ -70,11 +72,12 @@ def fit(
             not finite; memory is too small for a single image.
         Interrupted: the user stopped the run.
     """
-    hardware = choose_hardware(device, devices, nodes)
+    hardware = choose_hardware(device, devices, nodes, strategy)
     chosen = tuple(DEFAULT if loggers is None else loggers)
     vit: nn.Module = getattr(objective, "vit")  # noqa: B009
     uncheckpointable = can_checkpoint(vit) if recipe.checkpoint_gradients else []
-    raise_all([*hardware.problems(recipe), *logger_problems(chosen), *uncheckpointable])
+    uncut = sharding_problems(objective, strategy)
+    raise_all([*hardware.problems(recipe), *logger_problems(chosen), *uncheckpointable, *uncut])
     workers, why = choose_workers(train, recipe.workers, hardware)
     loaded = f"other processes that load images: {workers}" if workers else "no other process loads images"
     log.info("%s: on %s; %s (%s)", name, hardware, loaded, why)
@@ -99,14 +102,25 @@ def fit(
 
 
 def fit_problems(
-    recipe: Recipe, device: Device, devices: Devices, nodes: int | None, loggers: Sequence[LoggerName] | None
+    recipe: Recipe,
+    device: Device,
+    devices: Devices,
+    nodes: int | None,
+    strategy: Strategy,
+    loggers: Sequence[LoggerName] | None,
 ) -> list[str]:
     """What `fit` would refuse of these, a sentence each, to be known before anything is written."""
     try:
-        hardware = choose_hardware(device, devices, nodes).problems(recipe)
+        hardware = choose_hardware(device, devices, nodes, strategy).problems(recipe)
     except UserError as error:
         hardware = str(error).splitlines()
     return [*hardware, *logger_problems(DEFAULT if loggers is None else loggers)]
+
+
+def sharding_problems(objective: nn.Module, strategy: Strategy) -> list[str]:
+    """Why an objective's weights can't be cut into shares, where they are to be; a sentence each."""
+    needs_whole = getattr(objective, "needs_whole", None)
+    return needs_whole() if strategy == "fsdp" and needs_whole is not None else []
 
 
 def _within_memory(job: Job) -> Fitted:

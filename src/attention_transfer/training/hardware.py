@@ -13,9 +13,11 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from attention_transfer.errors import UserError, nearest, raise_all
 from attention_transfer.training.recipe import Precision, Recipe
+from attention_transfer.training.sharding import Sharded
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Devices = int | Literal["auto"] | None
+Strategy = Literal["ddp", "fsdp"]
 
 _PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
@@ -29,22 +31,30 @@ class Hardware:
         devices: processes on each machine, one a device.
         nodes: machines.
         reason: why, in words.
+        strategy: of several devices: "ddp", each has the whole student; "fsdp", each has a share of it.
     """
 
     device: str = "cpu"
     devices: int = 1
     nodes: int = 1
     reason: str = "as asked for"
+    strategy: Strategy = "ddp"
 
     @property
     def processes(self) -> int:
         """On all machines together."""
         return self.devices * self.nodes
 
+    @property
+    def sharded(self) -> bool:
+        """Whether each device holds a share of the weights only."""
+        return self.strategy == "fsdp"
+
     def __str__(self) -> str:
         machines = f" on each of {self.nodes} machines" if self.nodes > 1 else ""
         count = f"{self.devices} x " if self.processes > 1 else ""
-        return f"{count}{self.device}{machines} ({self.reason})"
+        shares = ", weights in shares (FSDP)" if self.sharded else ""
+        return f"{count}{self.device}{machines}{shares} ({self.reason})"
 
     def problems(self, recipe: Recipe) -> list[str]:
         """What a recipe asks for and these devices can't do, a sentence each."""
@@ -56,6 +66,15 @@ class Hardware:
                 f"recipe.batch_size {recipe.batch_size} can't be cut into equal shares for {self.processes} devices "
                 f"x {recipe.accumulate} micro-batches; choose a batch_size that they divide"
             )
+        if self.sharded and self.processes == 1:
+            found.append(
+                "strategy is fsdp, which shares a network out to several devices, but this runs on one; "
+                "start more (--devices, torchrun or srun), or leave strategy out"
+            )
+        if self.sharded and recipe.precision == "fp16":
+            found.append("strategy fsdp does not scale the loss, as recipe.precision fp16 must; choose bf16 or fp32")
+        if self.sharded and recipe.compile:
+            found.append("strategy fsdp can't be compiled as a whole; leave recipe.compile or strategy out")
         return found
 
     def trainer_arguments(self, precision: Precision) -> dict[str, Any]:
@@ -67,7 +86,9 @@ class Hardware:
             "precision": _PRECISION[precision],
             "use_distributed_sampler": False,
         }
-        if self.processes > 1:
+        if self.sharded:
+            arguments["strategy"] = Sharded(self.processes)
+        elif self.processes > 1:
             # Copying leaves some students' query and key projections without gradients, and evaluation may give
             # processes unequal numbers of batches, in which a broadcast of buffers would wait for ever.
             arguments["strategy"] = DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
@@ -77,7 +98,9 @@ class Hardware:
         return arguments
 
 
-def choose_hardware(device: Device = "auto", devices: Devices = None, nodes: int | None = None) -> Hardware:
+def choose_hardware(
+    device: Device = "auto", devices: Devices = None, nodes: int | None = None, strategy: Strategy = "ddp"
+) -> Hardware:
     """The devices to train on.
 
     `torchrun` and SLURM say how many processes there are; otherwise there is one, unless more are asked for: these are
@@ -87,11 +110,12 @@ def choose_hardware(device: Device = "auto", devices: Devices = None, nodes: int
         device: "auto" takes GPUs where there are any.
         devices: of each machine; "auto" is every GPU, `None` what the launcher says, or one.
         nodes: machines; default what the launcher says, or 1.
+        strategy: "ddp", the whole student on each device; "fsdp", a share of it.
 
     Raises:
         UserError: a device is not there, or the launcher started another number of processes.
     """
-    raise_all(_problems(device, devices, nodes))
+    raise_all(_problems(device, devices, nodes, strategy))
     kind, reason = _kind(device)
     there = {"cuda": torch.cuda.device_count(), "mps": 1}.get(kind)
     launched = launched_processes()
@@ -106,14 +130,14 @@ def choose_hardware(device: Device = "auto", devices: Devices = None, nodes: int
                 f"nodes is {nodes}, but nothing started this command on other machines; "
                 "start it on each by torchrun or srun (see docs/cluster.md)"
             )
-        return Hardware(kind, count, 1, reason)
+        return Hardware(kind, count, 1, reason, strategy)
     launcher, (own, machines) = launched
     for name, asked, given in (("devices", devices, own), ("nodes", nodes, machines)):
         if asked not in ("auto", None, given):
             raise UserError(f"{name} is {asked}, but {launcher} started {given}; leave {name} out, or start as many")
     if there is not None and own > there:
         raise UserError(f"{launcher} started {own} processes a machine, but this one has {there} of {kind}")
-    return Hardware(kind, own, machines, f"{reason}; processes by {launcher}")
+    return Hardware(kind, own, machines, f"{reason}; processes by {launcher}", strategy)
 
 
 def launched_processes() -> tuple[str, tuple[int, int]] | None:
@@ -141,8 +165,10 @@ def _on_slurm() -> bool:
     return "SLURM_PROCID" in os.environ and "SLURM_NTASKS" in os.environ and SLURMEnvironment.detect()
 
 
-def _problems(device: str, devices: Devices, nodes: int | None) -> list[str]:
+def _problems(device: str, devices: Devices, nodes: int | None, strategy: str) -> list[str]:
     found = []
+    if strategy not in get_args(Strategy):
+        found.append(f"strategy is {strategy!r}; {nearest(strategy, get_args(Strategy))}")
     if device not in get_args(Device):
         found.append(f"device is {device!r}; {nearest(device, get_args(Device))}")
     if isinstance(devices, int) and devices < 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import warnings
 from collections.abc import Iterator
@@ -33,12 +34,13 @@ from attention_transfer.training.hardware import Hardware, launched_processes, t
 from attention_transfer.training.loading import evaluation_loader, training_loader
 from attention_transfer.training.loggers import LoggerName, make_loggers
 from attention_transfer.training.memory import OutOfMemory, ran_out_of_memory
-from attention_transfer.training.module import ObjectiveModule
+from attention_transfer.training.module import ObjectiveModule, ShardedModule
 from attention_transfer.training.objective import Supervised
 from attention_transfer.training.progress import Display
 from attention_transfer.training.recipe import Recipe
 from attention_transfer.training.run_folder import RunFolder
 from attention_transfer.training.samplers import Images, SeededSampler, class_weights, share_of_batch
+from attention_transfer.training.sharding import in_shares
 from attention_transfer.viewing import Point, learning_curves, save
 
 log = logging.getLogger("attention_transfer")
@@ -95,11 +97,23 @@ class Job:
 
 
 def run_job(job: Job) -> Fitted:
-    """Train from the start or from the last checkpoint, to the end.
+    """Train from the start or from the last checkpoint, to the end; the objective has the kept weights then.
 
     Raises:
         OutOfMemory: a device has no memory left.
     """
+    if not job.hardware.sharded:
+        return _run(job)
+    # What is cut into shares can't be put together again; the objective that was given stays as it is, and on the CPU.
+    fitted = _run(replace(job, objective=copy.deepcopy(job.objective)))
+    kept = read_checkpoint(job.folder.best_checkpoint)["state_dict"]
+    own = "objective."
+    weights = {name.removeprefix(own): value for name, value in kept.items() if name.startswith(own)}
+    job.objective.load_state_dict(weights)
+    return fitted
+
+
+def _run(job: Job) -> Fitted:
     recipe, process, processes = job.recipe, job.process, job.hardware.processes
     if processes > 1 and launched_processes() is not None:
         with _quiet():
@@ -115,7 +129,8 @@ def run_job(job: Job) -> Fitted:
         job = replace(job, recipe=recipe)
     loader = training_loader(job.train, sampler, recipe, job.hardware, job.workers)
     images, steps = len(sampler), recipe.epochs * len(loader)
-    module = ObjectiveModule(
+    kind = ShardedModule if job.hardware.sharded else ObjectiveModule
+    module = kind(
         job.objective,
         recipe,
         steps=steps,
@@ -177,7 +192,7 @@ def _trained(
             logger.finalize("success")
         taken = trainer.global_step
         best = read_checkpoint(keeper.best)
-        module.load_state_dict(best["state_dict"])
+        module.load_state_dict(in_shares(best["state_dict"], module.state_dict()))
         tested: dict[str, Tensor] = {}
         if job.test is not None:
             tester = _trainer(job, [], epochs=epochs)
@@ -205,7 +220,8 @@ def _watch(job: Job) -> WatchAttention | None:
 
 def _meet(job: Job) -> None:
     """Wait for the processes that were started together, so that all see what the first made of the folder."""
-    trainer = _trainer(job, [], epochs=1)
+    together = replace(job.hardware, strategy="ddp")  # there is no network yet that could be shared out
+    trainer = _trainer(replace(job, hardware=together), [], epochs=1)
     trainer.strategy.setup_environment()
     trainer.strategy.barrier()
 

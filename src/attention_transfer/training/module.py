@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
@@ -20,6 +21,7 @@ from attention_transfer.training.finite import all_finite, not_finite
 from attention_transfer.training.objective import Objective
 from attention_transfer.training.recipe import Recipe
 from attention_transfer.training.samplers import Share
+from attention_transfer.training.sharding import Sharded, as_placed, in_one_piece, shard
 from attention_transfer.vit import anatomy, parameters_of, unwrapped
 
 Batch = tuple[Tensor, Tensor]
@@ -145,9 +147,10 @@ class ObjectiveModule(L.LightningModule):
         parameters = list(self.trainer.precision_plugin.main_params(optimizer))
         if gradient_clip_val is None:
             gradients = [p.grad for p in parameters if p.grad is not None]
-            self._grad_norm = torch.nn.utils.get_total_norm(gradients)
+            norm = torch.nn.utils.get_total_norm(gradients)
         else:
-            self._grad_norm = torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
+            norm = torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
+        self._grad_norm = in_one_piece(norm)
         if self.recipe.precision != "fp16":  # there, an infinite gradient is how the loss's scale is found
             self._seen["gradient norm"] = [self._grad_norm]
         decisive = [torch.zeros_like(self._grad_norm)]  # a process may have no image of a batch, and takes part
@@ -204,6 +207,16 @@ class ObjectiveModule(L.LightningModule):
         )
 
 
+class ShardedModule(ObjectiveModule):
+    """The same, with the objective's weights in shares."""
+
+    def configure_model(self) -> None:
+        """Cut them, once."""
+        strategy = self.trainer.strategy
+        if isinstance(strategy, Sharded) and not isinstance(self.objective, FSDPModule):
+            shard(self.objective, strategy.mesh)
+
+
 def warmup_cosine(step: int, *, steps: int, warmup: int, floor: float) -> float:
     """Factor on the peak learning rate before step `step` of `steps`, counted from 0.
 
@@ -246,11 +259,12 @@ def decay_used_rows(optimizer: torch.optim.Optimizer, *_: Any) -> None:
         if "spared" not in group:
             continue
         for parameter in [p for p in group["params"] if p.grad is not None]:
-            factor = torch.full_like(parameter[:, :1], 1 - group["lr"] * group["used_decay"])
+            factor = torch.ones(len(parameter), 1, dtype=parameter.dtype, device=parameter.device)
+            factor *= 1 - group["lr"] * group["used_decay"]
             for start, stop in group["spared"]:
                 factor[start:stop] = 1
             with torch.no_grad():
-                parameter.mul_(factor)
+                parameter.mul_(as_placed(factor, parameter))
 
 
 def _sparing(groups: list[dict[str, Any]], unused: list[tuple[nn.Parameter, slice]]) -> list[dict[str, Any]]:

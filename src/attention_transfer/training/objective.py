@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -48,6 +49,9 @@ class SupervisedOutput:
     loss: Tensor
     losses: dict[str, Tensor]
     logits: Tensor
+
+
+torch.utils._pytree.register_dataclass(SupervisedOutput)  # fully_shard looks for tensors in outputs
 
 
 class Supervised(nn.Module):
@@ -106,14 +110,25 @@ class Supervised(nn.Module):
         in other ways than this forward, and would be compiled anew where it finds a trace.
         """
         said, self.transfer._said = self.transfer._said, True
-        try:
-            self.transfer(images)
+        try:  # with the hooks of this module, one of which may put weights together, but not compiled
+            self._call_impl(images, torch.zeros(len(images), dtype=torch.long, device=images.device))
         finally:
             self.transfer._said = said
 
     def unused_rows(self) -> list[tuple[nn.Parameter, slice]]:
         """Rows of weights that no forward uses, which must not decay."""
         return [*self.transfer.unused_rows(), *self._frozen_rows]
+
+    def needs_whole(self) -> list[str]:
+        """Why the weights can't be cut into shares for several devices, a sentence each."""
+        reading = [type(rule).__name__ for rule in self.transfer.rules if getattr(rule, "reads_start", False)]
+        found = [f"{name} compares the weights as a whole, which strategy fsdp cuts; choose ddp" for name in reading]
+        if self._frozen_rows:
+            found.append(
+                "trained leaves rows of fused projections as they are, but strategy fsdp cuts projections by rows; "
+                "choose ddp, or other parts"
+            )
+        return found
 
     def advance(self, progress: float) -> None:
         """Say which share of the training is done; the weights of rules may depend on it."""

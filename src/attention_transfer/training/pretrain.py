@@ -11,7 +11,7 @@ from attention_transfer.errors import raise_all
 from attention_transfer.pretraining import MaskedAutoencoder
 from attention_transfer.training.compiler import compiler_problems
 from attention_transfer.training.engine import fit, fit_problems
-from attention_transfer.training.hardware import Device, Devices, this_process
+from attention_transfer.training.hardware import Device, Devices, Strategy, this_process
 from attention_transfer.training.inputs import input_problems, inputs_for
 from attention_transfer.training.log import logging_to
 from attention_transfer.training.loggers import LoggerName
@@ -42,6 +42,7 @@ def pretrain(
     device: Device = "auto",
     devices: Devices = None,
     nodes: int | None = None,
+    strategy: Strategy = "ddp",
     loggers: list[LoggerName] | None = None,
     out: str | None = None,
     overwrite: bool = False,
@@ -61,6 +62,7 @@ def pretrain(
         device: where to compute: auto, cpu, cuda or mps; auto takes GPUs where there are any.
         devices: processes on each machine, one a device; auto takes every GPU; default what the launcher says, or 1.
         nodes: machines; default what torchrun or SLURM says, or 1.
+        strategy: of several devices: ddp, each holds the whole network; fsdp, each holds a share of it.
         loggers: where metrics go besides the run's files: tensorboard, wandb, mlflow; default tensorboard.
         out: folder of the run; default runs/teacher-<data>.
         overwrite: replace another run in that folder.
@@ -84,7 +86,7 @@ def pretrain(
         problems.append(
             "recipe.checkpoint_gradients has no effect in pre-training, which sees few patches; leave it out"
         )
-    problems += fit_problems(settings, device, devices, nodes, loggers)
+    problems += fit_problems(settings, device, devices, nodes, strategy, loggers)
     raise_all(problems)
     config = {
         "model": model,
@@ -97,6 +99,7 @@ def pretrain(
         "device": device,
         "devices": devices,
         "nodes": nodes,
+        "strategy": strategy,
         "loggers": loggers,
         "out": str(out or f"runs/teacher-{data_slug(data)}"),
         "overwrite": False,
@@ -128,7 +131,7 @@ def _pretrain(config: dict[str, Any], recipe: Recipe, *, overwrite: bool) -> Run
             prepare=images.prepare,
             seed=config["seed"],
             name="teacher (MAE)",
-            **{key: config[key] for key in ("device", "devices", "nodes", "loggers")},
+            **{key: config[key] for key in ("device", "devices", "nodes", "strategy", "loggers")},
         )
         if this_process() == 0:
             save_vit(encoder, folder.model)

@@ -20,7 +20,7 @@ from attention_transfer.errors import UserError
 from attention_transfer.training.hardware import this_process
 
 # Where a run is written, and by which devices it is computed, does not change what it is.
-_NOT_COMPARED = ("out", "overwrite", "device", "devices", "nodes", "loggers")
+_NOT_COMPARED = ("out", "overwrite", "device", "devices", "nodes", "strategy", "loggers")
 _WRITTEN = ("config.yaml", "environment.json", "labelled.txt", "metrics.jsonl", "metrics.csv", "summary.json")
 
 

@@ -15,8 +15,8 @@ from attention_transfer.errors import raise_all
 from attention_transfer.training.card import model_card
 from attention_transfer.training.compiler import compiler_problems
 from attention_transfer.training.configuration import rule_config
-from attention_transfer.training.engine import fit, fit_problems
-from attention_transfer.training.hardware import Device, Devices, this_process
+from attention_transfer.training.engine import fit, fit_problems, sharding_problems
+from attention_transfer.training.hardware import Device, Devices, Strategy, this_process
 from attention_transfer.training.inputs import input_problems, inputs_for, subset_lines
 from attention_transfer.training.log import logging_to
 from attention_transfer.training.loggers import LoggerName
@@ -106,6 +106,7 @@ def train(
     device: Device = "auto",
     devices: Devices = None,
     nodes: int | None = None,
+    strategy: Strategy = "ddp",
     loggers: list[LoggerName] | None = None,
     out: str | None = None,
     overwrite: bool = False,
@@ -143,6 +144,7 @@ def train(
         device: where to compute: auto, cpu, cuda or mps; auto takes GPUs where there are any.
         devices: processes on each machine, one a device; auto takes every GPU; default what the launcher says, or 1.
         nodes: machines; default what torchrun or SLURM says, or 1.
+        strategy: of several devices: ddp, each holds the whole student; fsdp, each holds a share of it.
         loggers: where metrics go besides the run's files: tensorboard, wandb, mlflow; default tensorboard.
         out: folder of the run; default runs/<preset>-<data>-<labels>-seed<seed>.
         overwrite: replace another run in that folder.
@@ -170,10 +172,10 @@ def train(
             *input_problems(seed, image_size),
             *compiler_problems(settings, device),
             *_untaught(teacher, bound, tunes=tunes),
-            *fit_problems(settings, device, devices, nodes, loggers),
+            *fit_problems(settings, device, devices, nodes, strategy, loggers),
         ]
     )
-    where = {"device": device, "devices": devices, "nodes": nodes, "loggers": loggers}
+    where = {"device": device, "devices": devices, "nodes": nodes, "strategy": strategy, "loggers": loggers}
     labels = f"{shots}shot" if shots is not None else f"{fraction:g}"
     place = str(out or f"runs/{preset}-{data_slug(data)}-{labels}-seed{seed}")
     tuned = f"{place}-teacher"
@@ -228,6 +230,7 @@ def _train(config: dict[str, Any], recipe: Recipe, rules: Sequence[Rule], *, ove
             teacher_block=block,
             frozen_rows=[] if frozen is None else frozen.rows,
         )
+    raise_all(sharding_problems(objective, config["strategy"]))
     folder = RunFolder.open(config["out"], config, overwrite=overwrite)
     name = f"{config['preset']} seed {config['seed']}"
     if folder.finished:
@@ -250,7 +253,7 @@ def _train(config: dict[str, Any], recipe: Recipe, rules: Sequence[Rule], *, ove
             prepare=images.prepare,
             seed=config["seed"],
             name=name,
-            **{key: config[key] for key in ("device", "devices", "nodes", "loggers")},
+            **{key: config[key] for key in ("device", "devices", "nodes", "strategy", "loggers")},
         )
         transfer.release()
         writes = this_process() == 0

@@ -12,7 +12,14 @@ from torch.utils.data import DataLoader, TensorDataset
 from attention_transfer.data import ArrayImages
 from attention_transfer.training.hardware import Hardware
 from attention_transfer.training.recipe import Recipe
-from attention_transfer.training.samplers import Images, SeededItems, SeededSampler, ShareOfBatches, Unrepeated
+from attention_transfer.training.samplers import (
+    EqualBatches,
+    Images,
+    SeededItems,
+    SeededSampler,
+    ShareOfBatches,
+    Unrepeated,
+)
 
 _SMALL = 64 * 64  # pixels; below, another process costs more than it saves
 _MOST_WORKERS = 8  # a device
@@ -57,10 +64,13 @@ def evaluation_loader(
     images: Images, batch_size: int, process: int, hardware: Hardware, workers: int
 ) -> DataLoader[tuple[Tensor, ...]]:
     """This process's images, each once, in order."""
+    place = {"process": process, "processes": hardware.processes}
+    how: dict[str, Any] = {"batch_size": batch_size, "sampler": Unrepeated(images, **place)}
+    if hardware.sharded:
+        how = {"batch_sampler": EqualBatches(images, batch_size, **place)}
     return DataLoader(
         images,
-        batch_size,
-        sampler=Unrepeated(images, process=process, processes=hardware.processes),
+        **how,
         num_workers=0 if isinstance(images, TensorDataset) else workers,
         pin_memory=hardware.device == "cuda",
         generator=torch.Generator().manual_seed(0),  # the loader draws from it, and not from the training's

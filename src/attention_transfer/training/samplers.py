@@ -141,6 +141,36 @@ class Unrepeated(Sampler[int]):
         return iter(self._own)
 
 
+class EqualBatches(Sampler[list[int]]):
+    """Every image once over all processes, in order, by as many batches in each process: none waits for another.
+
+    Args:
+        images: what is read.
+        batch_size: images of a process, at most.
+        process: rank of this process.
+        processes: how many there are.
+
+    Raises:
+        UserError: there are fewer images than processes.
+    """
+
+    def __init__(self, images: Images, batch_size: int, *, process: int, processes: int) -> None:
+        total = len(images)  # type: ignore[arg-type]
+        if total < processes:
+            raise UserError(
+                f"{total} images can't be evaluated by {processes} devices that need each other (strategy fsdp); "
+                "take fewer devices, or strategy ddp"
+            )
+        number = -(-total // (batch_size * processes))
+        self._own = [whole[process::processes].tolist() for whole in np.array_split(np.arange(total), number)]
+
+    def __len__(self) -> int:
+        return len(self._own)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self._own)
+
+
 def class_weights(images: Images) -> Tensor:
     """Of each image, such that all classes are drawn equally often, float64 (n,).
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import re
+import signal
 from pathlib import Path
 
 import pytest
 import yaml
+from rich.console import Console
 
 from attention_transfer import UserError, cli
 from attention_transfer.training import Recipe, read_metrics, read_yaml
@@ -20,6 +23,8 @@ from attention_transfer.training import Recipe, read_metrics, read_yaml
         ("train --presett copy", "there is no option --presett; did you mean '--preset'?"),
         ("train --preset copi", "there is no preset 'copi'; did you mean 'copy'?"),
         ("train --recipe.lrr 1", "there is no option --recipe.lrr; did you mean '--recipe.lr'?"),
+        ("train --recipe.learning_rate 1", "there is no option --recipe.learning_rate; did you mean '--recipe.lr'?"),
+        ("train --lr 3", "there is no option --lr; did you mean '--recipe.lr'?"),
         ("train --recipe.lr fast", "recipe.lr is fast; give a value of type float"),
         ("train --preset scratch --seed -1", "seed is -1; give a number from 0 to"),
         ("train --preset scratch --image-size 0", "image_size is 0; give a number of pixels"),
@@ -65,7 +70,11 @@ def test_compiling_without_a_compiler_is_refused(verb: str, tmp_path: Path, monk
 def test_what_is_stopped_or_fails_says_whether_it_goes_on(
     verb: str, goes_on: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for error, code in ((KeyboardInterrupt(), 130), (OSError(28, "No space left", "a[b]c"), 2)):
+    for error, code, sentence in (
+        (KeyboardInterrupt(), 130, "stopped"),
+        (OSError(errno.ENOSPC, "No space left", "a[b]c"), 2, "error: a[b]c: the disk is full; make space, then"),
+        (OSError(errno.EROFS, "Read-only file system", "x"), 2, "error: x: Read-only file system; mend that, then"),
+    ):
 
         def broken(_: object, error: BaseException = error) -> None:
             raise error
@@ -77,7 +86,37 @@ def test_what_is_stopped_or_fails_says_whether_it_goes_on(
         assert caught.value.code == code
         said = capsys.readouterr().err
         assert ("the same command goes on" in said) == goes_on
-        assert code == 130 or "No space left a[b]c" in said
+        assert said.startswith(sentence)
+        assert len(said.splitlines()) == 1
+
+
+def test_the_first_ctrl_c_shows_the_cursor_that_a_bar_hides(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, written = signal.getsignal(signal.SIGINT), []
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr("os.write", lambda _, data: written.append(data))
+            patch.setattr(cli, "console", Console(stderr=True, force_terminal=True))
+            patch.setattr(cli, "run", lambda _: signal.raise_signal(signal.SIGINT))
+            patch.setattr("sys.argv", ["attention-transfer", "presets"])
+            with pytest.raises(SystemExit) as caught:
+                cli.main()
+        assert caught.value.code == 130
+        assert written == [b"\x1b[?25h"]
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL  # the second ends the process
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_stays_ignored_where_the_shell_ignores_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        monkeypatch.setattr(cli, "run", lambda _: signal.raise_signal(signal.SIGINT))
+        monkeypatch.setattr("sys.argv", ["attention-transfer", "presets"])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        assert caught.value.code == 0
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_run_is_repeated_from_its_configuration(teacher: str, tmp_path: Path) -> None:
@@ -139,6 +178,7 @@ def test_the_flags_are_these() -> None:
             "--device",
             "--devices",
             "--nodes",
+            "--strategy",
             "--loggers",
             "--out",
             "--overwrite",
@@ -165,6 +205,7 @@ def test_the_flags_are_these() -> None:
             "--device",
             "--devices",
             "--nodes",
+            "--strategy",
             "--loggers",
             "--out",
             "--overwrite",
@@ -177,8 +218,10 @@ def test_the_flags_are_these() -> None:
             "--teacher",
             "--pretrained",
             "--data",
+            "--strict",
             "--epochs",
             "--image-size",
+            "--device",
             "--out",
         },
         "data": {"--strict", "--duplicates", "--out", "--overwrite"},

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from types import FrameType
 from typing import Any, NoReturn
 
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
@@ -37,6 +41,8 @@ VERBS: dict[str, Callable[..., Any]] = {
 
 GOES_ON = ("demo", "pretrain", "train", "compare")
 """Verbs that, given again, go on where they were stopped."""
+
+_SHOW_CURSOR = b"\x1b[?25h"
 
 RULES = ("Copy", "Distill", "Guide", "LogitKD", "FeatureKD", "L2SP", "BSS")
 
@@ -106,27 +112,44 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def main() -> NoReturn:
-    """Entry point: 0 done, 2 wrong input (a sentence says what), 130 stopped by Ctrl-C (the same command goes on)."""
+    """Entry point: 0 done, 2 wrong input or a full disk (a sentence says what), 130 stopped by Ctrl-C."""
     handler = RichHandler(console=console, show_path=False, show_time=False, show_level=False)
     handler.setLevel(logging.INFO)
     log = logging.getLogger("attention_transfer")
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     goes_on = any(verb in GOES_ON for verb in sys.argv[1:2])
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in the background of a script
+        signal.signal(signal.SIGINT, _stop)
     try:
         run(sys.argv[1:])
     except UserError as error:
         _print_error(str(error))
         sys.exit(2)
     except OSError as error:  # a disk that fills up, a folder that goes away
-        place = f" {error.filename}" if error.filename else ""
         then = "the same command goes on" if goes_on else "give the command again"
-        _print_error(f"{error.strerror or error}{place}; mend that, then {then}")
+        _print_error(f"{_in_words(error)}, then {then}")
         sys.exit(2)
     except (Interrupted, KeyboardInterrupt):
         console.print("stopped; the same command goes on from the last checkpoint" if goes_on else "stopped")
         sys.exit(130)
     sys.exit(0)
+
+
+def _stop(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001
+    """The first Ctrl-C ends the work, and takes away what is half-written; the second ends the process at once."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if console.is_terminal:
+        os.write(sys.stderr.fileno(), _SHOW_CURSOR)  # which a bar hides; the second leaves no time for it
+    raise KeyboardInterrupt
+
+
+def _in_words(error: OSError) -> str:
+    """What is wrong with a disk, and what to do."""
+    place = f"{error.filename}: " if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{place}the disk is full; make space"
+    return f"{place}{error.strerror or error}; mend that"
 
 
 def _print_error(message: str) -> None:
@@ -179,6 +202,24 @@ def _value_of(flag: str, arguments: Sequence[str]) -> str:
     return ""
 
 
+def _meant(given: str, options: list[str]) -> str:
+    """Which option was meant: one of another group, or of which it is the short or the long form, or the nearest."""
+    name = _last(given)
+    same = [option for option in options if _last(option) == name]
+    short = [option for option in options if _initials(_last(option)) == name or _last(option) == _initials(name)]
+    return f"did you mean {' or '.join(map(repr, same or short))}?" if same or short else nearest(given, options)
+
+
+def _last(option: str) -> str:
+    return option.rpartition(".")[2].removeprefix("--").replace("_", "-")
+
+
+def _initials(name: str) -> str:
+    """Of a name of several words, e.g. lr of learning-rate."""
+    words = name.split("-")
+    return "".join(word[:1] for word in words) if len(words) > 1 else ""
+
+
 def _sentence(message: str, options: list[str]) -> str:
     """The parser's message in one line; an unknown option or verb gets the nearest valid one."""
     text = re.sub(r"\s+", " ", message).strip()
@@ -186,7 +227,7 @@ def _sentence(message: str, options: list[str]) -> str:
     # A value that may be of several types fails once for each; "may be left out" is not what the user did wrong.
     reasons = [e for e in re.findall(r"^\s*- (.+)$", message, re.MULTILINE) if "NoneType" not in e] or [text]
     if unknown := re.search(r"[Uu]nrecognized arguments: (--[\w.-]+)", text):
-        return f"there is no option {unknown[1]}; {nearest(unknown[1], options)}"
+        return f"there is no option {unknown[1]}; {_meant(unknown[1], options)}"
     if (verb := re.search(r"invalid choice: '?([\w-]+)'?", text)) and verb[1] not in VERBS:
         return f"there is no verb {verb[1]!r}; {nearest(verb[1], VERBS)}"
     if rule := re.search(r"Expected a dot import path string: ([\w.]+)", text):
@@ -198,7 +239,7 @@ def _sentence(message: str, options: list[str]) -> str:
         return f"{' and '.join(names)} missing; add what is missing, or see --help"
     if unknown := re.search(r"accept option '(.+?)'|Option '(.+?)' is not accepted|Key '(.+?)' is not ex", reasons[0]):
         name = unknown[1] or unknown[2] or unknown[3]
-        return f"there is no option {name!r}; {nearest(name, [o.removeprefix('--') for o in options])}"
+        return f"there is no option {name!r}; {_meant(name, [o.removeprefix('--') for o in options if o != '-h'])}"
     if len(reasons) == 1 and (choices := re.search(r"Expected a typing\.Literal\[(.+?)\]", reasons[0])):
         given = re.findall(r"(?:Got|Given) value: (\S+)", text)[0]
         name = re.findall(r'[Pp]arser key "([\w.]+)"', text)[-1]

@@ -33,6 +33,14 @@ def test_the_student_that_is_made_for_a_teacher_fits(registers: str, capsys: pyt
     assert "LayerScale" in text
 
 
+def test_networks_are_called_what_they_were_asked_for_as(capsys: pytest.CaptureFixture[str]) -> None:
+    doctor("builtin/vit_digits", "standard")
+    title = said(capsys).partition("library")[0]
+    assert "teacher builtin/vit_digits" in title
+    assert "student standard" in title
+    assert "vit_tiny" not in title  # which is whose shape timm gives it
+
+
 def test_a_plain_student_is_told_what_it_lacks_and_what_to_do(
     registers: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import re
@@ -342,6 +343,33 @@ def test_an_exported_model_is_replaced_only_where_that_is_asked_for(grey: str, t
     assert (out / "mine").exists()
     assert export(grey, out=str(out), overwrite=True) == replace(first)
     assert not (out / "mine").exists()
+
+
+def test_an_exported_model_stays_where_the_new_one_can_not_be_written(
+    grey: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "model"
+    export(grey, out=str(out))
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left")
+
+    monkeypatch.setattr(sys.modules[export.__module__], "write_whole", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        export(grey, out=str(out), overwrite=True)
+    assert caught.value.filename == str(out)
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_disk_of_its_own_is_refused_before_the_work(
+    grey: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "disk").mkdir()
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == tmp_path / "disk")
+    with pytest.raises(UserError, match="disk is a disk of its own, which can't be replaced; choose a folder in it"):
+        export(grey, out=str(tmp_path / "disk"))
 
 
 def test_what_is_no_exported_model_is_never_replaced(grey: str, tmp_path: Path) -> None:

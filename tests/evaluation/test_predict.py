@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import logging
 import os
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from attention_transfer import Run, UserError, load_run, predict, pretrain, train
 from attention_transfer.data import digits
+from attention_transfer.evaluation import overlay
 from attention_transfer.evaluation.predictions import Prediction, show
 from attention_transfer.training import Recipe
 from attention_transfer.vit import save_vit
@@ -51,6 +53,11 @@ def photos(tmp_path: Path) -> Path:
     (folder / "notes.txt").write_text("no image")
     (folder / ".hidden.png").write_bytes((folder / "0.png").read_bytes())
     return folder
+
+
+def names(folder: Path) -> list[str]:
+    """What lies in a folder, hidden or not."""
+    return sorted(entry.name for entry in folder.iterdir())
 
 
 FOUND = ["0.png", "a/1.png", "a/3.png", "b/2.PNG", "b/deep/4.jpg"]
@@ -238,6 +245,56 @@ def test_pictures_that_are_there_are_kept(run: Run, picture: str, tmp_path: Path
     assert sorted(file.name for file in (tmp_path / "drawn").iterdir()) == ["digit.png", "mine.png"]
 
 
+def test_pictures_are_replaced_together_or_not_at_all(
+    run: Run, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = tmp_path / "drawn"
+    (drawn / "a").mkdir(parents=True)
+    for name in ("mine.png", "0.png", "a/1.png"):
+        (drawn / name).write_text("mine")
+    overlaid = overlay.overlaid
+    seen: list[Any] = []
+
+    def fails_at_the_third(*args: Any) -> Image.Image:
+        seen.append(args)
+        if len(seen) == 3:
+            raise OSError(errno.ENOSPC, "No space left")
+        return overlaid(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(overlay, "overlaid", fails_at_the_third)
+        with pytest.raises(OSError, match="No space left"):
+            predict(str(run.path), [str(photos)], overlay=str(drawn), overwrite=True)
+    assert sorted(str(file.relative_to(drawn)) for file in drawn.rglob("*.png")) == ["0.png", "a/1.png", "mine.png"]
+    assert {file.read_text() for file in drawn.rglob("*.png")} == {"mine"}
+    assert names(drawn) == ["0.png", "a", "mine.png"]
+    predict(str(run.path), [str(photos)], overlay=str(drawn), overwrite=True)
+    assert {Image.open(drawn / name).format for name in ("0.png", "a/1.png", "a/3.png")} == {"PNG"}
+    assert names(drawn) == ["0.png", "a", "b", "mine.png"]
+    assert (drawn / "mine.png").read_text() == "mine"
+
+
+def test_pictures_stay_and_the_command_can_be_given_again_where_the_table_could_not_be_written(
+    run: Run, picture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places: dict[str, Any] = {"overlay": str(tmp_path / "drawn"), "out": str(tmp_path / "p.csv")}
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        with pytest.raises(OSError, match="No space left") as caught:
+            predict(str(run.path), [picture], **places)
+    assert caught.value.filename == places["out"]
+    assert Image.open(tmp_path / "drawn" / "digit.png").format == "PNG"
+    predict(str(run.path), [picture], **places)
+    assert (tmp_path / "p.csv").exists()
+    assert names(tmp_path / "drawn") == ["digit.png"]
+    with pytest.raises(UserError, match="is not empty"):
+        predict(str(run.path), [picture], overlay=places["overlay"])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -289,9 +346,10 @@ def test_a_picture_that_fails_leaves_nothing_behind(
         raise OSError(28, "No space left")
 
     monkeypatch.setattr(Image.Image, "save", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="No space left") as caught:
         predict(str(run.path), [picture], overlay=str(tmp_path / "looks"))
-    assert list((tmp_path / "looks").iterdir()) == []
+    assert caught.value.filename == str(tmp_path / "looks" / "digit.png")
+    assert not (tmp_path / "looks").exists()
 
 
 def test_brackets_in_names_are_no_styles(

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from PIL import Image
 
 from attention_transfer import UserError, compare
 from attention_transfer.errors import UserErrors
@@ -140,4 +142,31 @@ def test_seeds_and_sizes_are_looked_at_before_the_first_run(teacher: str, tmp_pa
     with pytest.raises(UserErrors, match="seed is -1") as caught:
         compare_tiny(teacher, tmp_path / "c", seeds="0,-1", image_size=0)
     assert "image_size is 0" in str(caught.value)
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_device_that_is_not_there_is_refused_before_anything_is_written(
+    teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="device is cuda, but this machine has none"):
+        compare_tiny(teacher, tmp_path / "c", device="cuda")
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_run_has_the_device_and_is_as_strict(teacher: str, tmp_path: Path) -> None:
+    found = compare_tiny(teacher, tmp_path / "c", presets="scratch", device="cpu", strict=True)
+    config = RunFolder(Path(found.rows[0].run)).config()
+    assert (config["device"], config["strict"]) == ("cpu", True)
+
+
+def test_damaged_files_are_refused_where_that_is_asked_for(teacher: str, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    for name in ("a", "b"):
+        (images / name).mkdir(parents=True)
+        for number in range(10):
+            Image.new("L", (8, 8), number).save(images / name / f"{number}.png")
+    (images / "a" / "broken.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"broken\.png"):
+        compare_tiny(teacher, tmp_path / "c", data=str(images), strict=True)
     assert not (tmp_path / "c").exists()

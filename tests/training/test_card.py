@@ -111,6 +111,15 @@ def test_a_folder_of_this_machine_is_shown_by_its_name(vit: nn.Module) -> None:
     assert "base_model" not in text
 
 
+@pytest.mark.parametrize("overlap", [None, {"test": 0, "validation": 0}, {"test": 1200, "validation": 0}])
+def test_images_that_were_trained_on_too_are_told_beside_the_results(vit: nn.Module, overlap: Any) -> None:
+    summary = {**SUMMARY, "overlap": overlap, "test": {**SUMMARY["test"], "images": 4500}}
+    text = model_card(_config("distill"), summary, describe(vit), ["ant", "bee", "cat", "dog", "eel"])
+    row = "| test (4,500 images) | of these, also trained on: the values above may be too good | 1,200 |"
+    assert (row in text) == bool(overlap and overlap["test"])
+    assert text.count("also trained on") == text.count(row)
+
+
 def test_what_a_run_lacks_is_left_out(vit: nn.Module) -> None:
     config = _config("scratch", teacher=None, shots=None, fraction=0.15)
     text = model_card(config, {**SUMMARY, "test": None}, replace(describe(vit), classes=1000), ["x"] * 1000)

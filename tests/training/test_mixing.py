@@ -15,12 +15,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 from torch.nn import functional as F
 from torchvision.models import VisionTransformer
 
 from attention_transfer.errors import UserError, UserErrors
 from attention_transfer.training.mixing import (
-    LastBlock,
     Mixed,
     MixedLoss,
     Mixing,
@@ -29,6 +29,7 @@ from attention_transfer.training.mixing import (
     row_of_last_block,
     transmix_weight,
 )
+from attention_transfer.training.objective import Supervised
 from attention_transfer.transfer import AttentionTransfer, Copy, Distill, Guide, LogitKD, Rule
 from attention_transfer.vit import Pairing, Tokens, capture
 
@@ -362,9 +363,8 @@ def test_the_teachers_forward_gives_the_weight(
     teacher, student = tiny_vit(1), tiny_vit(2)
     forwards: list[Any] = []
     teacher.patch_embed.register_forward_hook(lambda *_: forwards.append(None))
-    block = LastBlock(teacher)
     transfer = AttentionTransfer(teacher, student, rules)
-    loss = MixedLoss(transfer, BY_TEACHER, label_smoothing=0.1, teacher_block=block)
+    loss = MixedLoss(transfer, BY_TEACHER, label_smoothing=0.1)
     mixed = boxed(images, BY_TEACHER)
     output, task = loss(images, TARGETS)
     assert len(forwards) == 1
@@ -374,9 +374,8 @@ def test_the_teachers_forward_gives_the_weight(
 
 def test_the_teachers_own_grid_and_tokens_count(tiny_vit: Build, images: Tensor) -> None:
     teacher = tiny_vit(1, img_size=(8, 16), reg_tokens=2)
-    block = LastBlock(teacher)
     transfer = AttentionTransfer(teacher, tiny_vit(2), [Distill()])
-    loss = MixedLoss(transfer, BY_TEACHER, teacher_block=block)
+    loss = MixedLoss(transfer, BY_TEACHER)
     mixed = boxed(images, BY_TEACHER)
     output, task = loss(images, TARGETS)
     with capture(teacher, layers=[-1]) as calls:
@@ -417,10 +416,9 @@ def test_torchvision_networks_are_seen_too(images: Tensor) -> None:
 
     teacher, student = build(1), build(2)
     colours = images.repeat(1, 3, 1, 1)
-    block = LastBlock(teacher)
     transfer = AttentionTransfer(teacher, student, [Distill()])
     for network, mixing in ((student, ALWAYS_BOXED), (teacher, BY_TEACHER)):
-        loss = MixedLoss(transfer, mixing, label_smoothing=0.1, teacher_block=block if network is teacher else None)
+        loss = MixedLoss(transfer, mixing, label_smoothing=0.1)
         mixed = boxed(colours, mixing)
         output, task = loss(colours, TARGETS)
         with capture(network, layers=[-1]) as calls:
@@ -489,36 +487,67 @@ def test_matching_heads_on_the_first_batch_does_not_mislead_the_weight(tiny_vit:
     assert torch.equal(tasks[0], tasks[1])
 
 
-def test_nothing_stays_on_the_networks(tiny_vit: Build, images: Tensor, tapped: Callable[..., list[str]]) -> None:
+@pytest.mark.parametrize("mixing", [ALWAYS_BOXED, BY_TEACHER])
+def test_nothing_stays_on_the_networks(
+    tiny_vit: Build, images: Tensor, tapped: Callable[..., list[str]], mixing: Mixing
+) -> None:
     teacher, student = tiny_vit(1), tiny_vit(2)
-    block = LastBlock(teacher)
     transfer = AttentionTransfer(teacher, student, [Distill()])
-    MixedLoss(transfer, ALWAYS_BOXED)(images, TARGETS)
-    MixedLoss(transfer, BY_TEACHER, teacher_block=block)(images, TARGETS)
+    loss = MixedLoss(transfer, mixing)
+    loss(images, TARGETS)
     transfer.release()
-    assert tapped(student) == []
-    del block
-    assert tapped(teacher) == []
+    assert tapped(student) == tapped(teacher) == []
 
 
-def test_a_view_of_the_teacher_hears_its_own_thread_in_its_own_block_only(tiny_vit: Build, images: Tensor) -> None:
+@pytest.mark.parametrize(("whose", "mixing"), [("student", ALWAYS_BOXED), ("teacher", BY_TEACHER)])
+def test_forwards_in_another_thread_do_not_mislead_the_weight(
+    tiny_vit: Build, images: Tensor, whose: str, mixing: Mixing
+) -> None:
+    networks = {"teacher": tiny_vit(1), "student": tiny_vit(2)}
+    loss = MixedLoss(AttentionTransfer(networks["teacher"], networks["student"], [Distill()]), mixing)
+    boxed(images, mixing)
+    expected = loss(images, TARGETS)[1]
+
+    def elsewhere(*_: Any) -> None:
+        hook.remove()
+        thread = threading.Thread(target=networks[whose], args=(-images,))
+        thread.start()
+        thread.join()
+
+    hook = networks["student"].head.register_forward_hook(elsewhere)  # after both have been seen
+    boxed(images, mixing)
+    assert torch.equal(loss(images, TARGETS)[1], expected)
+
+
+@pytest.mark.parametrize(
+    ("mixing", "rules"),
+    [
+        (ALWAYS_BOXED, []),
+        (ALWAYS_BOXED, [Guide()]),
+        (ALWAYS_BOXED, [Copy()]),
+        (ALWAYS_BOXED, [Distill()]),
+        (BY_TEACHER, [Copy()]),
+    ],
+)
+def test_a_compiled_step_is_one_graph_with_the_same_loss(
+    tiny_vit: Build, images: Tensor, mixing: Mixing, rules: list[Rule]
+) -> None:
+    torch.compiler.reset()
+    loss, counter = MixedLoss(AttentionTransfer(tiny_vit(1), tiny_vit(2), rules), mixing), CompileCounter()
+    compiled = torch.compile(loss.of, backend=counter)
+    tasks: list[tuple[Tensor, Tensor]] = []
+    for _ in range(2):
+        mixed = boxed(images, mixing)
+        tasks.append((loss.of(mixed)[1], compiled(mixed)[1]))
+    assert counter.frame_count == 1
+    for plain, traced in tasks:
+        torch.testing.assert_close(traced, plain)
+
+
+def test_copies_share_the_teacher(tiny_vit: Build, images: Tensor) -> None:
     teacher = tiny_vit(1)
-    block = LastBlock(teacher)
-    with block.listening() as rows:
-        elsewhere = threading.Thread(target=teacher, args=(images,))
-        elsewhere.start()
-        elsewhere.join()
-        assert rows == []
-        teacher(images)
-    teacher(images)
-    assert len(rows) == 1
-
-
-def test_copies_share_the_view_of_the_teacher(tiny_vit: Build, images: Tensor) -> None:
-    teacher = tiny_vit(1)
-    block = LastBlock(teacher)
     transfer = AttentionTransfer(teacher, tiny_vit(2), [Distill()])
-    loss = MixedLoss(transfer, BY_TEACHER, teacher_block=block)
+    loss = MixedLoss(transfer, BY_TEACHER)
     twin = copy.deepcopy(loss)
     assert twin.transfer is not transfer
     assert twin.transfer.teacher is teacher
@@ -529,38 +558,25 @@ def test_copies_share_the_view_of_the_teacher(tiny_vit: Build, images: Tensor) -
     assert torch.equal(tasks[0], tasks[1])
 
 
+def test_a_copy_of_an_objective_learns_by_itself(tiny_vit: Build, images: Tensor) -> None:
+    objective = Supervised(AttentionTransfer(tiny_vit(1), tiny_vit(2), [Distill()]), mixing=ALWAYS_BOXED).train()
+    twin = copy.deepcopy(objective)
+    boxed(images, ALWAYS_BOXED)
+    twin(images, TARGETS).loss.backward()
+    assert all(parameter.grad is None for parameter in objective.parameters())
+    assert any(parameter.grad is not None for parameter in twin.parameters())
+
+
 def test_what_cannot_be_seen_is_refused_at_once(tiny_vit: Build) -> None:
     pooled = tiny_vit(3, class_token=False, global_pool="avg")
     with pytest.raises(UserError, match=r"TransMix needs a class token, which student \S+ does not have"):
         MixedLoss(AttentionTransfer(None, pooled), ALWAYS_BOXED)
     with pytest.raises(UserError, match=r"TransMix needs a class token, which teacher \S+ does not have"):
-        LastBlock(pooled)
+        MixedLoss(AttentionTransfer(pooled, tiny_vit(2), [LogitKD()]), BY_TEACHER)
     with pytest.raises(UserError, match="needs a rule for which the teacher runs"):
         MixedLoss(AttentionTransfer(None, tiny_vit(2)), BY_TEACHER)
     teacher, student = tiny_vit(1), tiny_vit(2)
-    block = LastBlock(teacher)
     with pytest.raises(UserError, match=r"needs the teacher's last block, 2, but the rules read none after 1"):
-        MixedLoss(AttentionTransfer(teacher, student, [Copy(layers=[0, 1])]), BY_TEACHER, teacher_block=block)
-    with pytest.raises(UserError, match=r"give LastBlock\(teacher\) as teacher_block"):
-        MixedLoss(AttentionTransfer(teacher, student, [Copy()]), BY_TEACHER)
-    with pytest.raises(UserError, match="teacher_block has no effect with transmix='student'"):
-        MixedLoss(AttentionTransfer(None, student), ALWAYS_BOXED, teacher_block=block)
+        MixedLoss(AttentionTransfer(teacher, student, [Copy(layers=[0, 1])]), BY_TEACHER)
     with pytest.raises(UserErrors, match="mixup is -1"):
         MixedLoss(AttentionTransfer(None, student), Mixing(mixup=-1, cutmix=math.nan))
-
-
-def test_a_view_of_the_teacher_may_come_after_the_rules(
-    tiny_vit: Build, images: Tensor, unfused_maps: Callable[[nn.Module, Tensor], list[Tensor]]
-) -> None:
-    teacher = tiny_vit(1)
-    transfer = AttentionTransfer(teacher, tiny_vit(2), [Distill()])
-    loss = MixedLoss(transfer, BY_TEACHER, label_smoothing=0.1, teacher_block=LastBlock(teacher))
-    mixed = boxed(images, BY_TEACHER)
-    output, task = loss(images, TARGETS)
-    torch.testing.assert_close(task, by_hand(unfused_maps(teacher, mixed.images)[-1], output.logits, mixed))
-
-
-def test_a_view_of_another_network_is_refused(tiny_vit: Build) -> None:
-    transfer = AttentionTransfer(tiny_vit(1), tiny_vit(2), [Distill()])
-    with pytest.raises(UserError, match=r"needs its last block in view; give LastBlock\(teacher\)"):
-        MixedLoss(transfer, BY_TEACHER, teacher_block=LastBlock(tiny_vit(3)))

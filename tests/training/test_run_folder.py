@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from attention_transfer import UserError
-from attention_transfer.training import RunFolder, write_whole
+from attention_transfer.training import RunFolder
+from attention_transfer.writing import write_whole
 
 CONFIG = {"preset": "copy", "seed": 0, "out": "x", "overwrite": False}
 
@@ -44,11 +45,17 @@ def test_devices_and_loggers_make_no_other_run_and_neither_does_the_number_of_wo
         RunFolder.open(tmp_path, {**config, "recipe": {"workers": 2, "accumulate": 2}}, overwrite=False)
 
 
-def test_what_a_killed_run_left_half_written_is_cleared_away(tmp_path: Path) -> None:
+def test_a_run_that_was_killed_at_any_file_is_taken_up_and_leaves_no_rest(tmp_path: Path) -> None:
+    whole = {"config.yaml", "environment.json"}
+    (tmp_path / ".config.yaml.unfinished").write_text("preset: gt")
     RunFolder.open(tmp_path, CONFIG, overwrite=False)
-    (tmp_path / ".metrics.jsonl.a8x_3k2p").write_text('{"epoch": 1')
+    assert {p.name for p in tmp_path.iterdir()} == whole
+    (tmp_path / "environment.json").rename(tmp_path / ".environment.json.unfinished")
     RunFolder.open(tmp_path, CONFIG, overwrite=False)
-    assert {p.name for p in tmp_path.iterdir()} == {"config.yaml", "environment.json"}
+    assert {p.name for p in tmp_path.iterdir()} == whole
+    (tmp_path / ".metrics.jsonl.unfinished").write_text('{"epoch": 1')
+    write_whole(tmp_path / "metrics.jsonl", "")
+    assert {p.name for p in tmp_path.iterdir()} == whole | {"metrics.jsonl"}
 
 
 def test_other_processes_than_the_first_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from attention_transfer.errors import UserError, UserErrors
-from attention_transfer.transfer import AttentionTransfer, Copy, Distill, Guide
+from attention_transfer.transfer import L2SP, AttentionTransfer, Copy, Distill, Guide, LogitKD, Rule
 from attention_transfer.transfer.bond import Bond
-from attention_transfer.vit import AttentionCall, capture, set_drop_path
+from attention_transfer.vit import AttentionCall, Pairing, capture, listen, set_drop_path
 
 Build = Callable[..., Any]
 Tapped = Callable[[nn.Module], list[str]]
@@ -311,11 +311,53 @@ def test_teachers_attention_is_let_go_once_it_is_used(
         output.total(output.logits.sum()).backward()
 
 
+@pytest.mark.parametrize(
+    ("rules", "pairing"),
+    [
+        ([Copy(layers=[0])], None),
+        ([Distill(layers=[1]), Guide(layers=[0])], None),
+        ([Distill(layers=[0])], Pairing(layers=[2, 0, 1])),
+        ([Distill(layers=[0]), LogitKD()], None),
+        ([L2SP()], None),
+        ([], None),
+    ],
+)
+def test_the_depth_of_the_teacher_is_that_of_the_blocks_that_run(
+    tiny_vit: Build, images: Tensor, rules: list[Rule], pairing: Pairing | None
+) -> None:
+    teacher = tiny_vit(1)
+    ran = []
+    for block in teacher.blocks:
+        block.register_forward_pre_hook(lambda block, _: ran.append(block))
+    transfer = AttentionTransfer(teacher, tiny_vit(2), rules, pairing=pairing)
+    transfer(images)
+    assert transfer.teacher_depth == len(ran)
+    assert transfer.pairing == (pairing or Pairing())
+
+
+def test_what_is_attached_beside_the_rules_goes_with_them(tiny_vit: Build, images: Tensor, tapped: Tapped) -> None:
+    student, heard = tiny_vit(2), []
+
+    def hear(call: AttentionCall) -> AttentionCall:
+        heard.append(call.layer)
+        return call
+
+    transfer = AttentionTransfer(tiny_vit(1), student, [Copy()])
+    transfer.attach(listen(student, {1: hear}))
+    transfer(images)
+    transfer.release()
+    student(images)
+    assert heard == [1]
+    assert tapped(student) == []
+
+
 def test_how_losses_are_computed_is_logged_once(
     tiny_vit: Build, images: Tensor, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", logger="attention_transfer")
     transfer = AttentionTransfer(tiny_vit(1), tiny_vit(2), [Distill(layers=1)]).train()
+    with torch.no_grad():  # where there is nothing to learn, it is computed otherwise
+        transfer(images)
     for _ in range(2):
         transfer(images)
     said = [record.message for record in caplog.records if "distill" in record.message]

@@ -75,7 +75,7 @@ def test_a_falling_weight_never_rises_never_turns_negative_and_is_nothing_afterw
     [
         ({"weight": -1.0}, "weight is -1.0; give a finite number of at least 0"),
         ({"weight": math.nan}, "weight is nan; give a finite number of at least 0"),
-        ({"schedule": "linear"}, 'schedule is \'linear\'; choose "constant", "cosine" or "off"'),
+        ({"schedule": "ramp"}, "schedule is 'ramp'; choose one of: constant, cosine, off"),
         ({"schedule": "cosine", "until": 0.0}, "until is 0.0; give a share of the training above 0 and at most 1"),
         ({"schedule": "off", "until": 1.5}, "until is 1.5; give a share of the training above 0 and at most 1"),
         ({"schedule": "off", "until": math.nan}, "until is nan; give a share of the training above 0 and at most 1"),

@@ -261,8 +261,10 @@ def test_a_divergence_of_what_is_no_map_is_refused(divergence: Any, target: Any)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"target": "rows"}, r"Distill\.target is 'rows'; choose \"map\", \"logits\", .* or \"output\""),
-        ({"divergence": "tv"}, r"Distill\.divergence is 'tv'; choose one of: ce, kl, js, mse"),
+        ({"target": "rows"}, r"Distill\.target is 'rows'; choose one of: k, logits, map, output, q, v"),
+        ({"target": "maps"}, r"Distill\.target is 'maps'; did you mean 'map'\?"),
+        ({"impl": "fash"}, r"Distill\.impl is 'fash'; did you mean 'flash'\?"),
+        ({"divergence": "tv"}, r"Distill\.divergence is 'tv'; choose one of: ce, js, kl, mse"),
         ({"target": "output", "impl": "flash"}, r"Distill\.impl has no effect with target='output'; leave it out"),
         ({"target": "q", "impl": "chunked"}, r"Distill\.impl has no effect with target='q'; leave it out"),
     ],
@@ -330,9 +332,9 @@ def test_all_rows_and_one_row_stand_side_by_side(tiny_vit: Build, images: Tensor
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rows": "some"}, r"Guide\.rows is 'some'; choose one of: query, all"),
+        ({"rows": "some"}, r"Guide\.rows is 'some'; choose one of: all, query"),
         ({"on": "values"}, r"Guide\.on is 'values'; choose one of: logits, maps"),
-        ({"reduction": "max"}, r"Guide\.reduction is 'max'; choose one of: mean, sum"),
+        ({"reduction": "sums"}, r"Guide\.reduction is 'sums'; did you mean 'sum'\?"),
         ({"query": "first"}, r"Guide\.query is 'first'; choose one of: class, mean, pool"),
         ({"rows": "all", "query": "mean"}, r'Guide\.query has no effect with rows="all"; leave one of the two out'),
         ({"rows": "all", "query": "pool"}, r'Guide\.query has no effect with rows="all"; leave one of the two out'),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from attention_transfer.errors import UserError
+from attention_transfer.errors import UserError, UserErrors
 from attention_transfer.vit import POOL, AttentionCall, Correspondence, Pairing, Reading, Tokens, ViTSpec
 
 Array = NDArray[np.float64]
@@ -433,6 +433,36 @@ def test_the_pooling_head_is_paired_with_the_pooling_head(layers: Any) -> None:
 
 
 # --- what can't be mapped ---
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"heads": "average"}, "Pairing.heads is 'average'; choose one of: match, mean, same"),
+        ({"heads": "means"}, "Pairing.heads is 'means'; did you mean 'mean'?"),
+        ({"registers": "class"}, "Pairing.registers is 'class'; did you mean 'to class'?"),
+        ({"layers": "lst"}, "Pairing.layers is 'lst'; did you mean 'last'?"),
+        ({"layers": 2}, 'Pairing.layers is 2; give "relative", "last", or a list of the teacher\'s blocks'),
+        (
+            {"layers": [0, 1.5]},
+            'Pairing.layers is [0, 1.5]; give "relative", "last", or a list of the teacher\'s blocks',
+        ),
+    ],
+)
+def test_a_value_that_does_not_exist_is_refused_when_it_is_given(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        Pairing(**wrong)
+    assert str(caught.value) == message
+
+
+def test_all_wrong_values_are_listed_at_once() -> None:
+    with pytest.raises(UserErrors) as caught:
+        Pairing(layers="first", heads="none", registers="keep")  # type: ignore[arg-type]
+    assert [message.split(" ")[0] for message in caught.value.messages] == [
+        "Pairing.heads",
+        "Pairing.registers",
+        "Pairing.layers",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -144,3 +144,8 @@ def test_an_unknown_parameter_is_refused_by_name_and_not_left_at_the_teachers_va
         initialise(teacher)
     with pytest.raises(UserError, match=r"blocks\.1\.mystery"):
         student_like(teacher, num_classes=3)
+
+
+def test_components_that_do_not_exist_are_refused(tiny_vit: Build) -> None:
+    with pytest.raises(UserError, match="components is 'standart'; did you mean 'standard'"):
+        student_like(tiny_vit(), num_classes=2, components="standart")  # type: ignore[arg-type]

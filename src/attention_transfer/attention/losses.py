@@ -317,7 +317,7 @@ def distilled_attention(
     """
     operands = (q_s, k_s, v_s, q_t, k_t)
     options: Any = {"scale_s": scale_s, "scale_t": scale_t, "mask_s": mask_s, "mask_t": mask_t, "impl": impl}
-    if has_torch_function(operands):  # whoever stands at attention calls sees this one too
+    if _someone_stands_here(operands):  # whoever stands at attention calls sees this one too
         return handle_torch_function(distilled_attention, operands, *operands, **options, reduction=reduction)
     if reduction not in ("none", "mean"):
         raise UserError(f'there is no reduction={reduction!r}; choose "none" or "mean"')
@@ -358,7 +358,7 @@ def frozen_attention(
     Returns:
         (B, H, N, E).
     """
-    if has_torch_function((q, k, v)):
+    if _someone_stands_here((q, k, v)):
         options: Any = {"scale": scale, "mask": mask}
         return handle_torch_function(frozen_attention, (q, k, v), q, k, v, **options)
     q, k, v = under_autocast(q, k, v)
@@ -368,6 +368,11 @@ def frozen_attention(
     if mask is not None and mask.dim() < 2:  # PyTorch's attention wants two dimensions
         mask = mask.expand(1, k.shape[-2])
     return F.scaled_dot_product_attention(q, k, v, mask, scale=scale)
+
+
+def _someone_stands_here(operands: tuple[Tensor, ...]) -> bool:
+    # While a graph is traced, the first does not count modes.
+    return has_torch_function(operands) or torch._C._is_torch_function_mode_enabled()
 
 
 def _check_shapes(q_s: Tensor, k_s: Tensor, q_t: Tensor, k_t: Tensor) -> None:

@@ -12,6 +12,7 @@ from attention_transfer.data.cut import cut as cut
 from attention_transfer.data.digits import digits as digits
 from attention_transfer.data.files import read_image as read_image
 from attention_transfer.data.files import target_problems as target_problems
+from attention_transfer.data.folders import is_flat as is_flat
 from attention_transfer.data.folders import load_folder as load_folder
 from attention_transfer.data.images import ArrayImages as ArrayImages
 from attention_transfer.data.images import FileImages as FileImages
@@ -24,6 +25,8 @@ from attention_transfer.data.load import Source as Source
 from attention_transfer.data.load import data_slug as data_slug
 from attention_transfer.data.load import find_source as find_source
 from attention_transfer.data.load import load_data as load_data
+from attention_transfer.data.overlap import Twin as Twin
+from attention_transfer.data.overlap import find_overlap as find_overlap
 from attention_transfer.data.subset import check_subset as check_subset
 from attention_transfer.data.subset import class_balanced_weights as class_balanced_weights
 from attention_transfer.data.subset import labelled_subset as labelled_subset

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from attention_transfer.data.files import in_mode, target_problems
+from attention_transfer.data.files import target_problems
 from attention_transfer.data.images import ArrayImages, FileImages, Images, Split, Splits
 from attention_transfer.data.listing import named
 from attention_transfer.data.load import find_source
+from attention_transfer.data.overlap import file_digest, pixel_digest
 from attention_transfer.data.threads import MANY, bar, in_threads
 from attention_transfer.errors import UserError, raise_all
+from attention_transfer.writing import whole_file
 
 Spread = tuple[int, float, int]
 """Smallest, median, largest."""
@@ -165,10 +165,7 @@ def _look(images: Images, index: int, known: _Seen, *, hashed: bool) -> _Seen:
         image = images[index]
     except UserError as error:
         return replace(known, problem=str(error).removeprefix(f"{known.where} "))
-    pixels = b""
-    if hashed:
-        size = f"{image.width}x{image.height}".encode()
-        pixels = blake2b(size + in_mode(image, "RGB").tobytes(), digest_size=16).digest()
+    pixels = pixel_digest(image) if hashed else b""
     return replace(known, size=image.size, mode=image.mode, pixels=pixels)
 
 
@@ -211,7 +208,7 @@ def _duplicate(splits: Splits, group: Sequence[_Seen]) -> Duplicate:
 
 
 def _content(image: _Seen) -> bytes | None:
-    return None if image.path is None else blake2b(image.path.read_bytes()).digest()
+    return None if image.path is None else file_digest(image.path)
 
 
 def _parts(splits: Splits) -> dict[str, Split]:
@@ -274,8 +271,5 @@ def _target(out: str | None, *, overwrite: bool) -> Path | None:
 
 
 def _write(target: Path, report: DataReport) -> None:
-    """By way of a temporary file, so that a reader never meets half of it."""
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        file = Path(folder) / target.name
+    with whole_file(target) as file:
         file.write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
-        file.replace(target)

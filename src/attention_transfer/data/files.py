@@ -83,7 +83,7 @@ def target_problems(target: Path, *, overwrite: bool) -> list[str]:
     if target.exists() and not overwrite:
         return [f"{target} exists; choose another name or replace it with --overwrite"]
     if not os.access(folder, os.W_OK | os.X_OK):
-        return [f"{target} can't be written: no permission in {folder}; choose another place"]
+        return [f"{target} can't be written: no permission in {folder}, or it is read-only; choose another place"]
     return []
 
 

@@ -22,6 +22,7 @@ from attention_transfer.vit import (
 _MARKS = {"prevents": "[bold red]prevents[/]", "harms": "[yellow]harms[/]", "mapped": "[cyan]mapped[/]"}
 _ROWS: dict[str, Callable[[ViTSpec], str]] = {
     "library": lambda s: s.library,
+    "name in its library": lambda s: s.name,
     "blocks": lambda s: str(s.depth),
     "heads": lambda s: f"{s.heads} of dimension {s.head_dim}",
     "width": lambda s: str(s.width),
@@ -65,7 +66,7 @@ def doctor(
     made = _student(source, student, image_size)
     report = check_transfer(source, made, pairing=pairing)
     console = Console()
-    console.print(_table(report, student))
+    console.print(_table(report, f"teacher {teacher}", f"student {student or 'by student_like'}"))
     for difference in report.differences:
         console.print(f"{_MARKS[difference.effect]}: {escape(difference.message)}", highlight=False)
     if not report.differences:
@@ -80,11 +81,10 @@ def _student(teacher: nn.Module, student: str | None, image_size: int | None) ->
     return load_vit(student, pretrained=False, image_size=image_size)
 
 
-def _table(report: TransferReport, student: str | None) -> Table:
+def _table(report: TransferReport, *titles: str) -> Table:
     """A row for each property, and for each component that either has."""
     t, s = report.teacher, report.student
-    titles = [escape(title) for title in (f"teacher {t.name}", f"student {student or 'by student_like'}")]
-    table = Table("", *titles, title_justify="left")
+    table = Table("", *map(escape, titles), title_justify="left")
     for name, show in _ROWS.items():
         style = "" if show(t) == show(s) else "bold"
         table.add_row(name, show(t), show(s), style=style)

@@ -22,8 +22,9 @@ from torch.nn import functional as F
 from attention_transfer.data import Split, eval_transform, load_data, target_problems
 from attention_transfer.errors import UserError, nearest, raise_all
 from attention_transfer.evaluation.network import LoadedRun, Network, load_run
-from attention_transfer.training import RunFolder, console, write_whole
+from attention_transfer.training import RunFolder, console
 from attention_transfer.vit import ViTSpec, describe
+from attention_transfer.writing import whole_file
 
 Mean = Literal["probabilities", "logits"]
 Weighting = Literal["equal", "validation"]
@@ -201,7 +202,8 @@ def ensemble(
     result = _result(runs, data, mean, weighting, weights_K, (validation_KBC, labels), (test_KBC, splits.test.labels))
     _show(result)
     if out is not None:
-        write_whole(Path(out), json.dumps(asdict(result), indent=2) + "\n")
+        with whole_file(Path(out)) as file:
+            file.write_text(json.dumps(asdict(result), indent=2) + "\n", encoding="utf-8")
     return result
 
 

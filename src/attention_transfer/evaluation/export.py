@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -18,8 +16,9 @@ from attention_transfer.errors import UserError, nearest, raise_all
 from attention_transfer.evaluation.formats import Format, Reopened, format_problems, reopened, write_format
 from attention_transfer.evaluation.network import LoadedRun, load_run
 from attention_transfer.evaluation.preprocessing import grey_levels_apart
-from attention_transfer.training import RunFolder, check_writable, write_whole
+from attention_transfer.training import RunFolder, check_writable
 from attention_transfer.training.card import model_card
+from attention_transfer.writing import whole_folder, write_whole
 
 log = logging.getLogger("attention_transfer")
 
@@ -77,22 +76,17 @@ def export(
     Raises:
         UserError: the run can't be loaded or can't be written in that format, or the exported model answers
             otherwise than the run; nothing is left behind.
+        OSError: the disk is full, or alike; nothing is left behind either, and an exported model that is there stays.
     """
     target = Path(out) if out is not None else Path(run) / "export" / to
     raise_all(_problems(run, to, target, batch_size, overwrite=overwrite))
     loaded = load_run(run)
     raise_all(format_problems(loaded, to, batch_size))
     check_writable(target)
-    there = next(parent for parent in target.absolute().parents if parent.is_dir())
-    with tempfile.TemporaryDirectory(dir=there, prefix=f".{target.name}.") as temporary:
-        folder = Path(temporary) / target.name
+    with whole_folder(target) as folder:
         write_format(loaded, to, folder, batch_size)
         report = _checked(loaded, to, folder, target, batch_size)
         _describe(loaded, report, folder)
-        if target.exists():
-            shutil.rmtree(target)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        folder.rename(target)
     log.info("%s: %s in %s; %s", run, to, target, " ".join(_sentences(report)))
     return report
 
@@ -109,6 +103,8 @@ def _problems(run: str, to: str, target: Path, batch_size: int | None, *, overwr
         problems.append(f"{run} holds no run (no config.yaml); name the folder that `train` wrote")
     if target.is_file():
         problems.append(f"{target} is a file; choose a folder with --out")
+    elif target.is_mount():
+        problems.append(f"{target} is a disk of its own, which can't be replaced; choose a folder in it with --out")
     elif target.is_dir() and any(target.iterdir()):
         if not (target / _RECORD).is_file():
             problems.append(f"{target} is not empty and holds no exported model; choose another folder with --out")

@@ -20,8 +20,8 @@ from attention_transfer.errors import UserError
 from attention_transfer.evaluation.network import LoadedRun
 from attention_transfer.evaluation.onnx_format import open_onnx, write_onnx
 from attention_transfer.evaluation.preprocessing import Pixels, for_timm, for_transformers
-from attention_transfer.training import write_whole
 from attention_transfer.vit import logits_of, save_vit, unwrapped
+from attention_transfer.writing import write_whole
 
 Format = Literal["timm", "hf", "onnx"]
 

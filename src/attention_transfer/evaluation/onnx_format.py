@@ -15,7 +15,7 @@ from torch import Tensor
 from attention_transfer.errors import UserError
 from attention_transfer.evaluation.network import LoadedRun
 from attention_transfer.evaluation.preprocessing import as_data
-from attention_transfer.training import write_whole
+from attention_transfer.writing import write_whole
 
 FILE = "model.onnx"
 # A file of protocol buffers ends at 2 GiB; larger weights go into a file of their own beside it.

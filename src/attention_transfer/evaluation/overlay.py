@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +19,13 @@ from torch import Tensor, nn
 
 from attention_transfer.errors import UserError
 from attention_transfer.vit import AttentionCall, ViTSpec, capture
+from attention_transfer.writing import writing
+
+log = logging.getLogger("attention_transfer")
+
+# Where pictures lie until all are drawn. Only the first kind says that what else is in the folder is of a command that
+# did not end; with --overwrite it may be anything, and several commands may draw at the same time.
+_UNFINISHED, _REPLACING = ".unfinished-", ".replacing-"
 
 _SIDE = 224  # small images are enlarged to about this many pixels
 _STRENGTH = 0.5  # of the colours over the image
@@ -24,19 +34,56 @@ _STRENGTH = 0.5  # of the colours over the image
 class Overlays:
     """Writes, for each image, where the last block looks: the class token's attention, the mean over the heads.
 
-    Without a class token it is the attention of the mean query of all patches.
+    Without a class token it is the attention of the mean query of all patches. The pictures lie in a hidden folder
+    until `settle` puts them in their places; see `open`.
 
     Args:
         folder: where the pictures go.
+        hidden: where they lie until then.
         vit: the vision transformer whose attention is drawn.
         spec: what it is.
     """
 
-    def __init__(self, folder: Path, vit: nn.Module, spec: ViTSpec) -> None:
+    def __init__(self, folder: Path, hidden: Path, vit: nn.Module, spec: ViTSpec) -> None:
         self.folder = folder
         self.spec = spec
+        self.settling = False
+        self._hidden = hidden
         self._vit = vit
         self._taken: set[Path] = set()
+
+    @classmethod
+    @contextmanager
+    def open(cls, folder: Path, vit: nn.Module, spec: ViTSpec, *, overwrite: bool) -> Iterator[Overlays]:
+        """Make the folder, while pictures are drawn; nothing of it stays where the block fails before `settle`.
+
+        What a killed command left there is cleared away. A block that fails after `settle` has begun leaves a mark, by
+        which `overlay_problems` lets the command be given again.
+
+        Args:
+            folder: without problems.
+            vit: the vision transformer whose attention is drawn.
+            spec: what it is.
+            overwrite: whether pictures of the same names may be there.
+
+        Raises:
+            OSError: the folder can't be written.
+        """
+        made = [place for place in (folder, *folder.parents) if not place.exists()]
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            for left in folder.glob(f"{_UNFINISHED}*"):
+                log.info("%s: pictures of a command that did not end are drawn anew", folder)
+                shutil.rmtree(left)
+            hidden = Path(tempfile.mkdtemp(dir=folder, prefix=_REPLACING if overwrite else _UNFINISHED))
+        overlays = cls(folder, hidden, vit, spec)
+        try:
+            yield overlays
+        except BaseException:
+            if overwrite or not overlays.settling:
+                _remove(hidden, made)
+            raise
+        shutil.rmtree(hidden)
 
     @contextmanager
     def watching(self) -> Iterator[list[AttentionCall]]:
@@ -53,29 +100,45 @@ class Overlays:
         return found
 
     def write(self, place: Path, pixels: Tensor, patches: NDArray[np.float32]) -> Path:
-        """Draw one picture and write it, whole or not at all.
+        """Draw one picture.
 
         Args:
             place: the image's path below the folder; the picture has its name with the suffix .png, and a number
                 where that is taken.
             pixels: what the network saw, uint8 (channels, height, width).
             patches: (rows, columns).
-        """
-        target = self._free(self.folder / place.with_suffix(".png"))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}")
-        try:
-            overlaid(pixels, patches).save(temporary, format="PNG")
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)  # of a disk that is full
-        return target
 
-    def _free(self, target: Path) -> Path:
-        number, found = 1, target
+        Returns:
+            Where it will be.
+
+        Raises:
+            OSError: it can't be written.
+        """
+        name = self._free(place.with_suffix(".png"))
+        with writing(self.folder / name):
+            drawn = self._hidden / name
+            drawn.parent.mkdir(parents=True, exist_ok=True)
+            overlaid(pixels, patches).save(drawn, format="PNG")
+        return self.folder / name
+
+    def settle(self) -> None:
+        """Put the pictures in their places.
+
+        Raises:
+            OSError: one can't be put there.
+        """
+        self.settling = True
+        for name in sorted(self._taken):
+            target = self.folder / name
+            with writing(target):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                (self._hidden / name).replace(target)
+
+    def _free(self, name: Path) -> Path:
+        number, found = 1, name
         while found in self._taken:
             number += 1
-            found = target.with_name(f"{target.stem}-{number}.png")
+            found = name.with_name(f"{name.stem}-{number}.png")
         self._taken.add(found)
         return found
 
@@ -87,14 +150,30 @@ def overlay_problems(overlay: str | None, *, overwrite: bool) -> list[str]:
     folder = Path(overlay)
     if folder.exists() and not folder.is_dir():
         return [f"{overlay} is a file; name a folder for the pictures"]
-    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+    if folder.is_dir() and not overwrite and _occupied(folder):
         return [f"{overlay} is not empty; choose another folder, or write into it with --overwrite"]
     there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
     if not there.is_dir():
         return [f"{overlay} can't be made: {there} is a file; choose another folder"]
     if not os.access(there, os.W_OK | os.X_OK):
-        return [f"{overlay} can't be written: no permission in {there}; choose another folder"]
+        return [f"{overlay} can't be written: no permission in {there}, or it is read-only; choose another folder"]
     return []
+
+
+def _occupied(folder: Path) -> bool:
+    """Whether a folder holds anything but what commands that did not end have left there."""
+    names = [entry.name for entry in folder.iterdir()]
+    if any(name.startswith(_UNFINISHED) for name in names):
+        return False
+    return not all(name.startswith(_REPLACING) for name in names)
+
+
+def _remove(hidden: Path, made: list[Path]) -> None:
+    """Remove the pictures that were drawn, and the folders that were made for them."""
+    shutil.rmtree(hidden)
+    for place in made:
+        if not any(place.iterdir()):
+            place.rmdir()
 
 
 def overlaid(pixels: Tensor, patches: NDArray[np.float32]) -> Image.Image:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -19,8 +19,9 @@ from attention_transfer.evaluation.image_files import ImageFile, find_images
 from attention_transfer.evaluation.network import LoadedRun, load_classifier
 from attention_transfer.evaluation.overlay import Overlays, overlay_problems
 from attention_transfer.evaluation.predictions import Prediction, as_csv, as_json, out_problems, show
-from attention_transfer.training import Display, write_whole
+from attention_transfer.training import Display
 from attention_transfer.training.hardware import choose_hardware
+from attention_transfer.writing import whole_file
 
 log = logging.getLogger("attention_transfer")
 
@@ -64,6 +65,7 @@ def predict(
     Raises:
         UserError: the run can't be loaded, or images that were named can't be read (each is named); nothing was
             written.
+        OSError: the disk is full, or alike; no half of a file is left, and the same command can be given again.
     """
     raise_all(_problems(top, probabilities, batch_size, overlay, out, overwrite=overwrite))
     files = find_images(images)
@@ -75,16 +77,18 @@ def predict(
     raise_all([found for file in files if file.named and isinstance(found := _read(file, pixels), str)])
     hardware = choose_hardware(device, 1)
     log.info("predicting on %s (%s)", hardware.device, hardware.reason)
-    overlays = Overlays(Path(overlay), loaded.network.student, loaded.spec) if overlay is not None else None
-    predictions, skipped = _predicted(
-        loaded, files, pixels, overlays, batch_size, count, torch.device(hardware.device), every=probabilities == "all"
-    )
-    if not predictions:
-        raise UserError(f"none of the {len(files)} images can be read; the first: {skipped[0]}")
-    show(predictions, _SHOWN if out is not None else None)
-    if out is not None:
-        written = as_json if Path(out).suffix == ".json" else as_csv
-        write_whole(Path(out), written(predictions, loaded.classes))
+    every, where = probabilities == "all", torch.device(hardware.device)
+    with _drawing(overlay, loaded, overwrite=overwrite) as overlays:
+        predictions, skipped = _predicted(loaded, files, pixels, overlays, batch_size, count, where, every=every)
+        if not predictions:
+            raise UserError(f"none of the {len(files)} images can be read; the first: {skipped[0]}")
+        show(predictions, _SHOWN if out is not None else None)
+        if overlays is not None:
+            overlays.settle()
+        if out is not None:
+            written = as_json if Path(out).suffix == ".json" else as_csv
+            with whole_file(Path(out)) as file:
+                file.write_text(written(predictions, loaded.classes), encoding="utf-8")
     if skipped:
         log.warning("%d of %d images were left out:\n%s", len(skipped), len(files), "\n".join(skipped))
     return predictions
@@ -101,6 +105,12 @@ def _problems(
     if probabilities not in get_args(Probabilities):
         problems.append(f"probabilities is {probabilities!r}; {nearest(probabilities, get_args(Probabilities))}")
     return problems
+
+
+def _drawing(overlay: str | None, loaded: LoadedRun, *, overwrite: bool) -> AbstractContextManager[Overlays | None]:
+    if overlay is None:
+        return nullcontext()
+    return Overlays.open(Path(overlay), loaded.network.student, loaded.spec, overwrite=overwrite)
 
 
 @torch.inference_mode()

@@ -20,9 +20,10 @@ from rich.table import Table
 from attention_transfer.errors import UserError
 from attention_transfer.experiments.runners import Runner, runner
 from attention_transfer.experiments.steps import METHODS, Bench, check_methods, teacher_of
-from attention_transfer.training import Display, write_whole
+from attention_transfer.training import Display, check_writable
 from attention_transfer.viewing import cost_chart, save
 from attention_transfer.vit import describe
+from attention_transfer.writing import write_whole
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ def bench(
         raise UserError("no CUDA device is there; leave --device out, or give cpu")
     if min(batch_size, repeats) < 1:
         raise UserError("batch_size and repeats must be at least 1")
+    check_writable(Path(out), needed_mb=1)
     first = Bench(model, sizes[0], batch_size, device, dtype, compiled)
     costs: list[Cost] = []
     with Display.open() as display, display.bar("bench", len(sizes) * len(names)) as bar:

@@ -18,20 +18,22 @@ from attention_transfer.experiments.pictures import draw_accuracies, draw_attent
 from attention_transfer.experiments.report import write_report
 from attention_transfer.experiments.results import Labels, Row, row_of, write_results
 from attention_transfer.training import (
+    Device,
     Display,
     Recipe,
     Run,
     check_writable,
     compiler_problems,
     differences,
+    fit_problems,
     input_problems,
     pretrain,
     read_yaml,
     train,
-    write_whole,
 )
 from attention_transfer.transfer import preset
 from attention_transfer.vit import load_vit
+from attention_transfer.writing import write_whole
 
 log = logging.getLogger("attention_transfer")
 T = TypeVar("T")
@@ -61,9 +63,11 @@ def compare(
     teacher: str | None = None,
     pretrained: bool | str = True,
     data: str = "digits",
+    strict: bool = False,
     epochs: int | None = None,
     image_size: int | None = None,
     recipe: Recipe | None = None,
+    device: Device = "auto",
     out: str = "runs/comparison",
 ) -> Comparison:
     """Compare methods over seeds and amounts of labels.
@@ -79,9 +83,11 @@ def compare(
         teacher: whose attention is transferred; default one that is pre-trained on the same images, in out/teacher.
         pretrained: true for the teacher's own weights, false for random ones, or a weights file.
         data: data set, in the forms of [`load_data`][attention_transfer.data.load_data]; "digits" is embedded.
+        strict: refuse damaged image files instead of leaving them out.
         epochs: passes over the labelled images; default the recipe's.
         image_size: input pixels, height and width; default the teacher's.
         recipe: one set of optimisation settings for all methods; default each preset's own.
+        device: where to compute: auto, cpu, cuda or mps; auto takes a GPU where there is one.
         out: folder of the comparison.
 
     Returns:
@@ -91,9 +97,10 @@ def compare(
         UserError: the input is wrong; every mistake is listed, and nothing was written.
     """
     grid = _grid(presets, seeds, shots, fractions)
-    splits = load_data(data)
-    shared: dict[str, Any] = {"data": data, "epochs": epochs, "image_size": image_size}
-    _check(grid, splits, epochs, recipe, image_size)
+    splits = load_data(data, strict=strict)
+    every: dict[str, Any] = {"data": data, "strict": strict, "image_size": image_size, "device": device}
+    shared = {**every, "epochs": epochs}
+    _check(grid, splits, epochs, recipe, image_size, device)
     if teacher is None and pretrained is not True:
         raise UserError("pretrained says which weights the teacher has, but no teacher is named; add --teacher")
     if teacher is not None:
@@ -104,7 +111,7 @@ def compare(
         source = teacher
         if source is None:
             log.info("no teacher named: pre-training one on the same images, in %s", folder / "teacher")
-            source = str(pretrain(data=data, image_size=image_size, out=str(folder / "teacher")).path)
+            source = str(pretrain(**every, out=str(folder / "teacher")).path)
             bar.advance()
         rows = []
         for name, labels, seed in grid:
@@ -187,11 +194,12 @@ def _check(
     epochs: int | None,
     recipe: Recipe | None,
     image_size: int | None,
+    device: Device,
 ) -> None:
     """Find before the first run what would stop a later one."""
     settings = recipe or Recipe()
     problems = (settings if epochs is None else replace(settings, epochs=epochs)).problems()
-    problems += compiler_problems(settings, "auto")
+    problems += compiler_problems(settings, device) + fit_problems(settings, device=device)
     problems += dict.fromkeys(problem for _, _, seed in grid for problem in input_problems(seed, image_size))
     for labels in dict.fromkeys(labels for _, labels, _ in grid):
         try:

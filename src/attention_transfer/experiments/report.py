@@ -10,8 +10,8 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 
 from attention_transfer.experiments.results import HEADINGS, Row, by_labels, cells, lines
-from attention_transfer.training import write_whole
 from attention_transfer.transfer import preset
+from attention_transfer.writing import write_whole
 
 _CAPTIONS = {
     "accuracy": "Test accuracy. Small dots are seeds, diamonds their mean, bars its 95 % confidence interval.",

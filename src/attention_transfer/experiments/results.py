@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from attention_transfer.experiments.statistics import Interval, gap_share, mean_interval
-from attention_transfer.training import Run, write_whole
+from attention_transfer.training import Run
+from attention_transfer.writing import write_whole
 
 
 @dataclass(frozen=True)

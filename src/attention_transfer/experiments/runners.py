@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import signal
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -62,7 +63,16 @@ class _InProcess:
 
     def __init__(self, method: str, setting: Bench) -> None:
         self._process = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
-        self.memory = self._process.submit(_prepare, method, setting, torch.get_num_threads()).result()
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # so it is in the process that is started meanwhile
+        try:
+            prepared = self._process.submit(_prepare, method, setting, torch.get_num_threads())
+        finally:
+            signal.signal(signal.SIGINT, before)
+        try:
+            self.memory = prepared.result()
+        except BaseException:
+            self._process.shutdown(wait=False, cancel_futures=True)
+            raise
 
     def seconds(self) -> float:
         return self._process.submit(_time).result()
@@ -76,6 +86,7 @@ _steps: list[Step] = []  # of a process that runs one method
 
 def _prepare(method: str, setting: Bench, threads: int) -> int:
     """Make the models and run two steps; the peak of what PyTorch had allocated at once, in bytes."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # from here on Ctrl-C ends it, without a traceback of its own
     torch.set_num_threads(threads)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         step = step_of(method, teacher_of(setting), setting)

@@ -9,6 +9,8 @@ from attention_transfer.training.configuration import read_rules as read_rules
 from attention_transfer.training.configuration import rule_config as rule_config
 from attention_transfer.training.engine import Fitted as Fitted
 from attention_transfer.training.engine import fit as fit
+from attention_transfer.training.engine import fit_problems as fit_problems
+from attention_transfer.training.hardware import Device as Device
 from attention_transfer.training.inputs import input_problems as input_problems
 from attention_transfer.training.log import logging_to as logging_to
 from attention_transfer.training.module import ObjectiveModule as ObjectiveModule
@@ -26,6 +28,5 @@ from attention_transfer.training.run_folder import RunFolder as RunFolder
 from attention_transfer.training.run_folder import check_writable as check_writable
 from attention_transfer.training.run_folder import differences as differences
 from attention_transfer.training.run_folder import read_yaml as read_yaml
-from attention_transfer.training.run_folder import write_whole as write_whole
 from attention_transfer.training.train import Run as Run
 from attention_transfer.training.train import train as train

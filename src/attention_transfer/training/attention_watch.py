@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from attention_transfer.attention import attention_js
 from attention_transfer.errors import UserError
-from attention_transfer.training.callbacks import Stopwatch
 from attention_transfer.training.module import ObjectiveModule
 from attention_transfer.training.objective import Supervised
 from attention_transfer.training.samplers import Images
@@ -59,13 +58,10 @@ class WatchAttention(Callback):
         picture: the file that is replaced at each validation.
         name: what to call the run in the log.
         batch: images a forward pass at most.
-
-    Attributes:
-        agreement: by name, `agreement/layer_1` and so on; empty in epochs without a validation, or without a teacher.
     """
 
     def __init__(self, objective: Supervised, validation: Images, picture: Path, *, name: str, batch: int) -> None:
-        self.agreement: dict[str, float] = {}
+        self._agreement: dict[str, float] = {}
         self._objective = objective
         self._validation = validation
         self._picture = picture
@@ -76,7 +72,7 @@ class WatchAttention(Callback):
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
         """Forget the last validation."""
-        self.agreement = {}
+        self._agreement = {}
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Look: the averaged weights are in, and they will be out when the epoch's end is announced."""
@@ -95,21 +91,13 @@ class WatchAttention(Callback):
             ]
         for layer in looks[0].divergences:
             mean = torch.cat([look.divergences[layer] for look in looks]).mean()
-            self.agreement[f"agreement/layer_{layer + 1}"] = _agreement(float(mean))
+            self._agreement[f"layer_{layer + 1}"] = _agreement(float(mean))
         if trainer.is_global_zero:
             _draw(self._picture, self._pixels, looks, self._pair)
 
-
-class WatchedClock(Stopwatch):
-    """A stopwatch that gives the values of a watch beside its own, for the epoch's row of metrics."""
-
-    def __init__(self, watch: WatchAttention) -> None:
-        super().__init__()
-        self._watch = watch
-
     def values(self) -> dict[str, float]:
-        """Speed, and the agreement in epochs that measured it."""
-        return super().values() | self._watch.agreement
+        """The agreement of `layer_1` and so on; none in epochs without a validation, or without a teacher."""
+        return self._agreement
 
 
 @dataclass(frozen=True)

@@ -5,30 +5,36 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import signal
+import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, WeightAveraging
 from lightning.pytorch.loggers import Logger
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from attention_transfer.training.loggers import log_row
-from attention_transfer.training.progress import Bar
-from attention_transfer.training.run_folder import RunFolder, write_whole
+from attention_transfer.training.progress import Bar, console
+from attention_transfer.training.run_folder import RunFolder
 from attention_transfer.training.sharding import Sharded, shard
+from attention_transfer.writing import write_whole
 
 
 class Interrupted(Exception):
     """The user asked to stop; the run can be resumed from its last checkpoint."""
+
+
+_Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 class AveragedWeights(WeightAveraging):
@@ -38,7 +44,7 @@ class AveragedWeights(WeightAveraging):
     """
 
     def __init__(self, decay: float) -> None:
-        def average(averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
+        def average(averaged: _Tensors, current: _Tensors, count: Tensor | int) -> None:
             warmed_up = min(decay, (1 + int(count)) / (10 + int(count)))
             torch._foreach_lerp_(averaged, current, 1 - warmed_up)
 
@@ -53,7 +59,7 @@ class AveragedWeights(WeightAveraging):
         elif stage == "fit":
             # Of a module that is still whole: one in shares can't be copied.
             self._average_model = AveragedModel(pl_module, torch.device("cpu"), multi_avg_fn=self._average)
-            shard(self._average_model.module.objective, trainer.strategy.mesh)
+            shard(cast(nn.Module, self._average_model.module.objective), trainer.strategy.mesh)
 
 
 class Stopwatch(Callback):
@@ -88,15 +94,28 @@ class Stopwatch(Callback):
     def values(self) -> dict[str, float]:
         """Images a second on all devices, and the share of the time in which this process waited for images."""
         seconds = max(self._ended - self._started, 1e-9)
-        return {"time/images_per_second": self._images / seconds, "time/data_wait": self._waited / seconds}
+        return {"images_per_second": self._images / seconds, "data_wait": self._waited / seconds}
+
+
+Source = Callable[[], Mapping[str, float]]
+"""Gives an epoch's values by name, when the epoch ends; none where there is nothing to say."""
 
 
 class MetricsWriter(Callback):
-    """Writes a line of `metrics.jsonl` an epoch, and `metrics.csv` from it; counts the seconds of training."""
+    """Writes a line of `metrics.jsonl` an epoch, and `metrics.csv` from it; counts the seconds of training.
 
-    def __init__(self, folder: RunFolder, clock: Stopwatch, loggers: Sequence[Logger] = ()) -> None:
+    Must follow the callbacks whose values it writes.
+
+    Args:
+        folder: the run's.
+        sources: where values come from besides the module's log, by the group that they are written under: those of
+            "time" become `time/data_wait` and so on.
+        loggers: who else gets the lines.
+    """
+
+    def __init__(self, folder: RunFolder, sources: Mapping[str, Source], loggers: Sequence[Logger] = ()) -> None:
         self.path = folder.path / "metrics.jsonl"
-        self.clock = clock
+        self.sources = sources
         self.loggers = loggers
         self.seconds = 0.0
         self._since = 0.0
@@ -125,7 +144,8 @@ class MetricsWriter(Callback):
         }
         lr = max(group["lr"] for group in trainer.optimizers[0].param_groups)
         row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step, "lr": lr, **values}
-        row |= self.clock.values()
+        for group, values_of in self.sources.items():
+            row |= {f"{group}/{name}": value for name, value in values_of().items()}
         if trainer.is_global_zero:
             self._write([*read_metrics(self.path), row])
             log_row(self.loggers, row)
@@ -173,7 +193,7 @@ class ShowProgress(Callback):
         if self.monitor in trainer.callback_metrics:
             self._validated = f"{self.monitor} {float(trainer.callback_metrics[self.monitor]):.3f}, "
         times = self.clock.values()
-        speed, wait = times["time/images_per_second"], times["time/data_wait"]
+        speed, wait = times["images_per_second"], times["data_wait"]
         self.bar.note(f"{self._validated}{speed:,.0f} images/s, {wait:.0%} waiting for them")
 
 
@@ -190,15 +210,16 @@ class StopEarly(EarlyStopping):
 
 
 class StopOnRequest(Callback):
-    """The first Ctrl-C stops after the step in hand; the second stops at once."""
+    """The first Ctrl-C stops after the step in hand, or the batch that is tested; the second stops at once."""
 
     def __init__(self) -> None:
         self.requested = False
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take Ctrl-C over inside the block, where signals can be listened for at all."""
-        if threading.current_thread() is not threading.main_thread():
+        """Take Ctrl-C over inside the block, where signals can be listened for at all, and are not ignored."""
+        ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # as in the background of a script
+        if ignored or threading.current_thread() is not threading.main_thread():
             yield
             return
         before = signal.signal(signal.SIGINT, self._request)
@@ -212,6 +233,13 @@ class StopOnRequest(Callback):
         if self.requested:
             raise Interrupted
 
+    def on_test_batch_end(self, *args: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        """Stop here too; Lightning itself would leave with code 1, and say nothing."""
+        if self.requested:
+            raise Interrupted
+
     def _request(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         self.requested = True
+        if console.is_terminal:
+            os.write(sys.stderr.fileno(), b"\x1b[?25h")  # shows the cursor, for which the second leaves no time
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # every file is written whole, so nothing is lost by dying here

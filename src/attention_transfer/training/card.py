@@ -64,6 +64,7 @@ def model_card(
     method = PRESETS.get(config["preset"])
     rules = [_bound(rule) for rule in read_rules(config["rules"])]
     splits = {name: summary[name] for name in ("validation", "test") if summary.get(name)}
+    overlap = summary.get("overlap") or {}  # not looked for in archives, nor by earlier versions
     template = files("attention_transfer.training").joinpath("card.md.jinja").read_text()
     page = Environment(
         autoescape=False,  # the card is Markdown
@@ -88,7 +89,7 @@ def model_card(
         more_classes=max(0, len(classes) - _SHOWN_CLASSES),
         labels=_labels(config, summary),
         recipe=_recipe(config["recipe"]),
-        rows=[row for name, values in splits.items() for row in _rows(name, values)],
+        rows=[row for name, values in splits.items() for row in _rows(name, values, overlap.get(name, 0))],
         form=form,
         checks=checks,
     )
@@ -175,8 +176,8 @@ def _recipe(settings: Mapping[str, Any]) -> list[tuple[str, Any]]:
     return [(k, v) for k, v in settings.items() if k in _ALWAYS or k not in defaults or v != defaults[k]]
 
 
-def _rows(split: str, values: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Of one split: its name and size, a measure, and its value."""
+def _rows(split: str, values: Mapping[str, Any], trained: int) -> list[tuple[str, str, str]]:
+    """Of one split: its name and size, a measure, and its value; and how many of its images were trained on."""
     images = int(values["images"])
     where = f"{split} ({images:,} images)"
     rows = []
@@ -188,4 +189,6 @@ def _rows(split: str, values: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         for key, (name, form) in _MEASURES.items()
         if values.get(key) is not None
     ]
+    if trained:
+        rows.append((where, "of these, also trained on: the values above may be too good", f"{trained:,}"))
     return [(where, name, value.replace("%", "")) for where, name, value in rows]

@@ -15,6 +15,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from attention_transfer.errors import UserError
 from attention_transfer.training.run_folder import RunFolder
+from attention_transfer.writing import whole_file
 
 
 class Keeper(Checkpoint):
@@ -57,18 +58,8 @@ class WholeCheckpoints(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:  # noqa: ARG002
         """Write a temporary file, then put it in place."""
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.tmp")
-        try:
-            with temporary.open("wb") as file:  # by a path, torch would say nothing of why it failed
-                torch.save(checkpoint, file)
-        except BaseException as error:
-            temporary.unlink(missing_ok=True)
-            if isinstance(error, OSError):
-                error.filename = error.filename or str(target)
-            raise
-        temporary.replace(target)
+        with whole_file(Path(path)) as temporary, temporary.open("wb") as file:  # by a path, torch would not say why
+            torch.save(checkpoint, file)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:  # noqa: ARG002
         """Read tensors and plain values only."""

@@ -21,7 +21,7 @@ from attention_transfer.training.recipe import Recipe
 from attention_transfer.training.run_folder import RunFolder
 from attention_transfer.training.samplers import Images
 
-__all__ = ["Fitted", "fit", "fit_problems"]
+__all__ = ["Fitted", "fit", "fit_problems", "sharding_problems"]
 
 log = logging.getLogger("attention_transfer")
 
@@ -103,11 +103,12 @@ def fit(
 
 def fit_problems(
     recipe: Recipe,
-    device: Device,
-    devices: Devices,
-    nodes: int | None,
-    strategy: Strategy,
-    loggers: Sequence[LoggerName] | None,
+    *,
+    device: Device = "auto",
+    devices: Devices = None,
+    nodes: int | None = None,
+    strategy: Strategy = "ddp",
+    loggers: Sequence[LoggerName] | None = None,
 ) -> list[str]:
     """What `fit` would refuse of these, a sentence each, to be known before anything is written."""
     try:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,19 +20,30 @@ from attention_transfer.data import (
     Normalise,
     Split,
     Splits,
+    Twin,
     choose_augment,
     eval_pixels,
+    find_overlap,
+    is_flat,
     keep_decoded,
     keep_pixels,
     train_pixels,
 )
+from attention_transfer.training.hardware import this_process
 from attention_transfer.training.recipe import Recipe
+from attention_transfer.training.run_folder import RunFolder
 from attention_transfer.vit import ViTSpec
+from attention_transfer.writing import write_whole
 
 log = logging.getLogger("attention_transfer")
 
+OVERLAP = "overlap.txt"
+"""What a run calls the list of test and validation images that it was trained on."""
+
 _SAID: set[str] = set()
 """Notes that were on the terminal: the runs of a comparison have them all in common."""
+
+_FEW = 3
 
 
 @dataclass(frozen=True)
@@ -67,10 +80,58 @@ def subset_lines(train: Split, subset: NDArray[np.int64]) -> str:
     """
     if not isinstance(train.images, FileImages):
         return "".join(f"{index}\n" for index in subset.tolist())
-    paths = (os.fsencode(path).replace(b"\\", b"\\\\") for path in train.images.take(subset).paths)
-    texts = (path.decode("utf-8", "backslashreplace") for path in paths)
-    names = (text.replace("\n", "\\n").replace("\r", "\\r") for text in texts)
-    return "".join(f"{name}\n" for name in names)
+    return "".join(f"{_escaped(path)}\n" for path in train.images.take(subset).paths)
+
+
+def keep_overlap(
+    splits: Splits,
+    folder: RunFolder,
+    *,
+    data: str,
+    effect: str = "the reported accuracy may be too high",
+    subset: NDArray[np.int64] | None = None,
+) -> dict[str, int] | None:
+    """Warn of test and validation images that are trained on, too, and list them in the run's `overlap.txt`.
+
+    Of several processes that train together, the first does.
+
+    Args:
+        splits: the data set.
+        folder: of the run.
+        data: the data set, as it was asked for.
+        effect: what is wrong with the results then, in words.
+        subset: indices of the training images that are used; default all.
+
+    Returns:
+        How many there are, by split; `None` where they were not looked for.
+
+    Raises:
+        UserError: an image file can't be read any more.
+    """
+    if this_process() > 0:
+        return None
+    twins = find_overlap(splits, subset)
+    if twins is None:
+        return None
+    sizes = {"test": len(splits.test), "validation": len(splits.validation)}
+    counts = {split: sum(twin.split == split for twin in twins) for split in sizes}
+    listed = folder.path / OVERLAP
+    if not twins:
+        listed.unlink(missing_ok=True)  # a run that is resumed, with a data set that was mended
+        return counts
+    write_whole(listed, "".join(_row(twin) for twin in twins))
+    places = [f"{counts[split]:,} of {sizes[split]:,} {split} images" for split in sizes if counts[split]]
+    few = [f"{_shown(twin.image, twin.split)} is {_shown(twin.train[0], 'train')}" for twin in twins[:_FEW]]
+    more = [f"{len(twins) - _FEW:,} more"] if len(twins) > _FEW else []
+    trained = len(splits.train if subset is None else subset)
+    further = f"; attention-transfer data {shlex.quote(data)} finds equal pixels in different files, too"
+    _say(
+        f"{splits.name}: among the {trained:,} training images, too: {' and '.join(places)} ({', '.join(few + more)}), "
+        f"so {effect}; the run's {OVERLAP} lists them"
+        + ("" if is_flat(Path(data).expanduser()) else further),  # the verb needs classes
+        logging.WARNING,
+    )
+    return counts
 
 
 def inputs_for(
@@ -86,9 +147,7 @@ def inputs_for(
         subset: indices of the training images to use; default all.
     """
     for note in splits.notes:
-        said = f"{splits.name}: {note}"
-        log.log(logging.DEBUG if said in _SAID else logging.INFO, "%s", said)  # each run's own log has it
-        _SAID.add(said)
+        _say(f"{splits.name}: {note}", logging.INFO)
     part = splits.train if subset is None else splits.train.take(subset)
     augment, why = choose_augment(spec, recipe.augment, len(part))
     log.info("%s: augmentation %s (%s)", name, augment, why)
@@ -99,3 +158,25 @@ def inputs_for(
         test=keep_pixels(splits.test.with_transform(pixels), "test"),
         prepare=Normalise(spec, erase=RANDOM_ERASING if augment == "heavy" else 0.0),
     )
+
+
+def _say(text: str, level: int) -> None:
+    """On the terminal once; each run's own log has it."""
+    log.log(logging.DEBUG if text in _SAID else level, "%s", text)
+    _SAID.add(text)
+
+
+def _row(twin: Twin) -> str:
+    """A line of `overlap.txt`."""
+    images = (_escaped(image).replace("\t", "\\t") for image in (twin.image, *twin.train))
+    return "\t".join([twin.split, *images]) + "\n"
+
+
+def _shown(image: Path | int, split: str) -> str:
+    return f"{split} {image}" if isinstance(image, int) else _escaped(image)
+
+
+def _escaped(image: Path | int) -> str:
+    """An index, or a path on one line in UTF-8."""
+    path = os.fsencode(str(image)).replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
+    return path.replace("\n", "\\n").replace("\r", "\\r")

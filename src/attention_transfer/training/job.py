@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from attention_transfer.errors import UserError
-from attention_transfer.training.attention_watch import WatchAttention, WatchedClock
+from attention_transfer.training.attention_watch import WatchAttention
 from attention_transfer.training.callbacks import (
     AveragedWeights,
     Interrupted,
     MetricsWriter,
     ShowProgress,
+    Source,
     StopEarly,
     StopOnRequest,
     Stopwatch,
@@ -168,13 +169,15 @@ def _trained(
 ) -> Fitted:
     """Train and test by Lightning."""
     monitor, mode = job.monitor
-    recipe, watch, stop = job.recipe, _watch(job), StopOnRequest()
-    clock = Stopwatch() if watch is None else WatchedClock(watch)
+    recipe, watch, clock, stop = job.recipe, _watch(job), Stopwatch(), StopOnRequest()
+    sources: dict[str, Source] = {"time": clock.values}
+    if watch is not None:
+        sources["agreement"] = watch.values
     with Display.open() as display, display.bar(job.name, steps, done=done) as bar, _quiet():
         loggers = make_loggers(job.loggers, job.folder.path, job.name, done=done) if job.process == 0 else []
         for logger in loggers:
             logger.log_hyperparams({"seed": job.seed, **asdict(recipe)})
-        metrics = MetricsWriter(job.folder, clock, loggers)
+        metrics = MetricsWriter(job.folder, sources, loggers)
         keeper = Keeper(job.folder, monitor, mode)
         callbacks: list[Callback] = [clock, metrics, ShowProgress(bar, monitor, clock), stop, keeper]
         if watch is not None:
@@ -188,16 +191,18 @@ def _trained(
             trainer.fit(module, loader, _in_order(job.validation, job), ckpt_path=last, weights_only=True)
             if stop.requested:  # during the last validation, after which there is no step to stop behind
                 raise Interrupted
-        for logger in loggers:
-            logger.finalize("success")
-        taken = trainer.global_step
-        best = read_checkpoint(keeper.best)
-        module.load_state_dict(in_shares(best["state_dict"], module.state_dict()))
-        tested: dict[str, Tensor] = {}
-        if job.test is not None:
-            tester = _trainer(job, [], epochs=epochs)
-            tester.test(module, _in_order(job.test, job), verbose=False)
-            tested = tester.callback_metrics
+            for logger in loggers:
+                logger.finalize("success")
+            taken = trainer.global_step
+            best = read_checkpoint(keeper.best)
+            module.load_state_dict(in_shares(best["state_dict"], module.state_dict()))
+            tested: dict[str, Tensor] = {}
+            if job.test is not None:
+                tester = _trainer(job, [stop], epochs=epochs)
+                tester.test(module, _in_order(job.test, job), verbose=False)
+                tested = tester.callback_metrics
+        if stop.requested:
+            raise Interrupted
     best_epoch = int(best["epoch"]) + 1
     if job.process == 0:
         _draw_curve(job.folder, monitor, title=job.name)

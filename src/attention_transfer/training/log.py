@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from attention_transfer.training.hardware import this_process
+from attention_transfer.writing import writing
 
 
 @contextmanager
@@ -18,7 +20,8 @@ def logging_to(path: Path) -> Iterator[None]:
         log.setLevel(logging.WARNING)
         yield
         return
-    handler = logging.FileHandler(path)
+    with writing(path):
+        handler = _File(path)
     handler.setLevel(logging.DEBUG)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     level = log.level
@@ -29,4 +32,16 @@ def logging_to(path: Path) -> Iterator[None]:
     finally:
         log.setLevel(level)
         log.removeHandler(handler)
-        handler.close()
+        with writing(path):  # what is still to be written may find the disk full
+            handler.close()
+
+
+class _File(logging.FileHandler):
+    """Raises what is wrong with the disk, where Python prints a traceback and goes on."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002, N802
+        """As the work would end at the next file anyway."""
+        error = sys.exception()
+        assert error is not None
+        with writing(Path(self.baseFilename)):
+            raise error

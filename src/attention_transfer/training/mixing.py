@@ -5,8 +5,8 @@ Shapes: B batch, C channels, H and W pixels, K classes; in attention B batch, H 
 
 from __future__ import annotations
 
+import copy
 import threading
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,7 +20,7 @@ from torchvision.transforms import v2
 
 from attention_transfer.errors import UserError, nearest, raise_all
 from attention_transfer.transfer import AttentionTransfer, TransferOutput
-from attention_transfer.vit import POOL, AttentionCall, TapHandle, Tokens, ViTSpec, capture, describe, listen
+from attention_transfer.vit import AttentionCall, Tokens, ViTSpec, describe, listen
 
 TransMix = Literal["off", "student", "teacher"]
 """Whose attention weighs the labels of CutMix."""
@@ -200,48 +200,29 @@ def mixed_cross_entropy(
     return (weight * first_B + (1 - weight) * second_B).mean()
 
 
-class LastBlock:
-    """Sees the class token's attention in a teacher's last block.
+class _Rows:
+    """Hears a network's last block, and keeps its class token's attention in the forwards inside a `with` block."""
 
-    Args:
-        teacher: the network whose attention will be transferred.
-
-    Raises:
-        UserError: the teacher is no plain vision transformer, or has no class token.
-    """
-
-    def __init__(self, teacher: nn.Module) -> None:
-        self.teacher = teacher
-        self.spec = describe(teacher)
-        raise_all(_lacks_class_token(self.spec, "teacher"))
-        self._rows: list[Tensor] | None = None
+    def __init__(self) -> None:
+        self._kept: list[Tensor] | None = None
         self._thread = 0
-        watch = weakref.ref(self)  # so that what hangs on the teacher does not keep this alive
-
-        def hear(call: AttentionCall) -> AttentionCall:
-            seen = watch()
-            if seen is not None:
-                seen._hear(call)
-            return call
-
-        self.release = weakref.finalize(self, _remove, listen(teacher, {self.spec.depth - 1: hear}))
 
     @contextmanager
-    def listening(self) -> Iterator[list[Tensor]]:
-        """Collect rows, (B, H, N), one a forward of this thread inside the block."""
-        self._rows, self._thread = [], threading.get_ident()
+    def kept(self) -> Iterator[list[Tensor]]:
+        """The rows, (B, H, N), one a forward; those of other threads are not heard."""
+        rows: list[Tensor] = []
+        self._kept = rows
+        if not torch.compiler.is_compiling():
+            self._thread = threading.get_ident()
         try:
-            yield self._rows
+            yield rows
         finally:
-            self._rows = None
+            self._kept = None
 
-    def _hear(self, call: AttentionCall) -> None:
-        if self._rows is not None and (torch.compiler.is_compiling() or self._thread == threading.get_ident()):
-            self._rows.append(row_of_last_block(call))
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> LastBlock:
-        """The same: copies of an `AttentionTransfer` share their teacher."""
-        return self
+    def __call__(self, call: AttentionCall) -> AttentionCall:
+        if self._kept is not None and (torch.compiler.is_compiling() or self._thread == threading.get_ident()):
+            self._kept.append(row_of_last_block(call))
+        return call
 
 
 class MixedLoss:
@@ -251,7 +232,6 @@ class MixedLoss:
         transfer: what is trained.
         mixing: how batches are mixed.
         label_smoothing: share of each label that is spread over all classes.
-        teacher_block: with transmix="teacher", what sees the teacher's attention; made before `transfer`.
 
     Raises:
         UserError: the settings are wrong, or the attention that they name is not there; every reason is listed.
@@ -264,28 +244,17 @@ class MixedLoss:
         ```
     """
 
-    def __init__(
-        self,
-        transfer: AttentionTransfer,
-        mixing: Mixing,
-        *,
-        label_smoothing: float = 0.0,
-        teacher_block: LastBlock | None = None,
-    ) -> None:
+    def __init__(self, transfer: AttentionTransfer, mixing: Mixing, *, label_smoothing: float = 0.0) -> None:
         raise_all(mixing.problems())
-        if teacher_block is not None and mixing.transmix != "teacher":
-            raise UserError(f"teacher_block has no effect with transmix={mixing.transmix!r}; leave it out")
         self.transfer = transfer
         self.mixing = mixing
         self.label_smoothing = label_smoothing
-        self._teacher_block = teacher_block
         self._spec: ViTSpec | None = None
-        if mixing.transmix == "student":
-            self._spec = describe(transfer.student)
-            raise_all(_lacks_class_token(self._spec, "student"))
-        if mixing.transmix == "teacher":
-            raise_all(_teacher_problems(transfer, teacher_block))
-            self._spec = teacher_block.spec if teacher_block else None
+        self._rows = _Rows()
+        if mixing.transmix != "off":
+            network, self._spec = _weighed_by(transfer, mixing.transmix)
+            # For good, and not in each step, as nothing can be attached in one that is compiled.
+            transfer.attach(listen(network, {self._spec.depth - 1: self._rows}))
 
     def __call__(self, images: Tensor, targets: Tensor) -> tuple[TransferOutput, Tensor]:
         """What `transfer` gives for the mixed images, and the cross-entropy with the mixed labels, a scalar.
@@ -302,49 +271,29 @@ class MixedLoss:
         if self._spec is None or mixed.mask is None:
             output = self.transfer(mixed.images)
         else:
-            output, row_BHN = self._attending(mixed.images)
+            with self._rows.kept() as rows:
+                output = self.transfer(mixed.images)
+            row_BHN = rows[-1]  # the last: on the first batch, heads may be matched before
             weight = transmix_weight(row_BHN, mixed.mask, tokens=self._spec.tokens, grid=self._spec.grid)
         return output, mixed_cross_entropy(output.logits, mixed, weight, label_smoothing=self.label_smoothing)
 
-    def _attending(self, images: Tensor) -> tuple[TransferOutput, Tensor]:
-        """What `transfer` gives, and the class token's attention in the last block, (B, H, N)."""
-        if self._teacher_block is not None:
-            with self._teacher_block.listening() as rows:
-                output = self.transfer(images)
-            return output, rows[-1]
-        with capture(self.transfer.student, layers=[-1]) as calls:
-            output = self.transfer(images)
-        return output, row_of_last_block(calls[-1])  # the last: on the first batch, heads may be matched before
+    def __deepcopy__(self, memo: dict[int, Any]) -> MixedLoss:
+        """A copy with a student of its own."""
+        transfer = copy.deepcopy(self.transfer, memo)
+        return MixedLoss(transfer, self.mixing, label_smoothing=self.label_smoothing)
 
 
-_ORDER = "give LastBlock(teacher) as teacher_block"
-
-
-def _lacks_class_token(spec: ViTSpec, role: str) -> list[str]:
-    if spec.class_token:
-        return []
-    return [f'TransMix needs a class token, which {role} {spec.name} does not have; set transmix to "off"']
-
-
-def _teacher_problems(transfer: AttentionTransfer, block: LastBlock | None) -> list[str]:
-    """Why the attention of the teacher's last block can't be seen."""
-    if transfer.teacher is None:
-        return ['transmix="teacher" needs a rule for which the teacher runs; bind one, or choose "student"']
-    if block is None or block.teacher is not transfer.teacher:
-        return [f'transmix="teacher" needs its last block in view; {_ORDER}']
-    bond, networks = transfer._bond, transfer.networks
-    whole = networks is not None and networks.reads_teacher  # its logits are read, so it runs to its end
-    if whole or bond is None:
-        return []
-    layers, last = set(bond.teacher_layers.values()), block.spec.depth - 1
-    if layers.isdisjoint((POOL, last)):
-        return [
-            f'transmix="teacher" needs the teacher\'s last block, {last}, but the rules read none after {max(layers)}, '
-            'where the teacher stops; bind the last layer too, or choose "student"'
-        ]
-    return []
-
-
-def _remove(handles: list[TapHandle]) -> None:
-    for handle in handles:
-        handle.remove()
+def _weighed_by(transfer: AttentionTransfer, whose: Literal["student", "teacher"]) -> tuple[nn.Module, ViTSpec]:
+    """The network whose attention weighs the labels, where its last block runs and has a class token."""
+    network = transfer.student if whose == "student" else transfer.teacher
+    if network is None:
+        raise UserError('transmix="teacher" needs a rule for which the teacher runs; bind one, or choose "student"')
+    spec = describe(network)
+    if not spec.class_token:
+        raise UserError(f'TransMix needs a class token, which {whose} {spec.name} does not have; set transmix to "off"')
+    if network is transfer.teacher and transfer.teacher_depth < spec.depth:
+        raise UserError(
+            f'transmix="teacher" needs the teacher\'s last block, {spec.depth - 1}, but the rules read none after '
+            f'{transfer.teacher_depth - 1}, where the teacher stops; bind the last layer too, or choose "student"'
+        )
+    return network, spec

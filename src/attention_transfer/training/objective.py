@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from attention_transfer.training.mixing import LastBlock, Mixed, MixedLoss, Mixing, mix
+from attention_transfer.training.mixing import Mixed, MixedLoss, Mixing, mix
 from attention_transfer.transfer import AttentionTransfer
 from attention_transfer.vit import Pairing
 
@@ -61,7 +61,6 @@ class Supervised(nn.Module):
         transfer: the student, bound to its teacher.
         label_smoothing: share of each label that is spread over all classes, in training.
         mixing: how batches are mixed, in training.
-        teacher_block: with transmix="teacher", what sees the teacher's attention.
         frozen_rows: rows of weights that are not trained.
     """
 
@@ -71,7 +70,6 @@ class Supervised(nn.Module):
         *,
         label_smoothing: float = 0.0,
         mixing: Mixing | None = None,
-        teacher_block: LastBlock | None = None,
         frozen_rows: Sequence[tuple[nn.Parameter, slice]] = (),
     ) -> None:
         super().__init__()
@@ -80,7 +78,7 @@ class Supervised(nn.Module):
         self._frozen_rows = list(frozen_rows)
         self._mixed: MixedLoss | None = None
         if mixing is not None and mixing.on:
-            self._mixed = MixedLoss(transfer, mixing, label_smoothing=label_smoothing, teacher_block=teacher_block)
+            self._mixed = MixedLoss(transfer, mixing, label_smoothing=label_smoothing)
 
     @property
     def vit(self) -> nn.Module:
@@ -95,25 +93,22 @@ class Supervised(nn.Module):
     @property
     def pairing(self) -> Pairing:
         """How the teacher's layers, heads and tokens are mapped to the student's."""
-        pairing: Pairing | None = self.transfer._options["pairing"]
-        return pairing or Pairing()
+        return self.transfer.pairing
 
     def matched_heads(self, layer: int) -> Tensor | None:
         """The teacher's head of each of a layer's of the student, (H_s,), where they are matched; -1: not yet."""
         pairs = self.transfer.head_pairs
         return None if pairs is None else pairs.of(layer)
 
+    @torch.no_grad()
     def run_student(self, images: Tensor) -> None:
         """Run the student with its rules on images (B, channels, height, width), for who captures its attention.
 
-        Other than a forward it leaves no trace, not even in the log: a training that is compiled may compute its losses
-        in other ways than this forward, and would be compiled anew where it finds a trace.
+        Without gradients, so that nothing is logged: a training may compute its losses in other ways.
         """
-        said, self.transfer._said = self.transfer._said, True
-        try:  # with the hooks of this module, one of which may put weights together, but not compiled
-            self._call_impl(images, torch.zeros(len(images), dtype=torch.long, device=images.device))
-        finally:
-            self.transfer._said = said
+        targets = torch.zeros(len(images), dtype=torch.long, device=images.device)
+        # With the hooks of this module, one of which may put weights together, but not compiled.
+        self._call_impl(images, targets)  # type: ignore[no-untyped-call]
 
     def unused_rows(self) -> list[tuple[nn.Parameter, slice]]:
         """Rows of weights that no forward uses, which must not decay."""

@@ -8,7 +8,6 @@ import os
 import platform
 import shutil
 import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,10 @@ import yaml
 
 from attention_transfer.errors import UserError
 from attention_transfer.training.hardware import this_process
+from attention_transfer.writing import unfinished, write_whole
 
 # Where a run is written, and by which devices it is computed, does not change what it is.
 _NOT_COMPARED = ("out", "overwrite", "device", "devices", "nodes", "strategy", "loggers")
-_WRITTEN = ("config.yaml", "environment.json", "labelled.txt", "metrics.jsonl", "metrics.csv", "summary.json")
 
 
 class RunFolder:
@@ -51,11 +50,10 @@ class RunFolder:
             shutil.rmtree(folder.path)
         try:
             folder.path.mkdir(parents=True, exist_ok=True)
-            for left in (left for name in _WRITTEN for left in folder.path.glob(f".{name}.*")):
-                left.unlink()  # a run that was killed while it wrote
             if not folder.has("config.yaml"):
-                folder.write_json("environment.json", environment())
                 folder.write_yaml("config.yaml", config)
+            if not folder.has("environment.json"):
+                folder.write_json("environment.json", environment())
         except OSError as error:
             raise UserError(f"{path} can't be written ({error.strerror}); choose another folder with --out") from error
         return folder
@@ -71,11 +69,14 @@ class RunFolder:
         if folder.path.is_file():
             raise UserError(f"{path} is a file; choose a folder for the run with --out")
         is_run = folder.has("config.yaml")
-        occupied = folder.path.is_dir() and any(folder.path.iterdir())
+        begun = unfinished(folder.path / "config.yaml")  # of a run that was killed at once
+        occupied = folder.path.is_dir() and any(entry != begun for entry in folder.path.iterdir())
         if occupied and not is_run:
             raise UserError(f"{path} is not empty and holds no run; choose another folder with --out")
         if is_run and not overwrite:
             folder._check_same(config)
+            if folder.finished:  # nothing will be written
+                return folder
         check_writable(folder.path)
         return folder
 
@@ -174,23 +175,6 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file by way of a temporary one, so that a reader never meets half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-    ) as file:
-        temporary = Path(file.name)
-        try:
-            file.write(text)
-            file.flush()
-        except BaseException:
-            temporary.unlink()
-            raise
-    temporary.chmod(0o644)
-    temporary.replace(path)
-
-
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a configuration file.
 
@@ -232,7 +216,9 @@ def check_writable(path: Path, needed_mb: int = 50) -> None:
     if not parent.is_dir():
         raise UserError(f"{path} can't be written: {parent} is a file; choose another folder with --out")
     if not os.access(parent, os.W_OK | os.X_OK):
-        raise UserError(f"{path} can't be written: no permission in {parent}; choose another folder with --out")
+        raise UserError(
+            f"{path} can't be written: no permission in {parent}, or it is read-only; choose another folder with --out"
+        )
     free_mb = shutil.disk_usage(parent).free // 2**20
     if free_mb < needed_mb:
         raise UserError(

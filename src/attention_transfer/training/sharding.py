@@ -81,7 +81,7 @@ class Sharded(ModelParallelStrategy):
             optimizer.load_state_dict(state)
 
     def _whole(self, shares: DTensor) -> Tensor | None:
-        whole = shares.detach().full_tensor()
+        whole: Tensor = shares.full_tensor().detach()
         return whole.cpu() if self.is_global_zero else None
 
 

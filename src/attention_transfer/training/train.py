@@ -8,44 +8,27 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from attention_transfer.data import check_subset, data_slug, labelled_subset, load_data
+from attention_transfer.data import data_slug, labelled_subset, load_data
 from attention_transfer.errors import raise_all
 from attention_transfer.training.card import model_card
-from attention_transfer.training.compiler import compiler_problems
 from attention_transfer.training.configuration import rule_config
-from attention_transfer.training.engine import fit, fit_problems, sharding_problems
+from attention_transfer.training.engine import fit, sharding_problems
 from attention_transfer.training.hardware import Device, Devices, Strategy, this_process
-from attention_transfer.training.inputs import input_problems, inputs_for, subset_lines
+from attention_transfer.training.inputs import inputs_for, keep_overlap, subset_lines
 from attention_transfer.training.log import logging_to
 from attention_transfer.training.loggers import LoggerName
-from attention_transfer.training.mixing import LastBlock
+from attention_transfer.training.networks import bind, make_networks
 from attention_transfer.training.objective import Supervised
 from attention_transfer.training.recipe import Recipe
-from attention_transfer.training.run_folder import RunFolder, write_whole
+from attention_transfer.training.run_folder import RunFolder
 from attention_transfer.training.seeds import seeded
-from attention_transfer.transfer import AttentionTransfer, Guide, NetworkRule, OperandRule, Rule
+from attention_transfer.training.train_problems import WHERE, train_problems
+from attention_transfer.transfer import OperandRule, Rule
 from attention_transfer.transfer import preset as find_preset
-from attention_transfer.vit import (
-    Pairing,
-    Part,
-    Pool,
-    check_transfer,
-    describe,
-    freeze,
-    load_vit,
-    parts_problems,
-    save_vit,
-    set_drop_path,
-    student_from,
-    student_like,
-    take_part,
-)
+from attention_transfer.vit import Pairing, Part, Pool, describe, freeze, save_vit
+from attention_transfer.writing import write_whole
 
 log = logging.getLogger("attention_transfer")
-
-DEFAULT_ARCHITECTURE = "builtin/vit_digits"
 
 
 @dataclass(frozen=True)
@@ -64,22 +47,6 @@ class Run:
     def accuracy(self) -> float:
         """Accuracy on the test split, in [0, 1]."""
         return float(self.summary["test"]["accuracy"])
-
-
-@dataclass(frozen=True)
-class Start:
-    """Where a student's weights come from, and which of them are trained."""
-
-    init: str
-    parts: tuple[Part, ...]
-    trained: tuple[Part, ...]
-
-    def problems(self) -> list[str]:
-        """What is wrong, a sentence each."""
-        found = [*parts_problems(self.parts), *parts_problems(self.trained)]
-        if self.parts and self.init == "random":
-            found.append("init_parts has no effect on random weights; set init to teacher or to a network")
-        return found
 
 
 def train(
@@ -159,30 +126,13 @@ def train(
     settings = recipe or Recipe(**method.recipe)  # type: ignore[arg-type]
     settings = settings if epochs is None else replace(settings, epochs=epochs)
     bound: Sequence[Rule] = method.rules if rules is None else rules
-    weights = Start(
-        init or method.init,
-        tuple(method.init_parts if init_parts is None else init_parts),
-        tuple(method.trained if trained is None else trained),
-    )
     tunes = method.tune_teacher if tune_teacher is None else tune_teacher
-    raise_all(
-        [
-            *_problems(preset, teacher, pretrained, student, pairing, weights.init, bound, fraction, shots, settings),
-            *weights.problems(),
-            *input_problems(seed, image_size),
-            *compiler_problems(settings, device),
-            *_untaught(teacher, bound, tunes=tunes),
-            *fit_problems(settings, device, devices, nodes, strategy, loggers),
-        ]
-    )
-    where = {"device": device, "devices": devices, "nodes": nodes, "strategy": strategy, "loggers": loggers}
     labels = f"{shots}shot" if shots is not None else f"{fraction:g}"
     place = str(out or f"runs/{preset}-{data_slug(data)}-{labels}-seed{seed}")
-    tuned = f"{place}-teacher"
-    config = {
+    config: dict[str, Any] = {
         "preset": preset,
-        "teacher": tuned if tunes else teacher,
-        "pretrained": True if tunes else pretrained,
+        "teacher": teacher,
+        "pretrained": pretrained,
         "student": student,
         "pairing": asdict(pairing) if pairing else None,
         "data": data,
@@ -192,21 +142,34 @@ def train(
         "seed": seed,
         "image_size": image_size,
         "pool": pool,
-        "init": weights.init,
-        "init_parts": list(weights.parts),
-        "trained": list(weights.trained),
+        "init": init or method.init,
+        "init_parts": list(method.init_parts if init_parts is None else init_parts),
+        "trained": list(method.trained if trained is None else trained),
         "rules": [rule_config(rule) for rule in bound],
         "tune_teacher": False,  # done: to repeat the run is to take the teacher that is named here
         "recipe": asdict(settings),
-        **where,
+        "device": device,
+        "devices": devices,
+        "nodes": nodes,
+        "strategy": strategy,
+        "loggers": loggers,
         "out": place,
         "overwrite": False,
     }
+    raise_all(train_problems(config, settings, bound, tunes=tunes))
     if tunes:
+        asked, config = config, {**config, "teacher": f"{place}-teacher", "pretrained": True}
         if this_process() == 0:
             RunFolder.checked(place, config, overwrite=overwrite)  # before the work that comes first
-        _tune(tuned, teacher, pretrained, data, strict, fraction, shots, seed, image_size, where)
+        _tune(asked, config["teacher"])
     return _train(config, settings, bound, overwrite=overwrite)
+
+
+def _tune(config: dict[str, Any], out: str) -> None:
+    """Fine-tune the teacher of a run on the same images, in a run of its own; `pool` is the student's alone."""
+    log.info("fine-tuning the teacher first, in %s", out)
+    same = ("teacher", "pretrained", "data", "strict", "fraction", "shots", "seed", "image_size", *WHERE)
+    train("finetune", **{key: config[key] for key in same}, out=out)
 
 
 def _train(config: dict[str, Any], recipe: Recipe, rules: Sequence[Rule], *, overwrite: bool) -> Run:
@@ -219,15 +182,13 @@ def _train(config: dict[str, Any], recipe: Recipe, rules: Sequence[Rule], *, ove
         names=splits.classes,
     )
     with seeded(config["seed"]):
-        teacher, student = _networks(config, len(splits.classes))
+        teacher, student = make_networks(config, len(splits.classes))
         frozen = freeze(student, ["all"], but=config["trained"]) if config["trained"] else None
-        block = LastBlock(teacher) if teacher is not None and recipe.transmix == "teacher" else None
-        transfer = _bound(teacher, student, rules, config, recipe)
+        transfer = bind(teacher, student, rules, config, recipe)
         objective = Supervised(
             transfer,
             label_smoothing=recipe.label_smoothing,
             mixing=recipe.mixing,
-            teacher_block=block,
             frozen_rows=[] if frozen is None else frozen.rows,
         )
     raise_all(sharding_problems(objective, config["strategy"]))
@@ -241,6 +202,7 @@ def _train(config: dict[str, Any], recipe: Recipe, rules: Sequence[Rule], *, ove
     spec = describe(student)
     with logging_to(folder.path / "log.txt"):
         log.debug("%s: %d labelled images, student %s", name, len(subset), spec)
+        overlap = keep_overlap(splits, folder, data=config["data"], subset=subset)
         images = inputs_for(spec, splits, recipe, name=name, subset=subset)
         fitted = fit(
             objective,
@@ -253,7 +215,7 @@ def _train(config: dict[str, Any], recipe: Recipe, rules: Sequence[Rule], *, ove
             prepare=images.prepare,
             seed=config["seed"],
             name=name,
-            **{key: config[key] for key in ("device", "devices", "nodes", "strategy", "loggers")},
+            **{key: config[key] for key in WHERE},
         )
         transfer.release()
         writes = this_process() == 0
@@ -267,6 +229,7 @@ def _train(config: dict[str, Any], recipe: Recipe, rules: Sequence[Rule], *, ove
             "needs_teacher": config["teacher"] if any(isinstance(rule, OperandRule) for rule in rules) else None,
             "head_pairs": None if transfer.head_pairs is None else transfer.head_pairs.pairs.tolist(),
             "skipped": len(splits.skipped),
+            "overlap": overlap,
             "train": {"images": len(subset), "steps": fitted.steps, "seconds": fitted.seconds},
             "best_epoch": fitted.best_epoch,
             "validation": {"images": len(splits.validation.labels), **fitted.validation},
@@ -284,122 +247,3 @@ def _train(config: dict[str, Any], recipe: Recipe, rules: Sequence[Rule], *, ove
             folder.path,
         )
     return Run(folder.path, summary)
-
-
-def _untaught(teacher: str | None, rules: Sequence[Rule], *, tunes: bool) -> list[str]:
-    """Rules that read the class logits of a teacher which never saw a class."""
-    named = [type(rule).__name__ for rule in rules if isinstance(rule, NetworkRule) and rule.reads_teacher_logits]
-    folder = None if teacher is None else RunFolder(Path(teacher))
-    if tunes and teacher is None:
-        return ["tune_teacher fine-tunes a teacher, but none is named; add --teacher"]
-    if tunes or not named or folder is None or not folder.has("config.yaml") or "preset" in folder.config():
-        return []
-    return [
-        f"{', '.join(named)} needs a teacher that knows the classes, but {teacher} was pre-trained without labels; "
-        "add --tune-teacher"
-    ]
-
-
-def _tune(
-    out: str,
-    teacher: str | None,
-    pretrained: bool | str,
-    data: str,
-    strict: bool,
-    fraction: float,
-    shots: int | None,
-    seed: int,
-    image_size: int | None,
-    where: dict[str, Any],
-) -> None:
-    """Fine-tune the teacher on the same images, in a run of its own."""
-    log.info("fine-tuning the teacher first, in %s", out)
-    train(
-        "finetune",
-        teacher=teacher,
-        pretrained=pretrained,
-        data=data,
-        strict=strict,
-        fraction=fraction,
-        shots=shots,
-        seed=seed,
-        image_size=image_size,
-        out=out,
-        **where,
-    )
-
-
-def _problems(
-    preset: str,
-    teacher: str | None,
-    pretrained: bool | str,
-    student: str | None,
-    pairing: Pairing | None,
-    init: str,
-    rules: Sequence[Rule],
-    fraction: float,
-    shots: int | None,
-    recipe: Recipe,
-) -> list[str]:
-    problems = check_subset(fraction, shots) + recipe.problems()
-    taught = [rule for rule in rules if rule.needs_teacher]
-    if teacher is None and (taught or init == "teacher"):
-        problems.append(
-            f"preset {preset!r} needs a teacher; name one with --teacher, or make one first: "
-            "attention-transfer pretrain --out runs/teacher"
-        )
-    if teacher is None and pretrained is not True:
-        problems.append("pretrained says which weights the teacher has, but no teacher is named; add --teacher")
-    if student is not None and init != "random":
-        problems.append("a student of its own starts from random weights; leave --student out, or set --init random")
-    if pairing is not None and not taught:
-        problems.append(f"pairing has no effect without rules, which preset {preset!r} does not have; leave it out")
-    if init == "random" and any(isinstance(rule, Guide) for rule in rules):
-        log.warning("Guide keeps attention where it was, but a student that starts at random has none to keep")
-    if recipe.share_drop_path and not (taught and recipe.drop_path > 0):
-        problems.append("recipe.share_drop_path has no effect without rules and a drop_path above 0; leave it out")
-    return problems
-
-
-def _networks(config: dict[str, Any], classes: int) -> tuple[nn.Module | None, nn.Module]:
-    """Teacher and student; where no teacher is named, only an architecture is needed."""
-    size, teacher = config["image_size"], None
-    if config["teacher"] is not None:
-        teacher = load_vit(config["teacher"], pretrained=config["pretrained"], image_size=size)
-    if config["init"] not in ("random", "teacher"):
-        return teacher, _started(load_vit(config["init"], image_size=size), config, classes)
-    if teacher is None or config["student"] is not None:
-        if config["student"] is None:
-            log.info("no teacher named: the architecture is %s", DEFAULT_ARCHITECTURE)
-        return teacher, _fresh(config["student"] or DEFAULT_ARCHITECTURE, config, classes)
-    if config["init"] == "random":
-        return teacher, student_like(teacher, num_classes=classes, pool=config["pool"])
-    return teacher, _started(teacher, config, classes)
-
-
-def _started(source: nn.Module, config: dict[str, Any], classes: int) -> nn.Module:
-    """A student with the weights of a network, or some parts of them."""
-    if not config["init_parts"]:
-        return student_from(source, num_classes=classes, pool=config["pool"])
-    student = student_like(source, num_classes=classes, pool=config["pool"])
-    taken = take_part(student, source, config["init_parts"])
-    log.info("%d parameters from %s (%s), the rest at random", len(taken), config["init"], config["init_parts"])
-    return student
-
-
-def _fresh(architecture: str, config: dict[str, Any], classes: int) -> nn.Module:
-    like = load_vit(architecture, pretrained=False, num_classes=classes, image_size=config["image_size"])
-    return student_like(like, num_classes=classes, pool=config["pool"])
-
-
-def _bound(
-    teacher: nn.Module | None, student: nn.Module, rules: Sequence[Rule], config: dict[str, Any], recipe: Recipe
-) -> AttentionTransfer:
-    set_drop_path(student, recipe.drop_path)
-    pairing = Pairing(**config["pairing"]) if config["pairing"] else None
-    transfer = AttentionTransfer(teacher, student, rules, pairing=pairing, share_drop_path=recipe.share_drop_path)
-    if teacher is not None and any(rule.needs_teacher for rule in rules):
-        report = check_transfer(teacher, student, pairing=pairing)
-        for message in (*report.warnings, *report.notes):
-            log.warning(message)
-    return transfer

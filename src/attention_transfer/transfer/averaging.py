@@ -10,14 +10,7 @@ from torch import Tensor
 from attention_transfer.vit import AttentionCall
 
 Average = Literal["images", "queries", "heads"]
-_DIMENSION = {"images": 0, "heads": 1, "queries": 2}
-
-
-def average_problem(rule: str, over: str | None) -> str | None:
-    """What is wrong with a rule's choice, or `None`."""
-    if over is None or over in _DIMENSION:
-        return None
-    return f"{rule}.average is {over!r}; choose one of: {', '.join(_DIMENSION)}"
+_DIMENSION: dict[Average, int] = {"images": 0, "heads": 1, "queries": 2}
 
 
 def averaged(call: AttentionCall, over: Average | None) -> AttentionCall:

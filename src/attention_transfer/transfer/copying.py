@@ -8,10 +8,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from attention_transfer.errors import UserError
-from attention_transfer.transfer.averaging import Average, average_problem, averaged
+from attention_transfer.errors import UserError, raise_all
+from attention_transfer.transfer.averaging import Average, averaged
 from attention_transfer.transfer.rule import OperandRule
-from attention_transfer.vit import AttentionCall, Reading, ViTSpec
+from attention_transfer.vit import AttentionCall, Reading, ViTSpec, wrong_choices
+
+Parts = Literal["qk", "q", "k", "v"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,14 +31,11 @@ class Copy(OperandRule):
             the paper, which loses most of the gain); needs parts="qk" and all heads.
     """
 
-    parts: Literal["qk", "q", "k", "v"] = "qk"
+    parts: Parts = "qk"
     average: Average | None = None
 
     def __post_init__(self) -> None:
-        if self.parts not in ("qk", "q", "k", "v"):
-            raise UserError(f'Copy.parts is {self.parts!r}; choose "qk", "q", "k" or "v"')
-        if problem := average_problem("Copy", self.average):
-            raise UserError(problem)
+        raise_all(wrong_choices(self, parts=Parts, average=Average | None))
         if self.average is not None and (self.parts != "qk" or self.heads is not None):
             raise UserError('Copy.average is of whole maps; leave parts at "qk" and heads out')
 

@@ -21,12 +21,14 @@ from attention_transfer.attention import (
     logit_l2,
     output_l2,
 )
-from attention_transfer.errors import UserError
-from attention_transfer.transfer.averaging import Average, average_problem, averaged
+from attention_transfer.errors import UserError, raise_all
+from attention_transfer.transfer.averaging import Average, averaged
 from attention_transfer.transfer.rule import LossRule, check_heads, take_heads
-from attention_transfer.vit import AttentionCall, Reading, ViTSpec
+from attention_transfer.vit import AttentionCall, Reading, ViTSpec, wrong_choices
 
-_DIVERGENCES: dict[str, Callable[..., Tensor]] = {
+Target = Literal["map", "logits", "q", "k", "v", "output"]
+Divergence = Literal["ce", "kl", "js", "mse"]
+_DIVERGENCES: dict[Divergence, Callable[..., Tensor]] = {
     "ce": attention_cross_entropy,
     "kl": attention_kl,
     "js": attention_js,
@@ -55,24 +57,19 @@ class Distill(LossRule):
     """
 
     weight: float = 3.0
-    target: Literal["map", "logits", "q", "k", "v", "output"] = "map"
-    divergence: Literal["ce", "kl", "js", "mse"] = "ce"
+    target: Target = "map"
+    divergence: Divergence = "ce"
     average: Average | None = None
     impl: Impl = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.target not in ("map", "logits", "q", "k", "v", "output"):
-            raise UserError(f'Distill.target is {self.target!r}; choose "map", "logits", "q", "k", "v" or "output"')
-        if self.divergence not in _DIVERGENCES:
-            raise UserError(f"Distill.divergence is {self.divergence!r}; choose one of: {', '.join(_DIVERGENCES)}")
+        raise_all(wrong_choices(self, target=Target, divergence=Divergence, average=Average | None, impl=Impl))
         if self.target != "map" and (self.divergence != "ce" or self.average is not None):
             raise UserError(
                 f"Distill.divergence and average are of maps, and target is {self.target!r}; leave them out, or set "
                 'target="map"'
             )
-        if problem := average_problem("Distill", self.average):
-            raise UserError(problem)
         if self.average is not None and (self.heads is not None or self.impl in ("flash", "triton")):
             raise UserError("Distill.average is of all heads' maps, which are formed; leave heads and impl out")
         if self.target not in ("map", "logits") and self.impl != "auto":

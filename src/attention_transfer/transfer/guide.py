@@ -8,9 +8,13 @@ from typing import Literal
 from torch import Tensor
 
 from attention_transfer.attention import attention_mse, logit_l2
-from attention_transfer.errors import UserError
+from attention_transfer.errors import UserError, raise_all
 from attention_transfer.transfer.rule import LossRule, check_heads, take_heads
-from attention_transfer.vit import POOL, AttentionCall, Query, Reading, ViTSpec
+from attention_transfer.vit import POOL, AttentionCall, Query, Reading, ViTSpec, wrong_choices
+
+Reduction = Literal["mean", "sum"]
+Rows = Literal["query", "all"]
+On = Literal["logits", "maps"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,21 +38,14 @@ class Guide(LossRule):
     """
 
     weight: float = 0.1
-    reduction: Literal["mean", "sum"] = "mean"
+    reduction: Reduction = "mean"
     query: Query = "class"
-    rows: Literal["query", "all"] = "query"
-    on: Literal["logits", "maps"] = "logits"
+    rows: Rows = "query"
+    on: On = "logits"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, value, choices in (
-            ("reduction", self.reduction, ("mean", "sum")),
-            ("query", self.query, ("class", "mean", "pool")),
-            ("rows", self.rows, ("query", "all")),
-            ("on", self.on, ("logits", "maps")),
-        ):
-            if value not in choices:
-                raise UserError(f"Guide.{name} is {value!r}; choose one of: {', '.join(choices)}")
+        raise_all(wrong_choices(self, reduction=Reduction, query=Query, rows=Rows, on=On))
         if self.rows == "all" and self.query != "class":
             raise UserError('Guide.query has no effect with rows="all"; leave one of the two out')
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import logging
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from attention_transfer.transfer.bond import Bond, named
 from attention_transfer.transfer.heads import HeadPairs, head_divergences
 from attention_transfer.transfer.networks import NetworkLosses
 from attention_transfer.transfer.rule import AttentionRule, NetworkRule, Rule, Weighted
+from attention_transfer.transfer.step import Step, bind_blocks
 from attention_transfer.vit import (
     POOL,
     AttentionCall,
@@ -27,17 +28,13 @@ from attention_transfer.vit import (
     Pairing,
     Replay,
     SharedDropPath,
-    Skipped,
     TapHandle,
     attention_modules,
     capture,
     carries_gradient,
     check_shared_drop_path,
     describe,
-    in_backward,
-    listen,
     logits_of,
-    may_run_again,
 )
 
 _log = logging.getLogger(__name__)
@@ -63,33 +60,6 @@ class TransferOutput:
 
 
 torch.utils._pytree.register_dataclass(TransferOutput)  # DistributedDataParallel looks for tensors in outputs
-
-
-@dataclass(frozen=True)
-class _Step:
-    """What one forward of student and teacher is run with, and what was seen of them."""
-
-    owner: AttentionTransfer  # lives until the backward pass, which may run blocks again, and needs what it attached
-    masks: Sequence[Tensor] | None
-    ways: dict[tuple[int, str], list[int]] | None  # to note how each rule's loss is computed: in which layers
-    teacher_calls: dict[int, AttentionCall] = field(default_factory=dict)
-    student_calls: dict[tuple[int, int], AttentionCall] = field(default_factory=dict)  # by rule and layer
-    attended: dict[tuple[int, int], Tensor] = field(default_factory=dict)  # losses that came with the attention
-    mapped: dict[tuple[int, int], AttentionCall] = field(default_factory=dict)  # by rule and layer
-
-    def teacher_call(self, bond: Bond, index: int, layer: int, head_pairs: HeadPairs | None) -> AttentionCall:
-        """The teacher's call for a rule and a layer of the student, mapped once."""
-        if (index, layer) not in self.mapped:
-            heads = None if head_pairs is None else head_pairs.of(layer)
-            self.mapped[index, layer] = bond.teacher_call(self.teacher_calls, index, layer, heads)
-        return self.mapped[index, layer]
-
-    def release(self, bond: Bond, layer: int) -> None:
-        """Let go of the teacher's call for a layer of the student that has all it needs of it."""
-        for place in [place for place in self.mapped if place[1] == layer]:
-            del self.mapped[place]
-        if bond.is_last_use(layer):
-            self.teacher_calls.pop(bond.teacher_layers[layer], None)
 
 
 class AttentionTransfer(nn.Module):
@@ -137,7 +107,8 @@ class AttentionTransfer(nn.Module):
         super().__init__()
         _check(teacher, student, rules, pairing, share_drop_path)
         attention = [rule for rule in rules if isinstance(rule, AttentionRule)]
-        bond = Bond(teacher, student, attention, pairing or Pairing()) if attention and teacher is not None else None
+        self._pairing = pairing or Pairing()
+        bond = Bond(teacher, student, attention, self._pairing) if attention and teacher is not None else None
         self.student = student
         self.rules = tuple(rules)
         self.share_drop_path = share_drop_path
@@ -150,10 +121,10 @@ class AttentionTransfer(nn.Module):
         self._bond = bond
         # In a tuple, so that it is not registered: neither trained nor saved with the student.
         self._unregistered: tuple[nn.Module, ...] = ()
-        self.networks = _network_losses(teacher, student, rules, pairing or Pairing())
+        self.networks = _network_losses(teacher, student, rules, self._pairing)
         self._drop_path: SharedDropPath | None = None
         self.head_pairs: HeadPairs | None = None
-        self._replay: Replay[_Step] = Replay(student)  # attaches to the student, as all below; nothing is refused now
+        self._replay: Replay[Step] = Replay(student)  # attaches to the student, as all below; nothing is refused now
         handles = [self._replay.handle, *([] if self.networks is None else self.networks.handles)]
         self.progress = 0.0
         if teacher is not None and any(rule.needs_teacher for rule in rules):
@@ -174,9 +145,10 @@ class AttentionTransfer(nn.Module):
             handles += self._probe.handles
         if bond is not None:
             self.head_pairs = HeadPairs(bond.student.depth, bond.student.heads) if _matches(bond) else None
-            handles += _bind(student, bond, self._replay, self.head_pairs)
+            handles += bind_blocks(student, bond, self._replay, self.head_pairs)
         self._released = False
         self._said = False
+        self._handles = handles
         self._release = weakref.finalize(self, _remove, handles)
 
     @property
@@ -184,14 +156,32 @@ class AttentionTransfer(nn.Module):
         """The frozen teacher, or `None` where no rule reads it."""
         return self._unregistered[0] if self._unregistered else None
 
+    @property
+    def pairing(self) -> Pairing:
+        """How the teacher's layers, heads and tokens are mapped to the student's."""
+        return self._pairing
+
+    @property
+    def teacher_depth(self) -> int:
+        """How many of the teacher's blocks run: those up to the last that a rule reads, or all for its output."""
+        if self.teacher is None:
+            return 0
+        read = () if self._bond is None else self._bond.teacher_layers.values()
+        whole = POOL in read or (self.networks is not None and self.networks.reads_teacher)
+        return describe(self.teacher).depth if whole else max(read) + 1
+
     def forward(self, images: Tensor) -> TransferOutput:
-        """Run teacher and student on a batch of images, (B, channels, height, width), normalised for the student."""
+        """Run teacher and student on a batch of images, (B, channels, height, width), normalised for the student.
+
+        The first forward with gradients logs how the losses are computed, which may be otherwise in those without.
+        """
         if self._released:
             raise RuntimeError("this AttentionTransfer was released; make a new one")
         if not self.rules:
             return TransferOutput(logits_of(self.student(images)), {}, {})
         masks = self._drop_path.draw(len(images), images.device) if self._drop_path and self.training else None
-        step = _Step(self, masks, None if self._said or torch.compiler.is_compiling() else {})
+        says = not torch.compiler.is_compiling() and torch.is_grad_enabled() and not self._said
+        step = Step(self, masks, {} if says else None)
         with nullcontext() if self.networks is None else self.networks.watching() as watches:
             known = self._run_teacher(images, step)
             with self._replay.step(step):
@@ -210,7 +200,7 @@ class AttentionTransfer(nn.Module):
             rules |= self.networks.rules
         return {name: rule.weight_at(self.progress) for name, rule in rules.items()}
 
-    def _run_teacher(self, images: Tensor, step: _Step) -> Tensor | None:
+    def _run_teacher(self, images: Tensor, step: Step) -> Tensor | None:
         """The teacher's forward; its calls go into the step, its logits come back where a rule reads them."""
         if self.teacher is None:
             return None
@@ -221,7 +211,7 @@ class AttentionTransfer(nn.Module):
             self._pair_heads(self._bond, images, step)
         return logits_of(output) if self.networks is not None and self.networks.reads_teacher_logits else None
 
-    def _attention_losses(self, bond: Bond, step: _Step) -> dict[str, Tensor]:
+    def _attention_losses(self, bond: Bond, step: Step) -> dict[str, Tensor]:
         self._check_gradients(step.student_calls)
         if step.ways is not None:
             self._say(bond, step.ways)
@@ -229,6 +219,10 @@ class AttentionTransfer(nn.Module):
         for loss in losses.values():  # a backward pass may come through a loss and not through the logits
             self._replay.remember(loss, step)
         return losses
+
+    def attach(self, handles: Iterable[TapHandle]) -> None:
+        """Leave it to `release` to remove these too: what else listens to the student or the teacher in a training."""
+        self._handles.extend(handles)
 
     def release(self) -> None:
         """Take everything off the student and the teacher that this module attached; it can't be used afterwards."""
@@ -248,7 +242,7 @@ class AttentionTransfer(nn.Module):
         parameters = [p for linear in fused if isinstance(linear, nn.Linear) for p in linear.parameters()]
         return [(p, slice(0, 2 * p.shape[0] // 3)) for p in parameters]
 
-    def _loss(self, bond: Bond, index: int, step: _Step) -> Tensor:
+    def _loss(self, bond: Bond, index: int, step: Step) -> Tensor:
         """A rule's loss, summed over its layers."""
         rule, losses = bond.loss(index), []
         for layer in bond.bound[index]:
@@ -267,7 +261,7 @@ class AttentionTransfer(nn.Module):
             _log.info("%s in layers %s: %s", names[index], ", ".join(map(str, layers)), way)
 
     @torch.no_grad()
-    def _pair_heads(self, bond: Bond, images: Tensor, step: _Step) -> None:
+    def _pair_heads(self, bond: Bond, images: Tensor, step: Step) -> None:
         """Match the heads on the first batch, by the student's attention as it is then."""
         missing = [] if self.head_pairs is None else self.head_pairs.missing(bond.layers)
         if self.head_pairs is None or not missing:
@@ -347,58 +341,11 @@ def _network_losses(
     return NetworkLosses(teacher, student, own, pairing) if own else None
 
 
-def _bind(student: nn.Module, bond: Bond, replay: Replay[_Step], head_pairs: HeadPairs | None) -> list[TapHandle]:
-    """Let the student's blocks take the teacher's operands and be heard, in the steps of `replay` and nowhere else."""
-
-    def hear(call: AttentionCall) -> AttentionCall | Tensor:
-        step = replay.state()
-        if step is None:
-            return call
-        for index, rule in bond.copies(call.layer):
-            call = rule.operands(call, step.teacher_call(bond, index, call.layer, head_pairs))
-        # Gradient checkpointing runs blocks again in the backward pass; their losses are those of the forward pass.
-        again = not torch.compiler.is_compiling() and in_backward()
-        output, waits = _attended(bond, step, call, head_pairs, again=again)
-        if not (waits or again or torch.compiler.is_compiling() or may_run_again()):
-            step.release(bond, call.layer)
-        return call if output is None else output
-
-    def skips(layer: int) -> Skipped:
-        return "" if replay.state() is None else bond.skips(layer)
-
-    return listen(student, dict.fromkeys(bond.layers, hear), skips=skips)
-
-
-def _attended(
-    bond: Bond, step: _Step, call: AttentionCall, head_pairs: HeadPairs | None, *, again: bool
-) -> tuple[Tensor | None, bool]:
-    """The output of a block's attention where a loss came with it, and whether any loss is still to be computed."""
-    output, waits = None, False
-    for index in bond.losses_at(call.layer):
-        rule, teacher_call = bond.loss(index), step.teacher_call(bond, index, call.layer, head_pairs)
-        # A row becomes its logits here, among the block's operations, so that their gradients are formed with the
-        # block's, and not those of all blocks before the first.
-        heard = call if rule.row is None else call.query_row(rule.row).as_logits()
-        way = rule.how(call, teacher_call) if step.ways is not None and not again else ""
-        if step.ways is not None and way:
-            step.ways.setdefault((index, way), []).append(call.layer)
-        attended = rule.attend(call, teacher_call) if output is None else None
-        if attended is None:
-            waits = True
-            if not again:
-                step.student_calls[index, call.layer] = heard
-            continue
-        output = attended[0]
-        if not again:
-            step.attended[index, call.layer] = attended[1]
-    return output, waits
-
-
 def _matches(bond: Bond) -> bool:
     return bond.pairing.heads == "match" and bond.layers != (POOL,)
 
 
-def _masks(replay: Replay[_Step]) -> Sequence[Tensor] | None:
+def _masks(replay: Replay[Step]) -> Sequence[Tensor] | None:
     step = replay.state()
     return None if step is None else step.masks
 

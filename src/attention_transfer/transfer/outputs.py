@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from attention_transfer.errors import UserError
+from attention_transfer.errors import UserError, raise_all
 from attention_transfer.transfer.rule import NetworkRule, Seen, widened
-from attention_transfer.vit import Indices, ViTSpec, select
+from attention_transfer.vit import Indices, ViTSpec, select, wrong_choices
+
+Kind = Literal["soft", "hard"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,13 +29,12 @@ class LogitKD(NetworkRule):
         temperature: T of "soft"; timm's default is 4.
     """
 
-    kind: Literal["soft", "hard"] = "soft"
+    kind: Kind = "soft"
     temperature: float = 4.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.kind not in ("soft", "hard"):
-            raise UserError(f'LogitKD.kind is {self.kind!r}; choose "soft" or "hard"')
+        raise_all(wrong_choices(self, kind=Kind))
         if not (self.temperature > 0 and math.isfinite(self.temperature)):
             raise UserError(f"LogitKD.temperature is {self.temperature}; give a finite number above 0")
 

@@ -11,8 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from attention_transfer.errors import UserError
-from attention_transfer.vit import AttentionCall, Indices, Query, Reading, ViTSpec, select
+from attention_transfer.errors import UserError, raise_all
+from attention_transfer.vit import AttentionCall, Indices, Query, Reading, ViTSpec, select, wrong_choices
 
 Schedule = Literal["constant", "cosine", "off"]
 
@@ -101,8 +101,7 @@ class Weighted:
         name = type(self).__name__
         if not (math.isfinite(self.weight) and self.weight >= 0):
             raise UserError(f"{name}.weight is {self.weight}; give a finite number of at least 0")
-        if self.schedule not in ("constant", "cosine", "off"):
-            raise UserError(f'{name}.schedule is {self.schedule!r}; choose "constant", "cosine" or "off"')
+        raise_all(wrong_choices(self, schedule=Schedule))
         if not 0 < self.until <= 1:
             raise UserError(f"{name}.until is {self.until}; give a share of the training above 0 and at most 1")
         if self.schedule == "constant" and self.until != 1:

@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from attention_transfer.writing import whole_file
+
 _SIDE, _GAP, _APART = 112, 6, 18  # pixels: a tile's longer side, between tiles, between rows of unlike images
 _TYPE, _TITLES = 14, 24  # pixels: the type's size, and the height of the line above
 _STRENGTH = 0.72  # of the colours over the image
@@ -67,10 +69,8 @@ def attention_sheet(rows: Sequence[SheetRow], columns: Sequence[str]) -> Image.I
 
 def save_sheet(sheet: Image.Image, path: Path) -> Path:
     """Write a sheet, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}")
-    sheet.save(temporary, format="PNG", compress_level=3)
-    temporary.replace(path)
+    with whole_file(path) as file:
+        sheet.save(file, format="PNG", compress_level=3)
     return path
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from attention_transfer.writing import whole_file
+
 # Okabe and Ito's palette, which colour-blind readers tell apart; a method keeps its colour in every figure.
 COLOURS = {
     "scratch": "#7f7f7f",
@@ -45,8 +47,6 @@ def style() -> Iterator[None]:
 
 def save(figure: Figure, path: Path) -> Path:
     """Write a figure, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, format=path.suffix[1:], bbox_inches="tight", facecolor="white")
-    temporary.replace(path)
+    with whole_file(path) as file:
+        figure.savefig(file, format=path.suffix[1:], bbox_inches="tight", facecolor="white")
     return path

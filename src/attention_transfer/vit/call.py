@@ -5,7 +5,7 @@ Shapes: B batch, H heads, N tokens, D head dimension.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -16,9 +16,6 @@ from attention_transfer.vit.tokens import Query, Tokens
 
 POOL = -1
 """The layer of an attention-pool head's call (SigLIP, PE); blocks are counted from 0."""
-
-
-_CLASS_TOKEN = Tokens()
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +39,7 @@ class AttentionCall:
     mask: Tensor | None
     scale: float
     layer: int
-    tokens: Tokens = _CLASS_TOKEN
+    tokens: Tokens = field(default_factory=Tokens)  # another default Dynamo of torch 2.11 can't trace
     dropout: float = 0.0
 
     def logits(self) -> Tensor:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +16,7 @@ from attention_transfer.vit.files import read_network
 from attention_transfer.vit.libraries import LIBRARIES, library_of, unwrapped
 from attention_transfer.vit.recognise import architecture_of
 from attention_transfer.vit.weights import load_weights, take_weights
+from attention_transfer.writing import whole_folder
 
 log = logging.getLogger("attention_transfer")
 
@@ -97,17 +96,15 @@ def save_vit(model: nn.Module, folder: Path, *, labels: list[str] | None = None)
 
     `timm.create_model("local-dir:…", pretrained=True)` loads a model of timm, `from_pretrained` one of transformers,
     and `load_vit` any. The folder appears whole or not at all; one that is there is replaced.
+
+    Raises:
+        OSError: the folder can't be written; it is named.
     """
     bare = unwrapped(model)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-        written = Path(temporary) / folder.name
+    with whole_folder(folder) as written:
         library_of(bare).save(bare, written, labels)
         for file in written.iterdir():
             file.chmod(0o644)
-        if folder.exists():
-            shutil.rmtree(folder)
-        written.rename(folder)
 
 
 def labels_of(model: nn.Module) -> list[str] | None:

@@ -9,19 +9,24 @@ Shapes: B batch, H heads, N query tokens, M key tokens, D head dimension; `_t` t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, SupportsIndex
 
 import torch
 from torch import Tensor
 
 from attention_transfer.errors import UserError, raise_all
 from attention_transfer.vit.call import POOL, AttentionCall
+from attention_transfer.vit.choices import wrong_choices
 from attention_transfer.vit.libraries import ViTSpec
 from attention_transfer.vit.tokens import Tokens
 
 Reading = Literal["maps", "logits", "operands"]
 """What a rule reads from a call, which decides how it is mixed."""
+Depth = Literal["relative", "last"]
+Heads = Literal["same", "mean", "match"]
+Registers = Literal["drop", "to class"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +41,24 @@ class Pairing:
             mean Jensen–Shannon divergence over the first batch, each once where there are enough.
         registers: what happens to the attention that the teacher pays to tokens that the student lacks: "drop"
             renormalises the rows without them, "to class" gives it to the class token.
+
+    Raises:
+        UserError: a value is none of these; every one is listed.
     """
 
-    layers: Literal["relative", "last"] | list[int] = "relative"
-    heads: Literal["same", "mean", "match"] = "same"
-    registers: Literal["drop", "to class"] = "drop"
+    layers: Depth | list[int] = "relative"
+    heads: Heads = "same"
+    registers: Registers = "drop"
+
+    def __post_init__(self) -> None:
+        found = wrong_choices(self, heads=Heads, registers=Registers)
+        if isinstance(self.layers, str):
+            found += wrong_choices(self, layers=Depth)
+        elif not (isinstance(self.layers, Sequence) and all(isinstance(i, SupportsIndex) for i in self.layers)):
+            found.append(
+                f'Pairing.layers is {self.layers!r}; give "relative", "last", or a list of the teacher\'s blocks'
+            )
+        raise_all(found)
 
     def teacher_layer(self, layer: int, teacher: ViTSpec, student: ViTSpec) -> int:
         """The teacher's block for a block of the student.

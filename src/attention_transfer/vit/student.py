@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import timm
 from timm.layers import trunc_normal_
 from torch import nn
 
-from attention_transfer.errors import UserError
+from attention_transfer.errors import UserError, nearest
 from attention_transfer.vit.describe import describe
 from attention_transfer.vit.initialise import initialise
 from attention_transfer.vit.libraries import library_of, unwrapped
 from attention_transfer.vit.pooling import Pool, set_pool
+
+Components = Literal["native", "standard"]
 
 
 def student_like(
     teacher: nn.Module,
     *,
     num_classes: int,
-    components: Literal["native", "standard"] = "native",
+    components: Components = "native",
     pool: Pool | None = None,
 ) -> nn.Module:
     """A randomly initialised network of the teacher's shape.
@@ -42,6 +44,8 @@ def student_like(
     """
     describe(teacher)
     bare = unwrapped(teacher)
+    if components not in get_args(Components):
+        raise UserError(f"components is {components!r}; {nearest(components, get_args(Components))}")
     student = library_of(bare).fresh(bare, num_classes) if components == "native" else _standard(bare, num_classes)
     if pool is not None:
         set_pool(student, pool)

@@ -379,8 +379,11 @@ def unusable(device: str) -> str | None:
     q = torch.zeros(1, 1, 1, 16, device=device)
     try:
         triton_kernels.cross_entropy(Side(q, q, None, None), Side(q, q, None, None), tune=False)
-    except TypeError as error:
-        return repr(error)
+    except Exception as error:
+        cause = error.__cause__ or error  # some releases put an error of their own around it
+        if isinstance(cause, TypeError):
+            return repr(cause)
+        raise
     return None
 
 

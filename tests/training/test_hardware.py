@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from attention_transfer import Recipe, UserError
 from attention_transfer.training import train
 from attention_transfer.training.hardware import Hardware, choose_hardware, launched_processes, this_process
+from attention_transfer.training.loading import choose_workers
 
 
 @pytest.fixture
@@ -26,9 +28,30 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def torchrun(monkeypatch: pytest.MonkeyPatch, *, rank: int, local: int, world: int) -> None:
-    values = {"TORCHELASTIC_RUN_ID": "1", "RANK": rank, "LOCAL_WORLD_SIZE": local, "WORLD_SIZE": world}
-    for name, value in values.items():
+    sizes = {"LOCAL_WORLD_SIZE": local, "GROUP_WORLD_SIZE": -(-world // local), "WORLD_SIZE": world}
+    for name, value in {"TORCHELASTIC_RUN_ID": "1", "RANK": rank, **sizes}.items():
         monkeypatch.setenv(name, str(value))
+
+
+def slurm(monkeypatch: pytest.MonkeyPatch, **values: Any) -> None:
+    """What SLURM 22.05 puts into the environment, of what is read here or by Lightning."""
+    for name in [name for name in os.environ if name.startswith("SLURM_")]:
+        monkeypatch.delenv(name)
+    for name, value in values.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+
+
+JOB = {"JOB_ID": 123456, "JOB_NAME": "train", "NTASKS": 8, "NNODES": 2, "NTASKS_PER_NODE": 4, "NODELIST": "node[1-2]"}
+STEP = {
+    **{"STEP_ID": 0, "STEP_NUM_TASKS": 8, "STEP_NUM_NODES": 2, "STEP_TASKS_PER_NODE": "4(x2)"},
+    **{"STEP_NODELIST": "node[1-2]", "PROCID": 5, "LOCALID": 1, "NODEID": 1},
+}
+
+
+def environment(hardware: Hardware) -> Any:
+    """What tells Lightning's trainer who its processes are."""
+    (plugin,) = hardware.trainer_arguments("fp32")["plugins"]
+    return plugin
 
 
 def test_without_a_gpu_it_is_one_process_on_the_cpu(gpus: Any) -> None:
@@ -82,16 +105,91 @@ def test_torchrun_says_how_many_processes_there_are(gpus: Any, monkeypatch: pyte
         choose_hardware()
 
 
+@pytest.mark.parametrize("local", [1, 2])  # as the one machine sees it, and as the other does
+def test_unequal_numbers_of_processes_are_refused(local: int, gpus: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus(0)
+    torchrun(monkeypatch, rank=0, local=local, world=3)
+    monkeypatch.setenv("GROUP_WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="torchrun started 3 processes on 2 machines"):
+        choose_hardware()
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+    slurm(monkeypatch, **JOB, **{**STEP, "STEP_NUM_TASKS": 7, "STEP_TASKS_PER_NODE": "4,3"})
+    with pytest.raises(UserError, match="SLURM put 7 tasks on 2 machines as 4,3"):
+        choose_hardware()
+
+
 def test_slurm_says_how_many_processes_there_are(gpus: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     gpus(4)
-    for name, value in {"NTASKS": 8, "NNODES": 2, "PROCID": 5, "JOB_NAME": "train", "NTASKS_PER_NODE": 4}.items():
-        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    slurm(monkeypatch, **JOB, **STEP)
     assert launched_processes() == ("SLURM", (4, 2))
     assert this_process() == 5
-    assert choose_hardware().processes == 8
-    monkeypatch.setenv("SLURM_JOB_NAME", "bash")  # a shell on a node: nothing has started this once for each task
+    assert str(choose_hardware()) == "4 x cuda on each of 2 machines (cuda is there; processes by SLURM)"
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        {**JOB, "PROCID": 0},  # a job's script
+        {**JOB, "JOB_NAME": "interactive"},  # the shell of salloc
+        {**JOB, **STEP, "STEP_NUM_TASKS": 1, "STEP_NUM_NODES": 1, "STEP_TASKS_PER_NODE": "1", "PROCID": 0},
+        {**JOB, **STEP, "JOB_NAME": "bash", "PROCID": 0, "PTY_PORT": 36509},  # srun --pty bash
+    ],
+)
+def test_what_slurm_runs_once_is_alone(where: dict[str, Any], gpus: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus(0)
+    slurm(monkeypatch, **where)
     assert launched_processes() is None
     assert this_process() == 0
+    assert environment(choose_hardware()).world_size() == 1
+    assert choose_hardware(devices=2).processes == 2
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        {"JOB_NAME": "interactive"},  # srun in a shell of salloc
+        {"JOB_NAME": "bash", "PTY_PORT": 36509, "STEP_ID": 2},  # srun in a shell of srun
+        {"NTASKS": 16, "NNODES": 4, "NODELIST": "node[1-4]"},  # a part of a job
+    ],
+)
+def test_tasks_of_a_step_belong_together(where: dict[str, Any], gpus: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus(0)
+    slurm(monkeypatch, **{**JOB, **STEP, "STEP_NODELIST": "node[2,4]", **where})
+    monkeypatch.delenv("SLURM_NTASKS_PER_NODE")  # srun --ntasks sets none
+    assert launched_processes() == ("SLURM", (4, 2))
+    step = environment(choose_hardware())
+    assert (step.world_size(), step.global_rank(), step.local_rank(), step.node_rank()) == (8, 5, 1, 1)
+    assert step.creates_processes_externally
+    assert step.main_address == "node2"
+
+
+def test_trainings_at_once_in_a_job_have_ports_of_their_own(gpus: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus(0)
+    ports = set()
+    for job, step in ((123456, 0), (123456, 1), (123457, 0)):
+        slurm(monkeypatch, **{**JOB, **STEP, "JOB_ID": job, "STEP_ID": step})
+        ports.add(environment(choose_hardware()).main_port)
+    assert len(ports) == 3
+    monkeypatch.setenv("MASTER_PORT", "4711")
+    assert environment(choose_hardware()).main_port == 4711
+
+
+def test_torchrun_in_a_job_is_torchrun(gpus: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus(0)
+    slurm(monkeypatch, **JOB, **{**STEP, "STEP_NUM_TASKS": 2, "STEP_TASKS_PER_NODE": "1(x2)", "PROCID": 1})
+    torchrun(monkeypatch, rank=11, local=8, world=16)
+    hardware = choose_hardware()
+    assert (hardware.devices, hardware.nodes, this_process()) == (8, 2, 11)
+    assert (environment(hardware).world_size(), environment(hardware).global_rank()) == (16, 11)
+
+
+def test_a_task_with_cores_of_its_own_does_not_share_them_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(9)))
+    slurm(monkeypatch, **JOB, **STEP, CPUS_ON_NODE=36)  # 4 tasks of 9 cores
+    photos: Any = [None] * 4
+    assert choose_workers(photos, None, Hardware("cuda", 4, 2))[0] == 8
+    monkeypatch.setenv("SLURM_CPUS_ON_NODE", "9")  # 4 tasks on 9 cores
+    assert choose_workers(photos, None, Hardware("cuda", 4, 2))[0] == 1
 
 
 def test_what_the_devices_can_not_do_is_listed() -> None:

@@ -20,6 +20,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, WeightAveraging
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -217,16 +218,23 @@ class StopOnRequest(Callback):
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take Ctrl-C over inside the block, where signals can be listened for at all, and are not ignored."""
-        ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # as in the background of a script
-        if ignored or threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = signal.signal(signal.SIGINT, self._request)
+        """Take Ctrl-C over inside the block, where signals can be listened for at all, and are not ignored.
+
+        Raises:
+            Interrupted: the process was told to end (SIGTERM).
+        """
+        before = signal.getsignal(signal.SIGINT)
+        ignored = before is signal.SIG_IGN  # as in the background of a script
+        listens = not ignored and threading.current_thread() is threading.main_thread()
+        if listens:
+            signal.signal(signal.SIGINT, self._request)
         try:
             yield
+        except SIGTERMException as error:  # of Lightning; it would end the process with code 0, as if all were done
+            raise Interrupted from error
         finally:
-            signal.signal(signal.SIGINT, before)
+            if listens:
+                signal.signal(signal.SIGINT, before)
 
     def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:  # noqa: ARG002
         """Stop where it was asked for."""

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
-from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 
 from attention_transfer.errors import UserError, nearest, raise_all
 from attention_transfer.training.recipe import Precision, Recipe
 from attention_transfer.training.sharding import Sharded
+from attention_transfer.training.slurm import SlurmStep
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Devices = int | Literal["auto"] | None
@@ -92,9 +93,9 @@ class Hardware:
             # Copying leaves some students' query and key projections without gradients, and evaluation may give
             # processes unequal numbers of batches, in which a broadcast of buffers would wait for ever.
             arguments["strategy"] = DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
-        if _on_slurm():
-            # A job that is taken up again is the same command, which goes on from the run's own checkpoint.
-            arguments["plugins"] = [SLURMEnvironment(auto_requeue=False)]
+        # Not left to Lightning, to which a job's script or shell, where a command runs once, looks like its tasks.
+        kinds = (kind for kind in (TorchElasticEnvironment, SlurmStep) if kind.detect())
+        arguments["plugins"] = [next(kinds, LightningEnvironment)()]
         return arguments
 
 
@@ -141,28 +142,30 @@ def choose_hardware(
 
 
 def launched_processes() -> tuple[str, tuple[int, int]] | None:
-    """Who started this process among others, and how many: (a machine, machines); `None` where nobody did."""
+    """Who started this process among others, and how many: (a machine, machines); `None` where nobody did.
+
+    Raises:
+        UserError: the machines have unequal numbers of processes.
+    """
     if TorchElasticEnvironment.detect():
-        local = int(os.environ["LOCAL_WORLD_SIZE"])
-        return "torchrun", (local, int(os.environ["WORLD_SIZE"]) // local)
-    if _on_slurm():
-        machines = int(os.environ.get("SLURM_NNODES", "1"))
-        return "SLURM", (int(os.environ["SLURM_NTASKS"]) // machines, machines)
-    return None
+        names = ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "WORLD_SIZE")
+        local, machines, world = (int(os.environ[name]) for name in names)
+        if local * machines != world:
+            raise UserError(
+                f"torchrun started {world} processes on {machines} machines, and {local} of them on this one; "
+                "give all machines the same --nproc-per-node"
+            )
+        return "torchrun", (local, machines)
+    return ("SLURM", SlurmStep.tasks()) if SlurmStep.detect() else None
 
 
 def this_process() -> int:
     """Rank of this process among those that train together; 0 where it is alone, and for the one that writes."""
     if TorchElasticEnvironment.detect():
         return int(os.environ["RANK"])
-    if _on_slurm():
+    if SlurmStep.detect():
         return int(os.environ["SLURM_PROCID"])
     return int(os.environ.get("LOCAL_RANK", "0"))  # set for the processes that Lightning starts itself
-
-
-def _on_slurm() -> bool:
-    # In a shell on a node there are tasks too, but nothing has started this command once for each of them.
-    return "SLURM_PROCID" in os.environ and "SLURM_NTASKS" in os.environ and SLURMEnvironment.detect()
 
 
 def _problems(device: str, devices: Devices, nodes: int | None, strategy: str) -> list[str]:

@@ -33,7 +33,7 @@ from attention_transfer.training.callbacks import (
 from attention_transfer.training.checkpoints import Keeper, WholeCheckpoints, read_checkpoint
 from attention_transfer.training.hardware import Hardware, launched_processes, this_process
 from attention_transfer.training.loading import evaluation_loader, training_loader
-from attention_transfer.training.loggers import LoggerName, make_loggers
+from attention_transfer.training.loggers import LoggerName, closing, make_loggers
 from attention_transfer.training.memory import OutOfMemory, ran_out_of_memory
 from attention_transfer.training.module import ObjectiveModule, ShardedModule
 from attention_transfer.training.objective import Supervised
@@ -188,11 +188,10 @@ def _trained(
             callbacks.insert(0, AveragedWeights(recipe.ema_decay))
         with stop.listening():
             trainer = _trainer(job, callbacks, epochs=epochs)
-            trainer.fit(module, loader, _in_order(job.validation, job), ckpt_path=last, weights_only=True)
-            if stop.requested:  # during the last validation, after which there is no step to stop behind
-                raise Interrupted
-            for logger in loggers:
-                logger.finalize("success")
+            with closing(loggers):
+                trainer.fit(module, loader, _in_order(job.validation, job), ckpt_path=last, weights_only=True)
+                if stop.requested:  # during the last validation, after which there is no step to stop behind
+                    raise Interrupted
             taken = trainer.global_step
             best = read_checkpoint(keeper.best)
             module.load_state_dict(in_shares(best["state_dict"], module.state_dict()))
@@ -237,6 +236,7 @@ def _trainer(job: Job, callbacks: list[Callback], *, epochs: int) -> L.Trainer:
     return L.Trainer(
         **arguments,
         plugins=plugins,
+        default_root_dir=job.folder.path,  # in a SLURM job, Lightning looks there for checkpoints of its own
         max_epochs=epochs,
         gradient_clip_val=job.recipe.clip_grad,
         check_val_every_n_epoch=job.recipe.validate_every,
@@ -275,6 +275,7 @@ def _quiet() -> Iterator[None]:
     for one in lightning_logs:
         one.setLevel(logging.WARNING)
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The `srun` command is available.*")  # it need not be used
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
         warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")

@@ -20,6 +20,7 @@ from attention_transfer.training.samplers import (
     ShareOfBatches,
     Unrepeated,
 )
+from attention_transfer.training.slurm import SlurmStep
 
 _SMALL = 64 * 64  # pixels; below, another process costs more than it saves
 _MOST_WORKERS = 8  # a device
@@ -34,7 +35,7 @@ def choose_workers(images: Images, asked: int | None, hardware: Hardware) -> tup
         return 0, "tensors in memory"
     if isinstance(inner, ArrayImages) and inner.pixels.shape[1] * inner.pixels.shape[2] <= _SMALL:
         return 0, "small images in memory"
-    free = suggested_max_num_workers(hardware.devices)
+    free = suggested_max_num_workers(1 if SlurmStep.bound() else hardware.devices)
     return min(free, _MOST_WORKERS), f"{free} free cores a device, at most {_MOST_WORKERS} are used"
 
 

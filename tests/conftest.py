@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -23,6 +24,11 @@ TINY = {
     "num_heads": 3,
     "num_classes": 5,
 }
+
+
+# In the background of a script Ctrl-C is ignored, also by the processes that a test starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -106,7 +106,7 @@ REFUSED = [
     *((loss, {}, "cpu", "no fused form") for loss in UNFUSED),
     *((loss, {"mask_s": MASK}, "cpu", "mask or bias") for loss in FUSED),
     *((loss, {"mask_t": MASK}, "cpu", "mask or bias") for loss in FUSED),
-    *((loss, {}, "meta", "for the CPU, not meta") for loss in FUSED),
+    *((loss, {}, "meta", "no log-sum-exp on meta") for loss in FUSED),
 ]
 
 

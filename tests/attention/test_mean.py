@@ -77,19 +77,20 @@ def test_rows_without_a_gradient_of_the_output_learn_from_the_loss_all_the_same(
 
 @pytest.mark.parametrize("size", [1e-30, 1e-12, 1.0, 1e12])
 def test_gradients_of_any_size_meet_that_of_the_loss(size: float) -> None:
+    """To the rounding of all of them together: the values' own may be far below what the loss adds."""
     inputs = [x.detach().float().requires_grad_(i < 3) for i, x in enumerate(operands())]
     exact = operands()
     gradients = []
     for group, impl in ((inputs, "flash"), (exact, "reference")):
         out, ce = distilled_attention(*group, impl=impl, reduction="mean")  # type: ignore[arg-type]
         gradients.append(torch.autograd.grad((out * size).sum() + ce, group[:3]))
+    largest = max(float(expected.norm()) for expected in gradients[1])
     for found, expected in zip(*gradients, strict=True):
-        assert (found.double() - expected).norm() <= 1e-5 * expected.norm()
+        assert (found.double() - expected).norm() <= 1e-5 * expected.norm() + 1e-6 * largest
 
 
 @pytest.mark.parametrize("spread", [1.0, 8.0, 30.0, 200.0])
 def test_log_sum_exps_may_lie_far_apart(spread: float) -> None:
-    """Near each other they are factors, else a bias; the gradient is the same."""
     q = randn(1, 2, 9, 4, seed=0, dtype=torch.float32)
     q[:, :, 0] *= spread
     k, x = randn(1, 2, 7, 4, seed=1, dtype=torch.float32), randn(1, 2, 7, 4, seed=2, dtype=torch.float32)

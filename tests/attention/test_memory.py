@@ -154,7 +154,7 @@ def test_attention_and_loss_in_one_form_maps_in_the_reference() -> None:
 def test_copied_attention_forms_no_map() -> None:
     q, k, v = (torch.randn(1, H, N, D) for _ in range(3))
     found = use(lambda values: frozen_attention(q, k, values), [v.requires_grad_()])
-    assert max(found.forward, found.backward) <= OPERAND
+    assert max(found.forward, found.backward) <= OPERAND + H * N  # queries and keys have a further column
     assert found.kept <= 4 * OPERAND
 
 

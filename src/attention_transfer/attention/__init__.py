@@ -3,6 +3,7 @@
 This room knows tensors only; it can be lifted out and used in any code.
 """
 
+from attention_transfer.attention.dispatch import FUSED_IMPLS as FUSED_IMPLS
 from attention_transfer.attention.dispatch import Choice as Choice
 from attention_transfer.attention.dispatch import Impl as Impl
 from attention_transfer.attention.dispatch import choose_impl as choose_impl

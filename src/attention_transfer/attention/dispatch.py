@@ -2,8 +2,9 @@
 
 - "reference" forms the maps: readable, any dtype, any device.
 - "chunked" forms a tile of rows at a time and forms it again in the backward pass: any device, any mask, O(tile · M).
-- "flash" uses PyTorch's fused kernels on the CPU (see `flash.py`): no map is formed; cross-entropy and KL divergence,
-  without masks.
+- "flash" uses PyTorch's fused attention (see `flash.py`) on the CPU and on CUDA: no map is formed; cross-entropy and KL
+  divergence, without masks.
+- "flex" does the same by FlexAttention's kernels, on CUDA.
 - "triton" uses our own fused kernels on a GPU (see `triton_kernels.py`): no map is formed; cross-entropy and KL
   divergence, with masks and biases.
 """
@@ -15,12 +16,13 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-from attention_transfer.attention import triton_kernels
+from attention_transfer.attention import flex, fused, triton_kernels
 from attention_transfer.attention.tiles import Side
 from attention_transfer.errors import UserError, nearest
 
-Impl = Literal["auto", "reference", "chunked", "flash", "triton"]
+Impl = Literal["auto", "reference", "chunked", "flash", "flex", "triton"]
 _SMALL = 1 << 22  # elements of a map that is formed without a thought: 16 MiB in float32
+FUSED_IMPLS = ("flash", "flex", "triton")  # those that give attention and its loss in one, and form no map
 _FUSED = ("attention_cross_entropy", "attention_kl", "distilled_attention")
 
 
@@ -29,7 +31,7 @@ class Choice:
     """An implementation and the reason for it.
 
     Attributes:
-        impl: "reference", "chunked", "flash" or "triton".
+        impl: "reference", "chunked", "flash", "flex" or "triton".
         reason: half a sentence.
     """
 
@@ -56,8 +58,8 @@ def choose_impl(
 ) -> Choice:
     """The implementation that a loss will use for these tensors.
 
-    "auto" never takes "triton": its kernels agree with the reference in Triton's interpreter, but no GPU has run them
-    yet. Ask for them by name.
+    On CUDA "auto" takes none of "flash", "flex" and "triton": they agree with the reference as far as a CPU can show it,
+    but no GPU has run them yet. Ask for one by name; `benchmarks/gpu` checks and compares them.
 
     Args:
         loss: name of the function, e.g. "attention_cross_entropy".
@@ -79,36 +81,33 @@ def choose_impl(
         raise UserError(f"there is no impl={impl!r}; {nearest(impl, get_args(Impl))}")
     s = Side(q_s, k_s, scale_s, mask_s)
     t = Side(q_s.detach() if q_t is None else q_t, k_s.detach() if k_t is None else k_t, scale_t, mask_t)
-    if impl in ("flash", "triton"):
-        obstacle = _no_flash(loss, s, t) if impl == "flash" else _no_triton(loss, s, t, v_s)
+    if impl in FUSED_IMPLS:
+        obstacle = _obstacle(impl, loss, s, t, v_s)
         if obstacle:
             raise UserError(f'impl="{impl}" can\'t compute {loss} here: {obstacle}; choose impl="chunked"')
     if impl != "auto":
         return Choice(impl, "asked for")
-    obstacle = _no_flash(loss, s, t)
+    if s.q.is_cuda:
+        obstacle = "no GPU has shown yet that the fused kernels are right; ask for one by name"
+    else:
+        obstacle = _obstacle("flash", loss, s, t, v_s)
     if obstacle is None:
-        return Choice("flash", "fused kernels of the CPU serve it")
+        return Choice("flash", f"PyTorch's fused kernels serve it on the {s.q.device.type.upper()}")
     size = q_s.shape[0] * q_s.shape[1] * q_s.shape[2] * k_s.shape[2]
     if size <= _SMALL:
         return Choice("reference", f"{obstacle}, and the maps are small")
     return Choice("chunked", obstacle)
 
 
-def _no_flash(loss: str, s: Side, t: Side) -> str | None:
-    """Why the fused CPU kernels can't be used, or `None`."""
+def _obstacle(impl: str, loss: str, s: Side, t: Side, v_s: Tensor | None) -> str | None:
+    """Why a fused implementation can't be used, or `None`."""
     if loss not in _FUSED:
         return "this distance has no fused form"
-    if s.q.device.type != "cpu":
-        return f"the fused form is for the CPU, not {s.q.device.type}"
+    if impl == "triton":
+        return triton_kernels.available() or triton_kernels.obstacle(s, t, v_s)
     if s.mask is not None or t.mask is not None:
         return "there is a mask or bias"
-    if not all(x.shape[-2] and x.shape[-1] and x.shape[-3] for x in (s.q, s.k, t.q, t.k)):
-        return "there are no queries, keys or heads"  # PyTorch's kernels divide by their number
-    return None
-
-
-def _no_triton(loss: str, s: Side, t: Side, v_s: Tensor | None) -> str | None:
-    """Why our GPU kernels can't be used, or `None`."""
-    if loss not in _FUSED:
-        return "this distance has no fused form"
-    return triton_kernels.available() or triton_kernels.obstacle(s, t, v_s)
+    if 0 in (s.scale, t.scale):
+        return "a scale is 0"
+    obstacle = fused.obstacle if impl == "flash" else flex.obstacle
+    return obstacle(s.q, s.k) or obstacle(t.q, t.k)

@@ -1,80 +1,89 @@
 """Exact attention losses from fused kernels alone: two operators, and no map.
 
 The cross-entropy of attention is `CE_i = lse_s[i] - scale_s · ⟨q_s[i], (P_t K_s)[i]⟩`: the student's log-sum-exp, and
-one attention call with the teacher's queries and keys and the student's keys as values. Both operators below run the
-fused CPU kernels of PyTorch, forward and backward.
+one attention call with the teacher's queries and keys and the student's keys as values. Two operators give both, their
+gradients included, from kernels that others wrote: PyTorch's own (`fused.py`), or FlexAttention's (`flex.py`).
 
-`attention_with_lse` is attention whose log-sum-exp can be differentiated. The kernel's backward computes
-`dS = P ∘ (dO Vᵀ - δ)` with `δ_i = Σ dO_i · O_i`, and gets an O for which δ is less by dlse. Where a row has no dO to
-hold it, a further column of ones in V, dlse as that column of dO, and 0 as that column of O add the same.
+`attend` is attention whose log-sum-exp can be differentiated. A kernel's backward pass computes
+`dS = P ∘ (dO Vᵀ - δ)` with `δ_i = Σ dO_i · O_i`; it gets an O for which δ is less by dlse.
 
-`attend_frozen` is `P x` with a constant P. Its backward is `Pᵀ g`, again an attention call: keys ask, queries answer,
-and the kernel's normalisation is taken back.
+`attend_frozen` is `P x` with a constant P. Its backward is `Pᵀ g`, again an attention call: keys ask, queries answer
+with their log-sum-exps taken off, and the kernel's normalisation is taken back.
 
 Shapes: B batch, H heads, N query tokens, M key tokens, D head dimension.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from attention_transfer.attention import flex, fused
+from attention_transfer.attention.fused import Attended
 from attention_transfer.attention.tiles import Side, tile_rows
 
-_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+@dataclass(frozen=True)
+class Kernels:
+    """The two things that the losses ask of a library's kernels.
+
+    Attributes:
+        attend: q, k, v and scale to the output and its log-sum-exp, both differentiable.
+        averaged: the same without gradients, with a bias for each key where one is given.
+    """
+
+    attend: Callable[..., tuple[Tensor, Tensor]]
+    averaged: Callable[..., tuple[Tensor, Tensor]]
 
 
-def attention_with_lse(
-    q_BHND: Tensor, k_BHMD: Tensor, v_BHMD: Tensor, *, scale: float, mask: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Attention and the log-sum-exp of its logits, both differentiable in q, k and v.
+def attend(q_BHND: Tensor, k_BHMD: Tensor, v_BHME: Tensor, *, scale: float) -> tuple[Tensor, Tensor]:
+    """Attention and the log-sum-exp of its logits by PyTorch's kernels, both differentiable in q, k and v.
 
     Args:
-        q_BHND: queries, (B, H, N, D), on the CPU.
+        q_BHND: queries, (B, H, N, D).
         k_BHMD: keys, (B, H, M, D).
-        v_BHMD: values, (B, H, M, D).
+        v_BHME: values, (B, H, M, E).
         scale: factor on q·kᵀ.
-        mask: additive mask without gradient, broadcastable to (B, H, N, M).
 
     Returns:
-        The output, (B, H, N, D), and the log-sum-exp in float32 or wider, (B, H, N).
+        The output, (B, H, N, E), and the log-sum-exp in float32 or wider, (B, H, N).
     """
-    wide = max(q_BHND.shape[-1], v_BHMD.shape[-1])
-    values = v_BHMD.view_as(v_BHMD)  # torch.compile refuses a function that gets one tensor as keys and values
-    operands = (_widened(x, wide) for x in (q_BHND, k_BHMD, values))
-    out, lse = _AttentionWithLse.apply(*operands, mask, scale)
-    return out[..., : v_BHMD.shape[-1]], lse
+    values = v_BHME.view_as(v_BHME)  # torch.compile refuses a function that gets one tensor as keys and values
+    out, lse = _Attention.apply(*fused.widened(q_BHND, k_BHMD, values), scale)
+    return out[..., : v_BHME.shape[-1]], lse
 
 
-def attend_frozen(
-    q_BHND: Tensor, k_BHMD: Tensor, x_BHME: Tensor, *, scale: float, mask: Tensor | None = None
-) -> Tensor:
-    """`softmax(scale · q kᵀ + mask) x`, differentiable in x alone.
+FUSED = Kernels(attend, fused.averaged)
+FLEX = Kernels(flex.attend, flex.averaged)
+
+
+def attend_frozen(q_BHND: Tensor, k_BHMD: Tensor, x_BHME: Tensor, *, scale: float, kernels: Kernels = FUSED) -> Tensor:
+    """`softmax(scale · q kᵀ) x`, differentiable in x alone.
 
     Args:
-        q_BHND: queries, (B, H, N, D), constants, on the CPU.
+        q_BHND: queries, (B, H, N, D), constants.
         k_BHMD: keys, (B, H, M, D), constants.
         x_BHME: what is averaged, (B, H, M, E).
         scale: factor on q·kᵀ.
-        mask: additive mask, broadcastable to (B, H, N, M).
+        kernels: whose.
 
     Returns:
         (B, H, N, E).
     """
-    averaged: Tensor = _AttendFrozen.apply(q_BHND, k_BHMD, x_BHME, mask, scale)
-    return averaged
+    attended: Tensor = _FrozenAttention.apply(q_BHND, k_BHMD, x_BHME, scale, kernels)
+    return attended
 
 
-def cross_entropy(s: Side, t: Side) -> Tensor:
+def cross_entropy(s: Side, t: Side, *, kernels: Kernels = FUSED) -> Tensor:
     """Cross-entropy of two attentions without masks, (B, H, N)."""
-    return distilled(s, s.k, t)[1]
+    return distilled(s, s.k, t, kernels=kernels)[1]
 
 
-def distilled(s: Side, v_s: Tensor, t: Side, *, mean: bool = False) -> tuple[Tensor, Tensor]:
+def distilled(s: Side, v_s: Tensor, t: Side, *, mean: bool = False, kernels: Kernels = FUSED) -> tuple[Tensor, Tensor]:
     """The student's attention without masks, and its cross-entropy against the teacher's.
 
     Args:
@@ -82,30 +91,30 @@ def distilled(s: Side, v_s: Tensor, t: Side, *, mean: bool = False) -> tuple[Ten
         v_s: the student's values, (B, H, M, E).
         t: the teacher's side.
         mean: the mean over rows is wanted, whose gradient needs nothing of the teacher once it is computed.
+        kernels: whose.
 
     Returns:
         The output, (B, H, N, E), and nats in float32 or wider: per row, (B, H, N), or their mean, a scalar.
     """
     constant = not (t.q.requires_grad or t.k.requires_grad)
-    if mean and constant and torch.is_grad_enabled():
-        width = max(s.q.shape[-1], v_s.shape[-1])
-        values = _widened(v_s.view_as(v_s), width)  # see attention_with_lse
-        out, ce = _Distilled.apply(_widened(s.q, width), _widened(s.k, width), values, t.q, t.k, _scale(s), _scale(t))
+    if mean and constant and kernels is FUSED and torch.is_grad_enabled():
+        operands = fused.widened(s.q, s.k, v_s.view_as(v_s))  # see attend
+        out, ce = _Distilled.apply(*operands, t.q, t.k, _scale(s), _scale(t))
         return out[..., : v_s.shape[-1]], ce
-    out, lse_s = attention_with_lse(s.q, s.k, v_s, scale=_scale(s))
+    out, lse_s = kernels.attend(s.q, s.k, v_s, scale=_scale(s))
     wide = torch.promote_types(s.q.dtype, t.q.dtype)
     q_t, k_t, k_s = (x.to(wide) for x in (t.q, t.k, s.k))
     if constant:
-        averaged = attend_frozen(q_t, k_t, k_s, scale=_scale(t))
+        averaged = attend_frozen(q_t, k_t, k_s, scale=_scale(t), kernels=kernels)
     else:
-        averaged, _ = attention_with_lse(q_t, k_t, k_s, scale=_scale(t))
+        averaged, _ = kernels.attend(q_t, k_t, k_s, scale=_scale(t))
     rows_BHN = lse_s - _scale(s) * _dot(s.q, averaged)
     return out, rows_BHN.mean() if mean else rows_BHN
 
 
-def entropy(t: Side) -> Tensor:
+def entropy(t: Side, *, kernels: Kernels = FUSED) -> Tensor:
     """Entropy of an attention's rows, (B, H, N): `lse_t - scale_t · ⟨q_t, P_t K_t⟩`."""
-    averaged, lse_t = attention_with_lse(t.q, t.k, t.k, scale=_scale(t))
+    averaged, lse_t = kernels.attend(t.q, t.k, t.k, scale=_scale(t))
     return lse_t - _scale(t) * _dot(t.q, averaged)
 
 
@@ -119,74 +128,78 @@ def _dot(a_BHND: Tensor, b_BHND: Tensor) -> Tensor:
     return (a_BHND.to(wide) * b_BHND.to(wide)).sum(dim=-1)
 
 
-class _AttentionWithLse(torch.autograd.Function):
+class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
-        out, lse = _forward(q, k, v, 0.0, False, attn_mask=mask, scale=scale)
-        ctx.save_for_backward(q, k, v, mask, out, lse)
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        attended = fused.forward(q, k, v, scale=scale)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(q, k, v, attended.out, attended.lse, *attended.extras)
         ctx.scale = scale
-        return out, lse
+        return attended.out, attended.lse
 
     @staticmethod
-    def backward(ctx: Any, d_out: Tensor, d_lse: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, mask, out, lse = ctx.saved_tensors
-        return (*_gradients(d_out, d_lse, q, k, v, mask, out, lse, ctx.scale), None, None)
+    def backward(ctx: Any, d_out: Tensor | None, d_lse: Tensor | None) -> tuple[Tensor | None, ...]:
+        q, k, v, out, lse, *extras = ctx.saved_tensors
+        return *_gradients(d_out, d_lse, q, k, v, Attended(out, lse, tuple(extras)), ctx.scale), None
 
 
 def _gradients(
-    d_out: Tensor,
-    d_lse: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor | None,
-    out: Tensor,
-    lse: Tensor,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+    d_out: Tensor | None, d_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, attended: Attended, scale: float
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The gradients of q, k and v from those of an attention's output and log-sum-exps."""
-    width = q.shape[-1]
-    d_out = _widened(d_out, width)
-    shifted = _shifted(out, d_out, d_lse)
-    if shifted is not None:
-        out = shifted
-    else:
-        d_out = torch.cat([d_out, d_lse[..., None].to(d_out.dtype)], dim=-1)
-        v = F.pad(v, (0, 1), value=1.0)
-        q, k, out = F.pad(q, (0, 1)), F.pad(k, (0, 1)), F.pad(out, (0, 1))
-    d_q, d_k, d_v = _backward(d_out, q, k, v, out, lse, 0.0, False, attn_mask=mask, scale=scale)
-    return d_q[..., :width], d_k[..., :width], d_v[..., :width]
+    if d_out is None and d_lse is None:
+        return None, None, None
+    unread = d_out is None
+    if d_out is None:  # with values of 0 the row's gradient that is made up below leaves no trace
+        d_out, v = torch.zeros_like(attended.out), torch.zeros_like(v)
+    d_out = d_out if d_out.stride(-1) == 1 else d_out.contiguous()
+    if d_lse is not None:
+        d_out, out = _shifted(d_out, attended.out, d_lse)
+        attended = attended._replace(out=out)
+    d_q, d_k, d_v = fused.backward(d_out, q, k, v, attended, scale=scale)
+    return d_q, d_k, v if unread else d_v
 
 
-def _shifted(out: Tensor, d_out: Tensor, d_lse: Tensor) -> Tensor | None:
-    """An output for which `Σ dO · O` is less by d_lse, or `None` where some row's dO is too small for that.
+def _shifted(d_out: Tensor, out: Tensor, d_lse: Tensor) -> tuple[Tensor, Tensor]:
+    """A gradient of the output and an output for which `δ = Σ dO · O` is less by d_lse.
 
-    So it is in the last block of a network that reads the class token alone. A graph that is compiled can't look.
+    The output moves along its gradient, by d_lse over that one's length. A row whose gradient is too short for this (in
+    the last block of a network that reads the class token alone it is 0) gets one that is far below the rounding of
+    what d_lse adds: nothing is divided by 0, and nothing looks at the data, so that a GPU need not wait.
     """
-    if torch.compiler.is_compiling() or out.dtype not in (torch.float32, torch.float64) or not out.numel():
-        return None
-    size_BHN1 = torch.linalg.vector_norm(d_out, dim=-1, keepdim=True)
-    if not size_BHN1.min() > 1e-15:
-        return None
-    return torch.addcmul(out, d_out, d_lse[..., None] / size_BHN1.square(), value=-1)
+    wide = torch.promote_types(out.dtype, torch.float32)
+    least_BHN1 = _least(out.dtype) * d_lse[..., None].abs().to(wide)
+    length_BHN1 = torch.linalg.vector_norm(d_out, dim=-1, keepdim=True, dtype=wide)
+    is_short_BHN1 = length_BHN1 < least_BHN1
+    is_first_D = torch.arange(d_out.shape[-1], device=out.device) == 0
+    d_out = torch.where(is_short_BHN1, (least_BHN1 * is_first_D).to(d_out.dtype), d_out)
+    length_BHN1 = torch.where(is_short_BHN1, least_BHN1, length_BHN1)
+    tiny = torch.finfo(wide).tiny
+    step_BHN1 = d_lse[..., None] / length_BHN1.clamp_min(tiny) / length_BHN1.clamp_min(tiny)
+    return d_out, (out.to(wide) - d_out.to(wide) * step_BHN1).to(out.dtype)
 
 
-class _AttendFrozen(torch.autograd.Function):
+def _least(dtype: torch.dtype) -> float:
+    """The shortest gradient of a row against that of its log-sum-exp: its trace in dV and dS is as far below both."""
+    return 2.0**-14 if dtype in (torch.float16, torch.bfloat16) else 4 * torch.finfo(dtype).eps
+
+
+class _FrozenAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, x: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-        averaged, lse = _averaged(q, k, x, mask, scale)
-        ctx.save_for_backward(q, k, mask, lse)
-        ctx.scale = scale
+    def forward(ctx: Any, q: Tensor, k: Tensor, x: Tensor, scale: float, kernels: Kernels) -> Tensor:
+        averaged, lse = kernels.averaged(q, k, x, scale=scale)
+        ctx.save_for_backward(q, k, lse)
+        ctx.scale, ctx.kernels = scale, kernels
         return averaged
 
     @staticmethod
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, mask, lse = ctx.saved_tensors
-        return None, None, _gathered(q, k, d_out, lse, mask, ctx.scale), None, None
+        q, k, lse = ctx.saved_tensors
+        return None, None, _gathered(q, k, d_out, lse, ctx.scale, ctx.kernels), None, None
 
 
 class _Distilled(torch.autograd.Function):
-    """Attention, and its mean cross-entropy against a constant teacher's.
+    """Attention, and its mean cross-entropy against a constant teacher's, by PyTorch's kernels.
 
     The loss's part of the gradients is `P_t K_s` and `P_tᵀ Q_s` up to a factor. Both are formed in the forward pass and
     kept, in the place of the teacher's operands.
@@ -196,33 +209,40 @@ class _Distilled(torch.autograd.Function):
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, q_t: Tensor, k_t: Tensor, scale_s: float, scale_t: float
     ) -> tuple[Tensor, Tensor]:
-        out, lse = _forward(q, k, v, 0.0, False, scale=scale_s)
+        attended = fused.forward(q, k, v, scale=scale_s)
         averaged, gathered = _both_ways(q_t, k_t, q, k, scale_t)
-        ctx.save_for_backward(q, k, v, out, lse, averaged, gathered)
+        ctx.save_for_backward(q, k, v, averaged, gathered, attended.out, attended.lse, *attended.extras)
         ctx.scale = scale_s
-        return out, lse.mean() - scale_s * _dot(q, averaged).mean()
+        return attended.out, attended.lse.mean() - scale_s * _dot(q, averaged).mean()
 
     @staticmethod
     def backward(ctx: Any, d_out: Tensor, g: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, out, lse, averaged, gathered = ctx.saved_tensors
+        q, k, v, averaged, gathered, out, lse, *extras = ctx.saved_tensors
         each = g / lse.numel()
-        d_q, d_k, d_v = _gradients(d_out, each.expand_as(lse), q, k, v, None, out, lse, ctx.scale)
+        attended = Attended(out, lse, tuple(extras))
+        d_q, d_k, d_v = _gradients(d_out, each.expand_as(lse), q, k, v, attended, ctx.scale)
+        assert d_q is not None
+        assert d_k is not None
         factor = (-ctx.scale * each).to(averaged.dtype)
         return d_q.addcmul_(averaged, factor), d_k.addcmul_(gathered, factor), d_v, None, None, None, None
 
 
 def _both_ways(q_t: Tensor, k_t: Tensor, q_s: Tensor, k_s: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """`P_t k_s` and `P_tᵀ q_s`, (B, H, N, D) and (B, H, M, D), in the student's dtype.
+    """`P_t k_s` and `P_tᵀ q_s`, (B, H, N, D) and (B, H, M, D), in the student's dtype."""
+    wide = torch.promote_types(q_s.dtype, q_t.dtype)
+    # A graph that is compiled would unroll the tiles; half precision would round the logits in them.
+    tiled = not torch.compiler.is_compiling() and not q_s.is_cuda and wide in (torch.float32, torch.float64)
+    if tiled:
+        return _both_ways_in_tiles(q_t, k_t, q_s, k_s, scale)
+    q_t, k_t = q_t.to(wide), k_t.to(wide)
+    averaged, lse = fused.averaged(q_t, k_t, k_s.to(wide), scale=scale)
+    gathered = _gathered(q_t, k_t, q_s.to(wide), lse, scale, FUSED)
+    return averaged.to(q_s.dtype), gathered.to(q_s.dtype)
 
-    A tile of P_t that stays in the cache serves both, which is faster than asking a fused kernel twice.
-    """
-    if torch.compiler.is_compiling():  # would unroll the tiles
-        wide = torch.promote_types(q_s.dtype, q_t.dtype)
-        q_t, k_t = q_t.to(wide), k_t.to(wide)
-        averaged, lse = _averaged(q_t, k_t, k_s.to(wide), None, scale)
-        gathered = _gathered(q_t, k_t, q_s.to(wide), lse, None, scale)
-        return averaged.to(q_s.dtype), gathered.to(q_s.dtype)
-    wide = torch.promote_types(torch.promote_types(q_s.dtype, q_t.dtype), torch.float32)
+
+def _both_ways_in_tiles(q_t: Tensor, k_t: Tensor, q_s: Tensor, k_s: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """`_both_ways` on the CPU: a tile of P_t that stays in the cache serves both, faster than two fused calls."""
+    wide = torch.promote_types(q_s.dtype, q_t.dtype)
     batch, heads, rows, width = q_s.shape
     averaged, gathered = (x.new_empty(batch, heads, x.shape[2], width) for x in (q_s, k_s))
     size = min(rows, 2 * tile_rows(q_t[:1], k_t[:1]))
@@ -245,49 +265,7 @@ def _both_ways(q_t: Tensor, k_t: Tensor, q_s: Tensor, k_s: Tensor, scale: float)
     return averaged, gathered
 
 
-def _averaged(q: Tensor, k: Tensor, x: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
-    """`P x`, (B, H, N, E), and the log-sum-exps of the logits, (B, H, N)."""
-    wide = max(q.shape[-1], x.shape[-1])
-    q, k, widened = _widened(q, wide), _widened(k, wide), _widened(x, wide)
-    out, lse = _forward(q, k, widened, 0.0, False, attn_mask=mask, scale=scale)
-    return out[..., : x.shape[-1]], lse
-
-
-_LARGEST = 256.0  # log-sum-exp of which the difference to another has all its digits but the last two
-_SPREAD = 40.0  # of log-sum-exps; what is lost beyond exp(-87), float32's reach, is then below 1e-20 of a weight
-
-
-def _gathered(q: Tensor, k: Tensor, x: Tensor, lse: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """`Pᵀ x` of `P = exp(scale · q kᵀ + mask - lse)` and x (B, H, N, E): (B, H, M, E).
-
-    Keys ask and queries answer. The queries' log-sum-exps are a bias then, which makes the kernel half as fast; so
-    they go into x as factors, where they are not too far apart for that.
-    """
-    dtype = x.dtype
-    if dtype == torch.float16:  # has no room for the factors
-        q, k, x = (y.float() for y in (q, k, x))
-    if mask is None and _are_close(lse):
-        least = lse.amin(dim=-1, keepdim=True)
-        averaged, total = _averaged(k, q, x * (least - lse).exp()[..., None].to(x.dtype), None, scale)
-        return (averaged * (total - least).exp()[..., None]).to(dtype)
-    if x.dtype == torch.bfloat16:  # rounded log-sum-exps would be errors in the exponents of all weights
-        q, k, x = (y.float() for y in (q, k, x))
-    bias = -lse[..., None, :].to(x.dtype)
-    if mask is not None:
-        bias = bias + mask.to(x.dtype).transpose(-2, -1)
-    averaged, total = _averaged(k, q, x, bias, scale)
-    return (averaged * total.exp()[..., None]).to(dtype)
-
-
-def _are_close(lse: Tensor) -> bool:
-    """Whether log-sum-exps, (B, H, N), are near 0, and in each head each other; a compiled graph can't look."""
-    if torch.compiler.is_compiling() or not lse.numel():
-        return False
-    least, most = lse.aminmax(dim=-1)
-    return bool((most - least).max() < _SPREAD) and bool(torch.maximum(most, -least).max() < _LARGEST)
-
-
-def _widened(x: Tensor, width: int) -> Tensor:
-    """The operand with its last dimension dense, as the kernels take it for granted, and padded to a width."""
-    x = x if x.stride(-1) == 1 else x.contiguous()
-    return x if x.shape[-1] == width else F.pad(x, (0, width - x.shape[-1]))
+def _gathered(q: Tensor, k: Tensor, x: Tensor, lse: Tensor, scale: float, kernels: Kernels) -> Tensor:
+    """`Pᵀ x` of `P = exp(scale · q kᵀ - lse)` and x (B, H, N, E): (B, H, M, E). Keys ask, and queries answer."""
+    averaged, total = kernels.averaged(k, q, x, scale=scale, key_bias=-lse)
+    return (averaged * total.exp()[..., None]).to(x.dtype)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import handle_torch_function, has_torch_function
 
-from attention_transfer.attention import flash, rows, triton_kernels
+from attention_transfer.attention import flash, fused, rows, triton_kernels
 from attention_transfer.attention.dispatch import Impl, choose_impl
 from attention_transfer.attention.maps import under_autocast
 from attention_transfer.attention.tiles import Side, in_tiles
@@ -238,6 +238,7 @@ def output_l2(
     return (read_s.to(wide) - read_t.to(wide)).square().sum(dim=-1)
 
 
+_KERNELS = {"flash": flash.FUSED, "flex": flash.FLEX}
 _DISTANCES: dict[str, rows.RowDistance] = {
     "attention_cross_entropy": rows.cross_entropy,
     "attention_kl": rows.kl,
@@ -252,9 +253,10 @@ def _rows(name: str, s: Side, t: Side, impl: Impl) -> Tensor:
     _check_shapes(s.q, s.k, t.q, t.k)
     s, t = _cast(s), _cast(t)
     way = _chosen(name, s, t, None, impl)
-    if way == "flash":
-        cross_entropy = flash.cross_entropy(s, t)
-        return cross_entropy - flash.entropy(t) if name == "attention_kl" else cross_entropy
+    if way in _KERNELS:
+        kernels = _KERNELS[way]
+        cross_entropy = flash.cross_entropy(s, t, kernels=kernels)
+        return cross_entropy - flash.entropy(t, kernels=kernels) if name == "attention_kl" else cross_entropy
     if way == "triton":
         return triton_kernels.kl(s, t) if name == "attention_kl" else triton_kernels.cross_entropy(s, t)
     distance = _DISTANCES[name]
@@ -325,8 +327,8 @@ def distilled_attention(
     q_s, k_s, v_s, q_t, k_t = under_autocast(*operands)
     s, t = Side(q_s, k_s, scale_s, mask_s), Side(q_t, k_t, scale_t, mask_t)
     way = _chosen("distilled_attention", s, t, v_s, impl)
-    if way == "flash":
-        return flash.distilled(s, v_s, t, mean=reduction == "mean")
+    if way in _KERNELS:
+        return flash.distilled(s, v_s, t, mean=reduction == "mean", kernels=_KERNELS[way])
     if way == "triton":
         out, rows_BHN = triton_kernels.distilled(s, v_s, t)
     elif way == "reference":
@@ -346,7 +348,7 @@ def frozen_attention(
 ) -> Tensor:
     """Attention by queries and keys that are constants, as in Attention Copy: only the values get a gradient.
 
-    On the CPU its backward pass is one attention call, less than half of what an attention's own would do.
+    Without a mask its backward pass is one attention call, less than half of what an attention's own would do.
 
     Args:
         q: queries, (B, H, N, D), without gradient.
@@ -362,9 +364,11 @@ def frozen_attention(
         options: Any = {"scale": scale, "mask": mask}
         return handle_torch_function(frozen_attention, (q, k, v), q, k, v, **options)
     q, k, v = under_autocast(q, k, v)
-    fused = q.device.type == "cpu" and mask is None and q.dtype == k.dtype == v.dtype
-    if fused and all(x.shape[-3:].numel() for x in (q, k, v)):
-        return flash.attend_frozen(q, k, v, scale=q.shape[-1] ** -0.5 if scale is None else scale)
+    factor = q.shape[-1] ** -0.5 if scale is None else scale
+    # On CUDA the fused form waits until a GPU has shown that it is right, and faster.
+    plain = q.device.type == "cpu" and mask is None and factor and q.dtype == k.dtype == v.dtype
+    if plain and fused.obstacle(q, k) is None:
+        return flash.attend_frozen(q, k, v, scale=factor)
     if mask is not None and mask.dim() < 2:  # PyTorch's attention wants two dimensions
         mask = mask.expand(1, k.shape[-2])
     return F.scaled_dot_product_attention(q, k, v, mask, scale=scale)

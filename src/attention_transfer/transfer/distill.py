@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from attention_transfer.attention import (
+    FUSED_IMPLS,
     Choice,
     Impl,
     attention_cross_entropy,
@@ -70,7 +71,7 @@ class Distill(LossRule):
                 f"Distill.divergence and average are of maps, and target is {self.target!r}; leave them out, or set "
                 'target="map"'
             )
-        if self.average is not None and (self.heads is not None or self.impl in ("flash", "triton")):
+        if self.average is not None and (self.heads is not None or self.impl in FUSED_IMPLS):
             raise UserError("Distill.average is of all heads' maps, which are formed; leave heads and impl out")
         if self.target not in ("map", "logits") and self.impl != "auto":
             raise UserError(f"Distill.impl has no effect with target={self.target!r}; leave it out")
@@ -127,8 +128,7 @@ class Distill(LossRule):
         paper = self.target == "map" and self.divergence == "ce" and self.average is None
         plain = paper and student.dropout == 0 and student.q.requires_grad
         whole = len(self.chosen_heads(student.q.shape[1])) == student.q.shape[1]
-        fused = ("flash", "triton")
-        return plain and whole and self._choice(student, teacher, in_one=True).impl in fused
+        return plain and whole and self._choice(student, teacher, in_one=True).impl in FUSED_IMPLS
 
     def _choice(self, student: AttentionCall, teacher: AttentionCall, *, in_one: bool = False) -> Choice:
         return choose_impl(

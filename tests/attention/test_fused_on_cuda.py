@@ -1,0 +1,79 @@
+"""The calls that a GPU would get, on tensors without data: operators take their arguments, and shapes and dtypes are ours.
+
+Whether the numbers are right only a GPU can say; `benchmarks/gpu` asks it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from attention_transfer.attention import choose_impl, distilled_attention, flash, fused
+from attention_transfer.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def fake_gpu() -> Iterator[None]:
+    with FakeTensorMode():
+        yield
+
+
+def operands(dtype: torch.dtype, width: int = 64, n: int = 197) -> list[Tensor]:
+    """q_s, k_s, v_s, q_t and k_t of unequal widths."""
+    shapes = [(n, width), (n + 60, width), (n + 60, 40), (n, 80), (n + 60, 80)]
+    return [torch.empty(2, 3, *shape, device="cuda", dtype=dtype) for shape in shapes]
+
+
+# The passes are called one by one: PyTorch's engine would look for the GPU.
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_both_passes_of_an_attention(dtype: torch.dtype) -> None:
+    q, k, v = fused.widened(*operands(dtype)[:3])
+    attended = fused.forward(q, k, v, scale=0.1)
+    assert (attended.out.shape, attended.out.dtype) == (q.shape, dtype)
+    assert (attended.lse.shape, attended.lse.dtype) == ((2, 3, 197), torch.float32)
+    found = flash._gradients(attended.out, attended.lse, q, k, v, attended, 0.1)
+    assert [(g.shape, g.dtype) for g in found if g is not None] == [(x.shape, dtype) for x in (q, k, v)]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_attention_and_loss_in_one(dtype: torch.dtype, reduction: str) -> None:
+    out, ce = distilled_attention(*operands(dtype), impl="flash", reduction=reduction)  # type: ignore[arg-type]
+    assert (out.shape, out.dtype) == ((2, 3, 197, 40), dtype)
+    assert (ce.shape, ce.dtype) == ((2, 3, 197) if reduction == "none" else (), torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_the_teachers_part_of_the_gradients(dtype: torch.dtype) -> None:
+    q_s, k_s, _, q_t, k_t = operands(dtype)
+    averaged, gathered = flash._both_ways(q_t, k_t, q_s, k_s, 0.1)
+    assert (averaged.shape, averaged.dtype) == (q_s.shape, dtype)
+    assert (gathered.shape, gathered.dtype) == (k_s.shape, dtype)
+
+
+def test_head_dimensions_become_multiples_of_eight() -> None:
+    q, k, x, *_ = operands(torch.bfloat16, width=50)
+    assert {y.shape[-1] for y in fused.widened(q, k, x)} == {56}
+
+
+def test_auto_leaves_the_fused_kernels_to_those_who_ask() -> None:
+    q, k, *_ = operands(torch.bfloat16)
+    choice = choose_impl("attention_kl", q, k)
+    assert choice.impl == "reference"
+    assert "no GPU has shown" in choice.reason
+    assert choose_impl("attention_kl", q, k, impl="flex").impl == "flex"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "width", "reason"), [(torch.float64, 64, "takes no float64"), (torch.float16, 250, "is over 248")]
+)
+def test_what_no_kernel_serves_is_refused(dtype: torch.dtype, width: int, reason: str) -> None:
+    q, k, *_ = operands(dtype, width)
+    with pytest.raises(UserError, match=reason):
+        choose_impl("attention_kl", q, k, impl="flash")

@@ -1,0 +1,263 @@
+"""What the stages need of a card, and its stand-in on the CPU for a rehearsal.
+
+Everything that can't run without a card is here: events, graphs, memory counters, the sanitizer. The stand-in has the
+same methods; what it measures means nothing.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from attention_transfer.errors import UserError
+from attention_transfer.experiments.runners import OnGPU, Runner
+from attention_transfer.experiments.steps import Bench, Step, step_of, teacher_of
+
+Call = Callable[[], object]
+Device = Literal["cpu", "cuda"]
+
+
+def find(*, rehearse: bool) -> Card:
+    """The card to measure.
+
+    Raises:
+        UserError: there is none that serves.
+    """
+    if rehearse:
+        return StandIn()
+    if not torch.cuda.is_available():
+        raise UserError("there is no CUDA device that PyTorch can use; `run.sh --rehearse` tries the kit on the CPU")
+    if not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise UserError(f"{torch.cuda.get_device_name()} has no bfloat16; the kit needs a card of Ampere or later")
+    return Card()
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether an error leaves the process without a usable card: every later call would fail too."""
+    text = str(error)
+    return isinstance(error, RuntimeError) and "CUDA error" in text and "out of memory" not in text
+
+
+class Card:
+    """The CUDA device of this process."""
+
+    device: Device = "cuda"
+    processes: Literal["spawn", "fork"] = "spawn"
+    rehearsed = False
+
+    def facts(self) -> dict[str, Any]:
+        """What a figure depends on."""
+        properties = torch.cuda.get_device_properties(0)
+        return {
+            "card": properties.name,
+            "driver": _driver(),
+            "memory_bytes": properties.total_memory,
+            "multiprocessors": properties.multi_processor_count,
+            "capability": f"{properties.major}.{properties.minor}",
+        }
+
+    def events(self, *calls: Call) -> list[float]:
+        """Milliseconds of each of several calls, one after the other, by events on the card."""
+        marks = [torch.cuda.Event(enable_timing=True) for _ in range(len(calls) + 1)]
+        torch.cuda.synchronize()
+        marks[0].record()
+        for call, mark in zip(calls, marks[1:], strict=True):
+            call()
+            mark.record()
+        torch.cuda.synchronize()
+        return [a.elapsed_time(b) for a, b in zip(marks, marks[1:], strict=False)]
+
+    def graph(self, call: Call) -> Call:
+        """The call as one graph, whose replay has no gaps between kernels; warmed up on a stream of its own."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                call()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            call()
+        return graph.replay
+
+    def peak(self, call: Call) -> int:
+        """Bytes that a call takes at most beyond what is allocated."""
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        call()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+
+    def free(self) -> int:
+        """Bytes that are free."""
+        return torch.cuda.mem_get_info()[0]
+
+    def clear(self) -> None:
+        """Give back what nothing refers to any more."""
+        gc.collect()
+        torch.cuda.empty_cache()
+
+    @contextmanager
+    def squeezed(self, leave: int, most_images: int) -> Iterator[None]:  # noqa: ARG002 - for the stand-in
+        """Leave only so many bytes free."""
+        self.clear()
+        ballast = torch.empty(max(0, self.free() - leave), dtype=torch.uint8, device=self.device)
+        yield
+        del ballast
+
+    def runner(self, method: str, setting: Bench) -> Runner:
+        """A method of `bench`, ready to run in this process; whatever it fails at is a `UserError`."""
+        try:
+            return self._runner(method, setting)
+        except (UserError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            if is_lost(error):
+                raise
+            raise UserError(f"it fails: {sentence(error)}") from error
+
+    def _runner(self, method: str, setting: Bench) -> Runner:
+        return OnGPU(method, setting)
+
+    def apart(self, job: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
+        """Run a job for each of several arguments, each in a process of its own, several at once.
+
+        A crash is then one job's, and kernels are compiled on several cores. Nothing may be timed in such a job.
+
+        Yields:
+            What each returned, or the exception that ended it, in the order of the arguments.
+        """
+        with ThreadPoolExecutor(8) as threads:
+            futures = [threads.submit(_alone, job, *given) for given in arguments]
+            for future in futures:
+                error = future.exception()
+                yield error if error is not None else future.result()
+
+    def sanitized(self, module: str, arguments: Sequence[str]) -> str | None:
+        """Run a module's `main` under compute-sanitizer's memory checker; what it found, or `None`.
+
+        Raises:
+            UserError: the tool is not there, or not for this card.
+        """
+        tool = shutil.which("compute-sanitizer")
+        if tool is None:
+            raise UserError("compute-sanitizer is not installed")
+        command = [tool, "--tool", "memcheck", "--error-exitcode", "9", sys.executable, "-m", module, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        lines = [line.strip("= ") for line in done.stdout.splitlines() if line.startswith("=========")]
+        if "Device not supported" in done.stdout:
+            raise UserError("compute-sanitizer does not support this device")
+        return None if done.returncode == 0 else "; ".join([*lines[1:4], *done.stderr.splitlines()[-1:]])
+
+
+class StandIn(Card):
+    """The CPU, where every stage is rehearsed at tiny sizes."""
+
+    device: Device = "cpu"
+    processes: Literal["spawn", "fork"] = "fork"  # spares a rehearsal the imports; a card would not survive it
+    rehearsed = True
+
+    def facts(self) -> dict[str, Any]:
+        return {"card": "none: a rehearsal on the CPU", "driver": None, "memory_bytes": None}
+
+    def events(self, *calls: Call) -> list[float]:
+        times = []
+        for call in calls:
+            start = time.perf_counter()
+            call()
+            times.append(1e3 * (time.perf_counter() - start))
+        return times
+
+    def graph(self, call: Call) -> Call:
+        return call
+
+    def peak(self, call: Call) -> int:
+        call()
+        return 0
+
+    def free(self) -> int:
+        return 1 << 30
+
+    def clear(self) -> None:
+        gc.collect()
+
+    @contextmanager
+    def squeezed(self, leave: int, most_images: int) -> Iterator[None]:  # noqa: ARG002 - for the card
+        """Let convolutions, which every ViT begins with, have memory for so many images only."""
+
+        def refuse(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            if isinstance(module, nn.Conv2d) and len(inputs[0]) > most_images:
+                raise torch.OutOfMemoryError("out of memory, as a rehearsal pretends")
+
+        hook = register_module_forward_pre_hook(refuse)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    def _runner(self, method: str, setting: Bench) -> Runner:
+        return _Here(method, setting)
+
+    def apart(self, job: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
+        for given in arguments:
+            try:
+                yield job(*given)
+            except Exception as error:  # noqa: BLE001 - as on the card, it is handed over
+                yield error
+
+    def sanitized(self, module: str, arguments: Sequence[str]) -> str | None:
+        importlib.import_module(module).main(list(arguments))
+        return None
+
+
+class _Here:
+    """A method in this process, on the CPU; memory is not counted."""
+
+    memory = 0
+
+    def __init__(self, method: str, setting: Bench) -> None:
+        self._step: Step | None = step_of(method, teacher_of(setting), setting)
+        self._step()
+
+    def seconds(self) -> float:
+        assert self._step is not None
+        start = time.perf_counter()
+        self._step()
+        return time.perf_counter() - start
+
+    def close(self) -> None:
+        self._step = None
+
+
+def sentence(error: BaseException) -> str:
+    """An error in one line."""
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {text}"[:300]
+
+
+def _alone(job: Callable[..., Any], *arguments: Any) -> Any:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        return process.submit(job, *arguments).result()
+
+
+def _driver() -> str | None:
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return None
+    command = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.splitlines()[0].strip() if done.returncode == 0 and done.stdout else None

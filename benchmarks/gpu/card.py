@@ -1,17 +1,12 @@
-"""What the stages need of a card, and its stand-in on the CPU for a rehearsal.
-
-Everything that can't run without a card is here: events, graphs, memory counters, the sanitizer. The stand-in has the
-same methods; what it measures means nothing.
-"""
+"""What can't run without a card: events, graphs, memory counters, the sanitizer; `stand_in.py` has them on the CPU."""
 
 from __future__ import annotations
 
 import gc
-import importlib
+import itertools
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,12 +14,10 @@ from multiprocessing import get_context
 from typing import Any, Literal
 
 import torch
-from torch import nn
-from torch.nn.modules.module import register_module_forward_pre_hook
 
 from attention_transfer.errors import UserError
 from attention_transfer.experiments.runners import OnGPU, Runner
-from attention_transfer.experiments.steps import Bench, Step, step_of, teacher_of
+from attention_transfer.experiments.steps import Bench
 
 Call = Callable[[], object]
 Device = Literal["cpu", "cuda"]
@@ -37,6 +30,8 @@ def find(*, rehearse: bool) -> Card:
         UserError: there is none that serves.
     """
     if rehearse:
+        from benchmarks.gpu.stand_in import StandIn
+
         return StandIn()
     if not torch.cuda.is_available():
         raise UserError("there is no CUDA device that PyTorch can use; `run.sh --rehearse` tries the kit on the CPU")
@@ -78,7 +73,7 @@ class Card:
             call()
             mark.record()
         torch.cuda.synchronize()
-        return [a.elapsed_time(b) for a, b in zip(marks, marks[1:], strict=False)]
+        return [a.elapsed_time(b) for a, b in itertools.pairwise(marks)]
 
     def graph(self, call: Call) -> Call:
         """The call as one graph, whose replay has no gaps between kernels; warmed up on a stream of its own."""
@@ -162,85 +157,6 @@ class Card:
         if "Device not supported" in done.stdout:
             raise UserError("compute-sanitizer does not support this device")
         return None if done.returncode == 0 else "; ".join([*lines[1:4], *done.stderr.splitlines()[-1:]])
-
-
-class StandIn(Card):
-    """The CPU, where every stage is rehearsed at tiny sizes."""
-
-    device: Device = "cpu"
-    processes: Literal["spawn", "fork"] = "fork"  # spares a rehearsal the imports; a card would not survive it
-    rehearsed = True
-
-    def facts(self) -> dict[str, Any]:
-        return {"card": "none: a rehearsal on the CPU", "driver": None, "memory_bytes": None}
-
-    def events(self, *calls: Call) -> list[float]:
-        times = []
-        for call in calls:
-            start = time.perf_counter()
-            call()
-            times.append(1e3 * (time.perf_counter() - start))
-        return times
-
-    def graph(self, call: Call) -> Call:
-        return call
-
-    def peak(self, call: Call) -> int:
-        call()
-        return 0
-
-    def free(self) -> int:
-        return 1 << 30
-
-    def clear(self) -> None:
-        gc.collect()
-
-    @contextmanager
-    def squeezed(self, leave: int, most_images: int) -> Iterator[None]:  # noqa: ARG002 - for the card
-        """Let convolutions, which every ViT begins with, have memory for so many images only."""
-
-        def refuse(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            if isinstance(module, nn.Conv2d) and len(inputs[0]) > most_images:
-                raise torch.OutOfMemoryError("out of memory, as a rehearsal pretends")
-
-        hook = register_module_forward_pre_hook(refuse)
-        try:
-            yield
-        finally:
-            hook.remove()
-
-    def _runner(self, method: str, setting: Bench) -> Runner:
-        return _Here(method, setting)
-
-    def apart(self, job: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
-        for given in arguments:
-            try:
-                yield job(*given)
-            except Exception as error:  # noqa: BLE001 - as on the card, it is handed over
-                yield error
-
-    def sanitized(self, module: str, arguments: Sequence[str]) -> str | None:
-        importlib.import_module(module).main(list(arguments))
-        return None
-
-
-class _Here:
-    """A method in this process, on the CPU; memory is not counted."""
-
-    memory = 0
-
-    def __init__(self, method: str, setting: Bench) -> None:
-        self._step: Step | None = step_of(method, teacher_of(setting), setting)
-        self._step()
-
-    def seconds(self) -> float:
-        assert self._step is not None
-        start = time.perf_counter()
-        self._step()
-        return time.perf_counter() - start
-
-    def close(self) -> None:
-        self._step = None
 
 
 def sentence(error: BaseException) -> str:

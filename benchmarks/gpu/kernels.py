@@ -1,10 +1,11 @@
 """Stage c: how fast are the kernels alone, and which part of what this card can do do they reach?
 
 For cross-entropy alone and for attention with its cross-entropy, forward and backward are timed by events: bfloat16,
-one image, 16 heads of 64 (4 at 16,384 tokens, where formed maps of 16 fit no card). Beside every route of the library stand maps that are formed in the same dtype and PyTorch's own
-attention without any loss. In each repeat all of them run, in random order; a figure is a median over repeats, a ratio
-the median of the repeats' ratios to the maps. `graph_ms`, in rows
-of its own for the smallest size, is a replay of both passes as one graph, without gaps between kernels. `peak_bytes` is what both passes take at most beyond the operands, results and gradients included.
+one image, 16 heads of 64 (4 at 16,384 tokens, where formed maps of 16 fit no card). Beside every route of the library
+stand maps that are formed in the same dtype and PyTorch's own attention without any loss. In each repeat all of them
+run, in random order; a figure is a median over repeats, a gain the median of the repeats' ratios of the maps' time to a
+way's. `graph_ms`, in rows of its own for the smallest size, is a replay of both passes as one graph, without gaps
+between kernels. `peak_bytes` is what both passes take at most beyond the operands, results and gradients included.
 
 The limit is measured in the same run: the rate of a large matrix product and the bandwidth of a large copy (bytes read
 and written). `forward_limit` is the larger of the fewest operations over that rate and the fewest bytes over that
@@ -26,10 +27,11 @@ from torch.nn import functional as F
 
 from attention_transfer.attention import Side, attention_logits
 from attention_transfer.errors import UserError
+from attention_transfer.experiments.steps import ROUTES
 from benchmarks.gpu.card import Card
 from benchmarks.gpu.report import Report, Row, why_not
 from benchmarks.gpu.right import difference
-from benchmarks.gpu.routes import ROUTES, Size, check, functions, operands
+from benchmarks.gpu.routes import Size, check, functions, operands
 
 Results = tuple[Tensor, ...]
 Run = Callable[[Side, Tensor, Side], Results]

@@ -30,6 +30,7 @@ from attention_transfer.training import Recipe
 from benchmarks.gpu.card import Card
 from benchmarks.gpu.report import Report, Row
 from benchmarks.gpu.right import difference
+from benchmarks.gpu.stand_in import tiny_vit
 
 PRECISIONS: dict[str, tuple[Any, Any]] = {
     "float32": ("fp32", "highest"),
@@ -60,7 +61,7 @@ def _digits(device: Any, out: Path, *, rehearsed: bool, **recipe: Any) -> dict[s
     settings = {"epochs": epochs, "batch_size": 10, "validate_every": 2, "workers": 0} | recipe
     return train(
         "distill",
-        teacher=DIGITS,
+        teacher=tiny_vit() if rehearsed else DIGITS,
         pretrained=False,
         shots=shots,
         recipe=Recipe(**settings),
@@ -86,7 +87,7 @@ def _precision(card: Card, name: str, place: Path, exact: list[float]) -> Row:
 
 def _short_of_memory(card: Card, out: Path) -> Row:
     """A batch for which there is no memory; the log must say into what it was cut, and the run must end."""
-    model, size, batch, shots = ("timm/test_vit", 32, 16, 2) if card.rehearsed else (BASE, 224, 256, 52)
+    model, size, batch, shots = (tiny_vit(), 8, 16, 2) if card.rehearsed else (BASE, 224, 256, 52)
     with card.squeezed(leave=6 << 30, most_images=8):
         summary = train(
             "finetune",
@@ -142,7 +143,9 @@ def _two_processes(card: Card, backend: str) -> Row:
         port = free.getsockname()[1]
     context: Any = multiprocessing.get_context(card.processes)
     results = context.Queue()
-    processes = [context.Process(target=_rank, args=(rank, port, backend, card.device, results), daemon=True) for rank in (0, 1)]
+    processes = [
+        context.Process(target=_rank, args=(rank, port, backend, card.device, results), daemon=True) for rank in (0, 1)
+    ]
     for process in processes:
         process.start()
     found = results.get(timeout=100)

@@ -21,11 +21,13 @@ from torch.nn import functional as F
 from attention_transfer import AttentionTransfer, Copy, Distill, Guide, Rule, load_vit, student_like
 from attention_transfer.attention import Side, rows
 from attention_transfer.errors import UserError
+from attention_transfer.experiments.steps import ROUTES
 from benchmarks.gpu import card as cards
 from benchmarks.gpu.card import Card
 from benchmarks.gpu.lse import kernels
 from benchmarks.gpu.report import Report, Row, why_not
-from benchmarks.gpu.routes import ROUTES, Functions, Size, check, functions, operands
+from benchmarks.gpu.routes import Functions, Size, check, functions, operands
+from benchmarks.gpu.stand_in import tiny_vit
 
 MASKS = ("none", "bool", "bias")
 LIMITS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
@@ -114,13 +116,14 @@ def exact_functions() -> Functions:
         return out, ce_BHN.mean()
 
     return Functions(
-        lambda s, t: rows.cross_entropy(s.logits(), t.logits()), lambda s, t: rows.kl(s.logits(), t.logits()), both, mean
+        lambda s, t: rows.cross_entropy(s.logits(), t.logits()),
+        lambda s, t: rows.kl(s.logits(), t.logits()),
+        both,
+        mean,
     )
 
 
-def results(
-    by: Functions, s: Side, v: Tensor, t: Side, dtype: torch.dtype, without: Any = ()
-) -> dict[str, Tensor]:
+def results(by: Functions, s: Side, v: Tensor, t: Side, dtype: torch.dtype, without: Any = ()) -> dict[str, Tensor]:
     """Values and gradients of all losses, computed from the operands in a dtype; the incoming gradients are seeded."""
     q, k, v = (x.detach().to(dtype).requires_grad_() for x in (s.q, s.k, v))
     s, t = s._replace(q=q, k=k), t._replace(q=t.q.to(dtype), k=t.k.to(dtype))
@@ -175,7 +178,7 @@ def _steps(card: Card, name: str) -> Iterator[Row]:
     route: Any = name.removeprefix("distill-")
     rule: Rule = Copy() if name == "copy" else Guide() if name == "gta" else Distill(impl=route)
     plain: Rule = Distill(impl="reference") if isinstance(rule, Distill) else rule
-    teacher = load_vit("builtin/vit_digits" if card.rehearsed else "timm/vit_tiny_patch16_224", pretrained=False)
+    teacher = load_vit(tiny_vit() if card.rehearsed else "timm/vit_tiny_patch16_224", pretrained=False)
     student = student_like(teacher, num_classes=10)
     for parameter in (*teacher.parameters(), *student.parameters()):
         parameter.data.add_(torch.randn_like(parameter), alpha=0.05)  # else every map is flat
@@ -205,7 +208,11 @@ def _step(
     loss.backward()
     transfer.release()
     gradients = [p.grad.flatten() for p in student.parameters() if p.grad is not None]
-    return {"logits": output.logits.detach().cpu(), "loss": loss.detach().cpu(), "gradients": torch.cat(gradients).cpu()}
+    return {
+        "logits": output.logits.detach().cpu(),
+        "loss": loss.detach().cpu(),
+        "gradients": torch.cat(gradients).cpu(),
+    }
 
 
 def _sanitized(card: Card, route: str) -> Iterator[Row]:

@@ -18,7 +18,6 @@ from attention_transfer.attention import (
     distilled_attention,
     triton_kernels,
 )
-from attention_transfer.experiments.steps import ROUTES as ROUTES
 
 Rows = Callable[[Side, Side], Tensor]
 Both = Callable[[Side, Tensor, Side], tuple[Tensor, Tensor]]

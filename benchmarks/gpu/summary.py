@@ -40,7 +40,8 @@ def stage(content: dict[str, Any]) -> bool:
     state = "finished" if content["finished"] else f"NOT FINISHED {content.get('failed', '')}"
     counts = f"{len(rows)} rows, {right} checked and right, {len(wrong)} wrong or failed, {len(left_out)} left out"
     print(f"\n== {content['stage']}: {state}; {counts}")
-    print(f"   {content['card']}, torch {content['versions']['torch']}, commit {content['commit'][:12]}, {content['date']}")
+    where = f"{content['card']}, torch {content['versions']['torch']}"
+    print(f"   {where}, commit {content['commit'][:12]}, {content['date']}")
     limits = [f"{key} {content[key]:.4g}" for key in ("matrix_tflops", "copy_gbytes_per_second") if key in content]
     print("".join(f"   {line}\n" for line in limits), end="")
     name = content["stage"]

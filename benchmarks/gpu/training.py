@@ -33,7 +33,7 @@ from attention_transfer.transfer import Distill
 from benchmarks.folder_throughput import draw
 from benchmarks.gpu.card import Card
 from benchmarks.gpu.report import Report, Row
-from benchmarks.gpu.steps import L_197, TINY
+from benchmarks.gpu.steps import L_197, tiny
 
 RELEASE = "26963e8ebccf2a2934f2d312f9b421bf2f66fe1d"
 MODEL_FILE = ("models_dual_vit.py", "fcf9d0383f231347c985c75450c160d925432c26fe6851972e6a2176e5044a17")
@@ -140,7 +140,7 @@ def _released(card: Card, clone: Path) -> Row:
 
 def _largest(card: Card, report: Report, method: str) -> None:
     """Steps with batches twice as large each time, until one does not fit."""
-    setting = replace(TINY if card.rehearsed else L_197, batch_size=_batch(card))
+    setting = replace(tiny() if card.rehearsed else L_197, batch_size=_batch(card))
     while report.time_left() > 0 and setting.batch_size <= (8 if card.rehearsed else 2048):
         case = {"method": method, "model": setting.model, "batch_size": setting.batch_size}
         start = time.monotonic()

@@ -12,7 +12,6 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import timm
@@ -173,7 +172,7 @@ def measure(
     note(f"{tokens} tokens, floor")
     try:
         floor = make("floor", setting)
-    except Exception as error:
+    except (UserError, RuntimeError) as error:
         yield from (LeftOut(name, tokens, f"{_reason(error)}, for the floor already") for name in methods)
         return
     with closing(floor):
@@ -181,7 +180,7 @@ def measure(
             note(f"{tokens} tokens, {name}")
             try:
                 result: Cost | LeftOut = _beside(floor, name, tokens, setting, repeats, make)
-            except Exception as error:
+            except (UserError, RuntimeError) as error:
                 result = LeftOut(name, tokens, _reason(error))
             gc.collect()  # only here, after the error and all that hung on it are gone
             if setting.device == "cuda":
@@ -197,7 +196,7 @@ def _beside(
         return _cost(name, tokens, pairs, (floor.memory, method.memory), setting)
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: UserError | RuntimeError) -> str:
     """Why a method can't be measured here; other errors are raised again."""
     if ran_out_of_memory(error):
         return f"out of memory with batches of this size ({str(error).splitlines()[0]})"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gc
 import itertools
+import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from multiprocessing import get_context
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from attention_transfer.experiments.runners import OnGPU, Runner
 from attention_transfer.experiments.steps import Bench
 
 Call = Callable[[], object]
+Job = tuple[Any, ...]
 Device = Literal["cpu", "cuda"]
 
 
@@ -128,19 +130,22 @@ class Card:
     def _runner(self, method: str, setting: Bench) -> Runner:
         return OnGPU(method, setting)
 
-    def apart(self, job: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
-        """Run a job for each of several arguments, each in a process of its own, several at once.
+    def apart(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Any]]:
+        """Run several jobs, each in a process of its own, as many at once as there are cores, 12 at most.
 
         A crash is then one job's, and kernels are compiled on several cores. Nothing may be timed in such a job.
 
+        Args:
+            jobs: each a function and its arguments, which a new process can import and unpickle.
+
         Yields:
-            What each returned, or the exception that ended it, in the order of the arguments.
+            A job and what it returned, or the exception that ended it, as they come to their ends.
         """
-        with ThreadPoolExecutor(8) as threads:
-            futures = [threads.submit(_alone, job, *given) for given in arguments]
-            for future in futures:
+        with ThreadPoolExecutor(min(12, os.cpu_count() or 1)) as threads:
+            futures = {threads.submit(_alone, *job): job for job in jobs}
+            for future in as_completed(futures):
                 error = future.exception()
-                yield error if error is not None else future.result()
+                yield futures[future], error if error is not None else future.result()
 
     def sanitized(self, module: str, arguments: Sequence[str]) -> str | None:
         """Run a module's `main` under compute-sanitizer's memory checker; what it found, or `None`.

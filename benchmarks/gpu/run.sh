@@ -5,7 +5,7 @@
 #
 #   --only      stages to run, by letter or name, separated by commas
 #   --minutes   time for all stages: those that don't fit any more are left out from the end; where there is more time
-#               than the stages' limits add up to (10 minutes), each limit grows in proportion
+#               than the stages' limits add up to (560 s), each limit grows in proportion
 #   --rehearse  every stage's own code on the CPU at tiny sizes, with Triton in its interpreter
 #   --out       folder for a JSON file a stage and the log; default $OUT where it is set, else runs/gpu
 #   --release   local clone of the released code of Attention Transfer, to be measured beside this library
@@ -14,11 +14,11 @@
 set -uo pipefail
 
 # Letter, name and limit in seconds, in order of worth.
-stages="a right 110
-b steps 210
+stages="a right 105
+b steps 195
 c kernels 90
-d training 120
-e precision 70"
+d training 110
+e precision 60"
 
 fail() {
   echo "$1" >&2

@@ -8,7 +8,7 @@ import importlib
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -22,7 +22,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from attention_transfer.experiments.runners import Runner
 from attention_transfer.experiments.steps import Bench, Step, step_of, teacher_of
 from attention_transfer.vit import save_vit
-from benchmarks.gpu.card import Call, Card, Device
+from benchmarks.gpu.card import Call, Card, Device, Job
 
 
 class StandIn(Card):
@@ -73,12 +73,12 @@ class StandIn(Card):
     def _runner(self, method: str, setting: Bench) -> Runner:
         return _Here(method, setting)
 
-    def apart(self, job: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
-        for given in arguments:
+    def apart(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Any]]:
+        for job, *arguments in jobs:
             try:
-                yield job(*given)
+                yield (job, *arguments), job(*arguments)
             except Exception as error:  # noqa: BLE001 - as on the card, it is handed over
-                yield error
+                yield (job, *arguments), error
 
     def sanitized(self, module: str, arguments: Sequence[str]) -> str | None:
         importlib.import_module(module).main(list(arguments))
@@ -90,7 +90,7 @@ def tiny_vit() -> str:
     """The folder of a small ViT for images of 8 pixels, which a rehearsal runs in place of a large one."""
     folder = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, folder)
-    sizes = {"img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 32, "depth": 1, "num_heads": 2}
+    sizes = {"img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 16, "depth": 1, "num_heads": 1}
     grey = {"mean": (0.5,), "std": (0.5,)}
     model = timm.create_model("vit_tiny_patch16_224", **sizes, num_classes=10, pretrained_cfg_overlay=grey)
     save_vit(model, Path(folder) / "model")

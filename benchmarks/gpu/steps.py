@@ -17,6 +17,7 @@ from attention_transfer.errors import UserError
 from attention_transfer.experiments.bench import Cost, measure
 from attention_transfer.experiments.steps import ROUTES, Bench
 from benchmarks.gpu import card as cards
+from benchmarks.gpu import kernels
 from benchmarks.gpu.card import Card
 from benchmarks.gpu.report import Report
 from benchmarks.gpu.stand_in import tiny_vit
@@ -27,9 +28,9 @@ COMPILED = [*FUSED, "gta", "copy"]
 """Fewer: each takes its time to compile."""
 
 L_197 = Bench("timm/vit_large_patch16_224", 224, 64, "cuda", "bfloat16", compiled=False)
-L_1370 = Bench("timm/vit_large_patch14_dinov2", 518, 8, "cuda", "bfloat16", compiled=False)
+L_1370 = Bench("timm/vit_large_patch14_dinov2", 518, 4, "cuda", "bfloat16", compiled=False)
 B_197 = Bench("timm/vit_base_patch16_224", 224, 128, "cuda", "bfloat16", compiled=False)
-B_1370 = Bench("timm/vit_base_patch14_dinov2", 518, 16, "cuda", "bfloat16", compiled=False)
+B_1370 = Bench("timm/vit_base_patch14_dinov2", 518, 8, "cuda", "bfloat16", compiled=False)
 S_197 = Bench("timm/vit_small_patch16_224", 224, 256, "cuda", "bfloat16", compiled=False)
 
 
@@ -46,14 +47,14 @@ GROUPS = [
 
 def tiny() -> Bench:
     """What a rehearsal measures."""
-    return Bench(tiny_vit(), 8, 2, "cpu", "bfloat16", compiled=False)
+    return Bench(tiny_vit(), 8, 1, "cpu", "bfloat16", compiled=False)
 
 
 def run(card: Card, report: Report) -> None:
     """Every group, method by method."""
     if card.rehearsed:
         torch.compiler.set_stance("force_eager")  # compiling for the CPU would take longer than all the rest
-    repeats = 2 if card.rehearsed else 15
+    repeats = 1 if card.rehearsed else 15
     report.note(repeats=repeats)
     try:
         if card.rehearsed:
@@ -82,11 +83,11 @@ def _group(card: Card, report: Report, setting: Bench, repeats: int) -> None:
 
 
 def warm(card: Card, groups: list[Bench]) -> None:
-    """Compile every group's steps, each in a process of its own, and run each once."""
-    for setting, error in zip(
-        groups, card.apart(_warm, [(card.rehearsed, setting) for setting in groups]), strict=True
-    ):
-        print(f"compiled {setting.model}, {setting.image_size} pixels: {error or 'all of it'}", flush=True)
+    """Compile every group's steps and stage c's kernels, each in a process of its own, and run each once."""
+    jobs = [(_warm, card.rehearsed, setting) for setting in groups]
+    for job, error in card.apart([(kernels.warm, card.rehearsed), *jobs]):
+        what = f"{job[-1].model}, {job[-1].image_size} pixels" if job[0] is _warm else "kernels"
+        print(f"compiled {what}: {error or 'all of it'}", flush=True)
 
 
 def _warm(rehearse: bool, setting: Bench) -> None:

@@ -125,7 +125,7 @@ def test_a_wrong_option_is_one_sentence(options: tuple[str, ...], message: str, 
 def test_stages_that_do_not_fit_the_minutes_are_left_out_from_the_end(tmp_path: Path) -> None:
     done = run("--minutes", "0.1", OUT=str(tmp_path))
     said = [line for line in done.stdout.splitlines() if "left out" in line]
-    assert len(said) == len(STAGES) and "stage a, right, needs up to 110 s" in said[0]
+    assert len(said) == len(STAGES) and "stage a, right, needs up to 105 s" in said[0]
 
 
 REFUSED = """

@@ -122,9 +122,8 @@ def _resumed(card: Card, place: Path) -> Row:
 
 def _child(card: Card, out: Path, *, kill: bool) -> None:
     settings = {"rehearsed": card.rehearsed, "epochs": 8}
-    process: Any = multiprocessing.get_context(card.processes).Process(
-        target=_digits, args=(card.device, out), kwargs=settings
-    )
+    context: Any = multiprocessing.get_context(card.processes)
+    process = context.Process(target=_digits, args=(card.device, out), kwargs=settings)
     process.start()
     checkpoint = out / "checkpoints" / "last.ckpt"
     while kill and process.is_alive() and not checkpoint.exists():
@@ -159,8 +158,8 @@ def _two_processes(card: Card, backend: str) -> Row:
 
 def _rank(rank: int, port: int, backend: str, device: str, results: Any) -> None:
     try:
-        store = distributed.TCPStore("127.0.0.1", port, 2, rank == 0, timedelta(seconds=60))
-        distributed.init_process_group(backend, store=store, rank=rank, world_size=2, timeout=timedelta(seconds=60))
+        place, patience = f"tcp://127.0.0.1:{port}", timedelta(seconds=60)
+        distributed.init_process_group(backend, init_method=place, rank=rank, world_size=2, timeout=patience)
         network = DistributedDataParallel(_network(device), find_unused_parameters=True)
         gradients = _gradients(network, *_images(device, slice(2 * rank, 2 * rank + 2)))
         if rank == 0:

@@ -94,6 +94,8 @@ def why_not(error: BaseException) -> Row:
     """What a row says that has no result: left out for a reason that was foreseen, or failed."""
     if ran_out_of_memory(error):
         return {"left_out": "out of memory"}
+    if type(error).__name__ == "InterpreterError" and isinstance(error.__cause__, TypeError):
+        return {"left_out": f"Triton's interpreter doesn't run with this NumPy ({sentence(error.__cause__)})"}
     return {"left_out": str(error)} if isinstance(error, UserError) else {"failed": sentence(error)}
 
 

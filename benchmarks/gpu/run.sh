@@ -73,9 +73,18 @@ common=(--out "$out" ${rehearse:+"$rehearse"} ${release:+--release "$release"})
 {
   failed=0
   if [[ -n $rehearse ]]; then
-    names=$(cut -d' ' -f2 <<<"$stages")
-    # shellcheck disable=SC2086 # several names
-    TRITON_INTERPRET=1 OMP_NUM_THREADS=1 "$python" -m benchmarks.gpu.stage $names "${common[@]}" || failed=$?
+    # Two processes, which spare the imports of the others: the kernels and what trains take about as long.
+    rehearsing=()
+    for group in "right steps kernels" "training precision"; do
+      names=$(awk -v group=" $group " 'index(group, " " $2 " ") {print $2}' <<<"$stages")
+      [[ -n $names ]] || continue
+      # shellcheck disable=SC2086 # several names
+      TRITON_INTERPRET=1 OMP_NUM_THREADS=1 "$python" -m benchmarks.gpu.stage $names "${common[@]}" &
+      rehearsing+=($!)
+    done
+    for process in "${rehearsing[@]}"; do
+      wait "$process" || failed=$?
+    done
   else
     total=$(awk '{sum += $3} END {print sum}' <<<"$stages")
     scaled() { awk -v s="$1" -v m="${minutes:-0}" -v t="$total" 'BEGIN {print int(m * 60 > t ? s * m * 60 / t : s)}'; }
@@ -98,7 +107,10 @@ common=(--out "$out" ${rehearse:+"$rehearse"} ${release:+--release "$release"})
       timeout -k 5 "$limit" "$python" -m benchmarks.gpu.stage "$name" --seconds "$limit" "${common[@]}" </dev/null
       case $? in
         0) ;;
-        2) exit 2 ;;
+        2)
+          [[ -z $warming ]] || kill "$warming"
+          exit 2
+          ;;
         124 | 137) failed=1 && echo "stage $letter, $name, ran over its $limit s and was stopped; its rows so far are kept" ;;
         *) failed=1 && echo "stage $letter, $name, did not come to its end; its rows so far are kept" ;;
       esac

@@ -1,6 +1,6 @@
 """Runs stages of the kit in one process: `python -m benchmarks.gpu.stage NAME [NAME ...] --out FOLDER [--rehearse]`.
 
-`run.sh` gives each stage a process and a time limit; a rehearsal runs all of them in one, which spares the imports.
+`run.sh` gives each stage a process and a time limit; a rehearsal runs several in one, which spares the imports.
 """
 
 from __future__ import annotations

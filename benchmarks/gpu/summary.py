@@ -14,7 +14,7 @@ Row = dict[str, Any]
 
 COLUMNS = {
     "right": ("case", "dtype", "mask", "route", "worst", "error", "limit"),
-    "steps": ("model", "compiled", "method", "tokens", "images", "ratio", "low", "high", "memory_ratio"),
+    "steps": ("model", "compiled", "method", "tokens", "images", "ratio", "memory_ratio"),
     "kernels": ("operator", "way", "tokens", "forward_ms", "forward_gain", "forward_limit", "backward_ms",
                 "backward_gain", "backward_limit", "graph_ms"),
     "training": ("code", "method", "model", "images", "batch_size", "images_per_second", "data_wait", "memory"),

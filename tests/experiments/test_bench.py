@@ -1,15 +1,20 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import torch
 from PIL import Image
+from torch.nn import functional as F
 
-from attention_transfer import bench
+from attention_transfer import AttentionTransfer, Distill, bench, load_vit, student_like
+from attention_transfer.attention import Impl, triton_kernels
 from attention_transfer.errors import UserError
-from attention_transfer.experiments.steps import METHODS, Bench, step_of, teacher_of
+from attention_transfer.experiments.bench import Cost, LeftOut, measure
+from attention_transfer.experiments.steps import METHODS, ROUTES, Bench, Materialised, step_of, teacher_of
 
 TINY = "builtin/vit_digits"
 
@@ -26,7 +31,81 @@ def test_every_method_is_measured_against_the_floor_and_written(tmp_path: Path) 
     assert Image.open(tmp_path / "out" / "bench.png").size[0] > 300
 
 
-@pytest.mark.parametrize("method", METHODS)
+class Fake:
+    """A method that takes no time, if it is not one that can't run."""
+
+    def __init__(self, method: str, broken: dict[str, Exception]) -> None:
+        if method in broken:
+            raise broken[method]
+        self.memory = 1
+
+    def seconds(self) -> float:
+        return 1.0
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+
+BROKEN = {
+    "copy": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has …"),
+    "gta": BrokenProcessPool("a process was terminated abruptly"),
+    "distill": UserError("it can't serve"),
+}
+
+
+def test_a_method_that_can_not_be_measured_is_left_out_with_the_reason() -> None:
+    setting = Bench(TINY, 8, 2, "cpu", "float32", compiled=False)
+    names = ["floor", "copy", "gta", "distill", "finetune"]
+    results = list(measure(setting, names, 2, make=lambda name, _: Fake(name, BROKEN)))
+    assert [type(result) for result in results] == [Cost, LeftOut, LeftOut, LeftOut, Cost]
+    assert [result.reason for result in results if isinstance(result, LeftOut)] == [
+        "out of memory with batches of this size (CUDA out of memory. Tried to allocate 2.00 GiB.)",
+        "the system ended its process, most likely for want of memory",
+        "it can't serve",
+    ]
+    results = list(measure(setting, names, 2, make=lambda *_: Fake("copy", BROKEN)))
+    assert all(isinstance(result, LeftOut) and result.reason.endswith("for the floor already") for result in results)
+    with pytest.raises(RuntimeError, match="surprise"):
+        list(measure(setting, ["copy"], 2, make=lambda name, _: Fake(name, {"copy": RuntimeError("surprise")})))
+
+
+@pytest.mark.skipif(triton_kernels.available() is None, reason="the kernels can run here")
+def test_the_verb_measures_the_others_and_says_which_is_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    costs = bench(TINY, methods="distill-triton", image_sizes="8", batch_size=2, repeats=1, out=str(tmp_path))
+    assert [cost.method for cost in costs] == ["floor"]
+    left_out = json.loads((tmp_path / "bench.json").read_text())["left_out"]
+    assert [(entry["method"], entry["tokens"]) for entry in left_out] == [("distill-triton", 17)]
+    said = " ".join(capsys.readouterr().out.split())
+    assert "distill-triton at 17 tokens is left out" in said and "can't compute" in said
+
+
+def test_each_implementation_of_the_losses_is_a_method() -> None:
+    assert set(ROUTES) == set(get_args(Impl)) - {"auto"}
+    assert {f"distill-{route}" for route in ROUTES} < set(METHODS)
+
+
+def test_materialised_maps_give_the_loss_and_the_gradients_of_distillation() -> None:
+    teacher = load_vit(TINY, pretrained=False)
+    student = student_like(teacher, num_classes=10)
+    images, targets = torch.randn(2, 1, 8, 8), torch.tensor([1, 2])
+    found: list[dict[str, Any]] = []
+    for rule in (Materialised(), Distill(impl="reference")):
+        student.zero_grad()
+        transfer = AttentionTransfer(teacher, student, [rule]).train()
+        output = transfer(images)
+        output.total(F.cross_entropy(output.logits, targets)).backward()
+        transfer.release()
+        gradients = {name: p.grad for name, p in student.named_parameters() if p.grad is not None}
+        found.append({"loss": output.losses["distill"].detach(), "logits": output.logits.detach(), **gradients})
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
+
+
+RUNNING = [method for method in METHODS if method != "distill-triton" or triton_kernels.available() is None]
+
+
+@pytest.mark.parametrize("method", RUNNING)
 def test_a_step_of_each_method_runs_and_leaves_no_gradient(method: str) -> None:
     setting = Bench(TINY, 8, 2, "cpu", "float32", compiled=False)
     teacher = teacher_of(setting)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import platform
 import random
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import timm
@@ -21,6 +23,7 @@ from attention_transfer.errors import UserError
 from attention_transfer.experiments.runners import Runner, runner
 from attention_transfer.experiments.steps import METHODS, Bench, check_methods, teacher_of
 from attention_transfer.training import Display, check_writable
+from attention_transfer.training.memory import ran_out_of_memory
 from attention_transfer.viewing import cost_chart, save
 from attention_transfer.vit import describe
 from attention_transfer.writing import write_whole
@@ -53,6 +56,21 @@ class Cost:
     memory_ratio: float
 
 
+@dataclass(frozen=True)
+class LeftOut:
+    """A method that could not be measured at one image size.
+
+    Attributes:
+        method: its name.
+        tokens: length of the sequence.
+        reason: why, half a sentence.
+    """
+
+    method: str
+    tokens: int
+    reason: str
+
+
 def bench(
     model: str = "timm/vit_small_patch16_224",
     *,
@@ -73,8 +91,10 @@ def bench(
 
     Args:
         model: architecture of teacher and student, in the forms of load_vit; weights are random.
-        methods: separated by commas: floor, finetune, logit-kd, copy, distill, distill-flash, distill-chunked,
-            distill-reference, gta.
+        methods: separated by commas: floor, finetune, logit-kd, copy, distill (and each of its implementations:
+            distill-reference, distill-chunked, distill-flash, distill-triton), materialised (distillation by maps in
+            the step's own dtype), gta. One that can't serve here, or for which memory is too small, is left out, with
+            the reason.
         image_sizes: input pixels, height and width, separated by commas.
         batch_size: images a step, at the first image size; fewer at larger ones, so that tokens a step stay alike.
         repeats: how often each method runs.
@@ -84,7 +104,7 @@ def bench(
         out: folder for bench.json and bench.png.
 
     Returns:
-        A record for each method and image size.
+        A record for each method and image size that could be measured.
 
     Raises:
         UserError: there is no such method, device or model.
@@ -101,12 +121,18 @@ def bench(
     check_writable(Path(out), needed_mb=1)
     first = Bench(model, sizes[0], batch_size, device, dtype, compiled)
     costs: list[Cost] = []
+    left_out: list[LeftOut] = []
     with Display.open() as display, display.bar("bench", len(sizes) * len(names)) as bar:
         for size in sizes:
             fewer = max(1, round(batch_size * (sizes[0] / size) ** 2))
-            costs += _measure(replace(first, image_size=size, batch_size=fewer), names, repeats, bar)
-    _write(costs, first, repeats, Path(out))
-    _show(costs)
+            for result in measure(replace(first, image_size=size, batch_size=fewer), names, repeats, note=bar.note):
+                if isinstance(result, Cost):
+                    costs.append(result)
+                else:
+                    left_out.append(result)
+                bar.advance()
+    _write(costs, left_out, first, repeats, Path(out))
+    _show(costs, left_out)
     return costs
 
 
@@ -120,19 +146,65 @@ def _sizes(text: str) -> list[int]:
     return sizes
 
 
-def _measure(setting: Bench, names: list[str], repeats: int, bar: Any) -> list[Cost]:
-    """Each method beside the floor, one after the other: at most two are in memory."""
+def measure(
+    setting: Bench,
+    methods: Sequence[str],
+    repeats: int,
+    *,
+    make: Callable[[str, Bench], Runner] = runner,
+    note: Callable[[str], None] = lambda _: None,
+) -> Iterator[Cost | LeftOut]:
+    """Each method beside the floor, one after the other: at most two are in memory.
+
+    Args:
+        setting: what all of them share.
+        methods: their names.
+        repeats: how often each method runs.
+        make: makes a method ready to run.
+        note: is told what is measured now.
+
+    Yields:
+        What a method costs, or why it was left out, as soon as that is known.
+    """
     tokens = describe(teacher_of(setting)).sequence
-    bar.note(f"{tokens} tokens, floor")
-    costs = []
-    with closing(runner("floor", setting)) as floor:
-        for name in names:
-            bar.note(f"{tokens} tokens, {name}")
-            with closing(runner(name, setting)) as method:
-                pairs = [_pair(floor, method) for _ in range(repeats)]
-            costs.append(_cost(name, tokens, pairs, (floor.memory, method.memory), setting))
-            bar.advance()
-    return costs
+    if setting.compiled:
+        torch.compiler.reset()  # of a function, only so many versions are compiled, and the next one is not
+    note(f"{tokens} tokens, floor")
+    try:
+        floor = make("floor", setting)
+    except (UserError, RuntimeError) as error:
+        yield from (LeftOut(name, tokens, f"{_reason(error)}, for the floor already") for name in methods)
+        return
+    with closing(floor):
+        for name in methods:
+            note(f"{tokens} tokens, {name}")
+            try:
+                result: Cost | LeftOut = _beside(floor, name, tokens, setting, repeats, make)
+            except (UserError, RuntimeError) as error:
+                result = LeftOut(name, tokens, _reason(error))
+            gc.collect()  # only here, after the error and all that hung on it are gone
+            if setting.device == "cuda":
+                torch.cuda.empty_cache()
+            yield result
+
+
+def _beside(
+    floor: Runner, name: str, tokens: int, setting: Bench, repeats: int, make: Callable[[str, Bench], Runner]
+) -> Cost:
+    with closing(make(name, setting)) as method:
+        pairs = [_pair(floor, method) for _ in range(repeats)]
+        return _cost(name, tokens, pairs, (floor.memory, method.memory), setting)
+
+
+def _reason(error: UserError | RuntimeError) -> str:
+    """Why a method can't be measured here; other errors are raised again."""
+    if ran_out_of_memory(error):
+        return f"out of memory with batches of this size ({str(error).splitlines()[0]})"
+    if isinstance(error, BrokenProcessPool):
+        return "the system ended its process, most likely for want of memory"
+    if isinstance(error, UserError):
+        return str(error)
+    raise error
 
 
 def _pair(floor: Runner, method: Runner) -> tuple[float, float]:
@@ -163,7 +235,7 @@ def _cost(name: str, tokens: int, pairs: list[tuple[float, float]], memory: tupl
     )
 
 
-def _write(costs: list[Cost], setting: Bench, repeats: int, folder: Path) -> None:
+def _write(costs: list[Cost], left_out: list[LeftOut], setting: Bench, repeats: int, folder: Path) -> None:
     report = {
         **asdict(setting),
         "repeats": repeats,
@@ -172,6 +244,7 @@ def _write(costs: list[Cost], setting: Bench, repeats: int, folder: Path) -> Non
         "device_name": torch.cuda.get_device_name() if setting.device == "cuda" else platform.machine(),
         "versions": {"torch": torch.__version__, "timm": timm.__version__, "python": platform.python_version()},
         "costs": [asdict(cost) for cost in costs],
+        "left_out": [asdict(result) for result in left_out],
     }
     write_whole(folder / "bench.json", json.dumps(report, indent=2) + "\n")
     lines = {
@@ -182,7 +255,7 @@ def _write(costs: list[Cost], setting: Bench, repeats: int, folder: Path) -> Non
     save(cost_chart(lines), folder / "bench.png")
 
 
-def _show(costs: list[Cost]) -> None:
+def _show(costs: list[Cost], left_out: list[LeftOut]) -> None:
     table = Table("method", "tokens", "step, s", "images/s", "GB", "time ÷ floor (95 %)", "memory ÷ floor")
     for cost in costs:
         table.add_row(
@@ -194,4 +267,7 @@ def _show(costs: list[Cost]) -> None:
             f"{cost.ratio:.2f} ({cost.low:.2f} to {cost.high:.2f})",
             f"{cost.memory_ratio:.2f}",
         )
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    for result in left_out:
+        console.print(f"{result.method} at {result.tokens} tokens is left out: {result.reason}", markup=False)

@@ -5,24 +5,46 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from attention_transfer.attention import Impl, attention_logits
 from attention_transfer.errors import UserError, nearest
 from attention_transfer.transfer import AttentionTransfer, Copy, Distill, Guide, Rule
-from attention_transfer.vit import describe, load_vit, logits_of, student_like
+from attention_transfer.vit import AttentionCall, describe, load_vit, logits_of, student_like
+
+
+class Materialised(Distill):
+    """Distillation as Li et al.'s released code computes it: maps formed in the step's own dtype, the student's once.
+
+    What a fused loss is worth is the distance to this, not to `impl="reference"`, whose maps are float32 or wider.
+    """
+
+    def attend(self, student: AttentionCall, teacher: AttentionCall) -> tuple[Tensor, Tensor]:
+        """The output of the student's attention and its mean cross-entropy, from one pair of formed logits."""
+        logits_s = attention_logits(student.q, student.k, scale=student.scale, mask=student.mask)
+        logits_t = attention_logits(teacher.q, teacher.k, scale=teacher.scale, mask=teacher.mask)
+        ce_BHN = -(logits_t.softmax(dim=-1) * logits_s.log_softmax(dim=-1)).sum(dim=-1)
+        return logits_s.softmax(dim=-1).to(student.v.dtype) @ student.v, ce_BHN.mean()
+
+    def how(self, student: AttentionCall, teacher: AttentionCall) -> str:  # noqa: ARG002 - the rules' own signature
+        """Always the same."""
+        return "maps formed in the dtype of the step"
+
 
 Step = Callable[[], None]
 CLASSES = 10
+ROUTES: tuple[str, ...] = tuple(impl for impl in get_args(Impl) if impl != "auto")
+"""Every implementation of the losses that can be asked for."""
+
 RULES: dict[str, Rule] = {
     "copy": Copy(),
     "distill": Distill(),
-    "distill-flash": Distill(impl="flash"),
-    "distill-chunked": Distill(impl="chunked"),
-    "distill-reference": Distill(impl="reference"),
+    **{f"distill-{route}": Distill(impl=route) for route in ROUTES},  # type: ignore[arg-type] # one of Impl's names
+    "materialised": Materialised(),
     "gta": Guide(),
 }
 METHODS = ("floor", "finetune", "logit-kd", *RULES)
@@ -58,7 +80,8 @@ def check_methods(methods: Sequence[str]) -> None:
 
 def teacher_of(bench: Bench) -> nn.Module:
     """The frozen teacher, random weights: only its cost matters."""
-    teacher = load_vit(bench.model, pretrained=False, num_classes=CLASSES, image_size=bench.image_size)
+    with torch.device(bench.device):  # a large network is drawn in no time there
+        teacher = load_vit(bench.model, pretrained=False, num_classes=CLASSES, image_size=bench.image_size)
     return teacher.requires_grad_(False).to(bench.device)
 
 
@@ -67,7 +90,8 @@ def step_of(method: str, teacher: nn.Module, bench: Bench) -> Step:
 
     "floor" is what no distillation can do without: a student's step, and a teacher's forward pass.
     """
-    student = student_like(teacher, num_classes=CLASSES).to(bench.device)
+    with torch.device(bench.device):
+        student = student_like(teacher, num_classes=CLASSES).to(bench.device)
     spec = describe(student)
     images = torch.randn(bench.batch_size, spec.channels, *spec.image_size, device=bench.device)
     targets = torch.randint(CLASSES, (bench.batch_size,), device=bench.device)

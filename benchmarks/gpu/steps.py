@@ -1,0 +1,105 @@
+"""Stage b: what each method costs a training step against the floor, as `attention-transfer bench` measures it.
+
+Distillation by every route of the library and by materialised maps, copy, GTA and fine-tuning; bfloat16, plain and
+compiled. Groups come in order of worth. `python -m benchmarks.gpu.steps` only compiles what is measured compiled, in
+processes of its own, so that the stage finds it in the caches of Inductor and Triton; `run.sh` does that while stage a
+runs, in which nothing is timed.
+"""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import asdict, replace
+
+import torch
+
+from attention_transfer.errors import UserError
+from attention_transfer.experiments.bench import Cost, measure
+from attention_transfer.experiments.steps import ROUTES, Bench
+from benchmarks.gpu import card as cards
+from benchmarks.gpu import kernels
+from benchmarks.gpu.card import Card
+from benchmarks.gpu.report import Report
+from benchmarks.gpu.stand_in import tiny_vit
+
+FUSED = [f"distill-{route}" for route in ROUTES if route not in ("reference", "chunked")]
+METHODS = [*FUSED, "copy", "gta", "materialised", "finetune", "distill-chunked", "distill-reference", "floor"]
+COMPILED = [*FUSED, "gta", "copy"]
+"""Fewer: each takes its time to compile."""
+
+L_197 = Bench("timm/vit_large_patch16_224", 224, 64, "cuda", "bfloat16", compiled=False)
+L_1370 = Bench("timm/vit_large_patch14_dinov2", 518, 4, "cuda", "bfloat16", compiled=False)
+B_197 = Bench("timm/vit_base_patch16_224", 224, 128, "cuda", "bfloat16", compiled=False)
+B_1370 = Bench("timm/vit_base_patch14_dinov2", 518, 8, "cuda", "bfloat16", compiled=False)
+S_197 = Bench("timm/vit_small_patch16_224", 224, 256, "cuda", "bfloat16", compiled=False)
+
+
+def _compiled(setting: Bench) -> Bench:
+    return replace(setting, compiled=True)
+
+
+GROUPS = [
+    *(_compiled(setting) for setting in (L_197, L_1370)),
+    *(L_197, L_1370, B_197, B_1370, S_197),
+    *(_compiled(setting) for setting in (B_197, B_1370, S_197)),
+]
+
+
+def tiny() -> Bench:
+    """What a rehearsal measures."""
+    return Bench(tiny_vit(), 8, 1, "cpu", "bfloat16", compiled=False)
+
+
+def run(card: Card, report: Report) -> None:
+    """Every group, method by method."""
+    if card.rehearsed:
+        torch.compiler.set_stance("force_eager")  # compiling for the CPU would take longer than all the rest
+    repeats = 1 if card.rehearsed else 15
+    report.note(repeats=repeats)
+    try:
+        if card.rehearsed:
+            warm(card, [_compiled(tiny())])
+        for setting in [_compiled(tiny()), tiny()] if card.rehearsed else GROUPS:
+            _group(card, report, setting, repeats)
+    finally:
+        if card.rehearsed:
+            torch.compiler.set_stance("default")
+
+
+def _group(card: Card, report: Report, setting: Bench, repeats: int) -> None:
+    methods = COMPILED if setting.compiled else METHODS
+    case = {"model": setting.model, "compiled": setting.compiled, "batch_size": setting.batch_size}
+    if report.time_left() <= 0:
+        report.add(case | {"left_out": "the stage's time was up"})
+        return
+    for result in measure(setting, methods, repeats, make=card.runner):
+        if isinstance(result, Cost):
+            report.add(case | asdict(result))
+        else:
+            report.add(case | {"method": result.method, "tokens": result.tokens, "left_out": result.reason})
+        if report.time_left() <= 0:
+            report.add(case | {"left_out": f"the stage's time was up after {result.method}"})
+            return
+
+
+def warm(card: Card, groups: list[Bench]) -> None:
+    """Compile every group's steps and stage c's kernels, each in a process of its own, and run each once."""
+    jobs = [(_warm, card.rehearsed, setting) for setting in groups]
+    for job, error in card.apart([(kernels.warm, card.rehearsed), *jobs]):
+        what = f"{job[-1].model}, {job[-1].image_size} pixels" if job[0] is _warm else "kernels"
+        print(f"compiled {what}: {error or 'all of it'}", flush=True)
+
+
+def _warm(rehearse: bool, setting: Bench) -> None:
+    card = cards.find(rehearse=rehearse)
+    for method in ["floor", *COMPILED]:
+        try:
+            with closing(card.runner(method, setting)):
+                pass
+        except (UserError, RuntimeError) as error:
+            print(f"{method}: {cards.sentence(error)}", flush=True)
+        card.clear()
+
+
+if __name__ == "__main__":
+    warm(cards.find(rehearse=False), [setting for setting in GROUPS if setting.compiled])

@@ -90,6 +90,7 @@ def _sizes(card: Card, size: Size) -> Iterator[Row]:
 
 def _compared(route: str, exact: dict[str, Tensor], s: Side, v: Tensor, t: Side) -> Row:
     left_out = {}
+    torch.compiler.reset()  # of a function only so many versions are compiled, and FlexAttention needs one a shape
     served = functions(route, tune=False)
     for loss, name in LOSSES.items():
         try:

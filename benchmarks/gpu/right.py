@@ -157,9 +157,8 @@ def results(by: Functions, s: Side, v: Tensor, t: Side, dtype: torch.dtype, with
 def difference(actual: Tensor, exact: Tensor) -> float:
     """‖actual - exact‖ / ‖exact‖; what should be 0 is held against 1e-4 an element."""
     exact = exact.double()
-    size = max(float(exact.norm()), 1e-4 * exact.numel() ** 0.5)
-    gap: float = (actual.to(exact.device).double() - exact).norm().item()
-    return gap / size
+    size: float = max(float(exact.norm()), 1e-4 * exact.numel() ** 0.5)
+    return float((actual.to(exact.device).double() - exact).norm()) / size
 
 
 def _lse(card: Card, size: Size) -> Iterator[Row]:

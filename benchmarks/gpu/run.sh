@@ -97,7 +97,7 @@ common=(--out "$out" ${rehearse:+"$rehearse"} ${release:+--release "$release"})
       fi
       ((left -= limit))
       if [[ $name == right && $stages == *" steps "* ]]; then # compiles meanwhile what stage b will time
-        timeout -k 5 "$((limit + 30))" "$python" -m benchmarks.gpu.steps >"$scratch/warm.log" 2>&1 &
+        TORCHINDUCTOR_COMPILE_THREADS=4 timeout -k 5 "$((limit + 30))" "$python" -m benchmarks.gpu.steps >"$scratch/warm.log" 2>&1 &
         warming=$!
       elif [[ $name == steps && -n $warming ]]; then
         wait "$warming" || echo "compiling beforehand did not come to its end"

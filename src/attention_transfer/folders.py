@@ -128,7 +128,7 @@ def set_aside(folder: Path) -> None:
     """
     if not was_cut_off(folder):
         discard(folder)
-    for path in run_files(folder):
+    for path in _run_files(folder):
         target = folder / _REPLACED / path.relative_to(folder)
         target.parent.mkdir(parents=True, exist_ok=True)
         path.rename(target)
@@ -144,7 +144,12 @@ def was_cut_off(folder: Path) -> bool:
     return (folder / _REPLACED / "config.yaml").is_file() and not (folder / "config.yaml").is_file()
 
 
-def run_files(folder: Path) -> list[Path]:
+def holds_results(folder: Path) -> bool:
+    """Whether a run's folder holds more than the beginning of a run."""
+    return any(not path.name.startswith(".") for path in _run_files(folder))
+
+
+def _run_files(folder: Path) -> list[Path]:
     """The files of a run that are in its folder, in the order in which they are removed."""
     return [path for name in RUN for path in sorted(folder.glob(name))]
 

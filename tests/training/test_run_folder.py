@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -81,11 +83,151 @@ def test_other_processes_than_the_first_write_nothing(tmp_path: Path, monkeypatc
     assert "other" not in (tmp_path / "environment.json").read_text()
 
 
-def test_overwrite_replaces_a_run(tmp_path: Path) -> None:
+def test_overwrite_replaces_a_run_and_leaves_what_is_not_its_own(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     opened(tmp_path, CONFIG).write_json("summary.json", {})
-    folder = opened(tmp_path, {**CONFIG, "seed": 1}, overwrite=True)
+    own = ("metrics.jsonl", "checkpoints/last.ckpt", "model/config.json", "figures/curve.png", "log.txt")
+    mine = ("notes.md", "model/mine.txt", "figures/mine.png", "photos/a/1.png", "checkpoints/old/best.ckpt", ".hidden")
+    for name in (*own, *mine):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    with caplog.at_level("INFO"):
+        folder = opened(tmp_path, {**CONFIG, "seed": 1}, overwrite=True)
     assert read_yaml(folder.path / "config.yaml")["seed"] == 1
     assert not folder.finished
+    left = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
+    assert left == {"run.json", "config.yaml", "environment.json", *mine}
+    assert "kept what the run did not write: .hidden, checkpoints, figures, model, notes.md, photos" in caplog.text
+
+
+FOREIGN = {
+    "hydra": {"config.yaml": "defaults: [_self_]\n", "thesis.tex": "years of work"},
+    "mkdocs": {"mkdocs.yml": "site_name: mine", "config.yaml": "a: 1", "docs/index.md": "mine"},
+    "looks like one": {"config.yaml": "{preset: copy, seed: 0}", "summary.json": "{}", "checkpoints/last.ckpt": "mine"},
+    "other markers": {"run.json": '{"kind": "sprint"}', "environment.json": '{"packages": ["x"]}', "a.txt": "mine"},
+}
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_what_no_run_wrote_is_no_runs_whatever_it_is_called(kind: str, overwrite: bool, tmp_path: Path) -> None:
+    for name, text in FOREIGN[kind].items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match="holds no run"):
+        opened(tmp_path, CONFIG, overwrite=overwrite)
+    assert {str(p.relative_to(tmp_path)): p.read_text() for p in tmp_path.rglob("*") if p.is_file()} == FOREIGN[kind]
+
+
+@pytest.mark.parametrize("key", ["data", "teacher", "student", "init", "pretrained", "model"])
+def test_a_run_does_not_write_where_what_it_reads_lies(key: str, tmp_path: Path) -> None:
+    opened(tmp_path, CONFIG)
+    (tmp_path / "photos").mkdir()
+    for place in (tmp_path, tmp_path / "photos"):
+        with pytest.raises(UserError, match="which is read, lies in"):
+            opened(tmp_path, {**CONFIG, key: str(place)}, overwrite=True)
+    assert read_yaml(tmp_path / "config.yaml") == CONFIG
+
+
+def test_words_that_happen_to_be_the_folders_name_are_no_places(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, config in {"digits": {"data": "digits"}, "teacher": {"init": "teacher"}}.items():
+        for _ in range(2):
+            opened(Path(name), {**CONFIG, **config})
+
+
+def test_links_and_where_someone_is_are_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, link = tmp_path / "run", tmp_path / "link"
+    (run / "sub").mkdir(parents=True)
+    (run / "sub").rmdir()
+    opened(run, CONFIG)
+    link.symlink_to(run)
+    opened(link, CONFIG)  # to go on is no harm
+    with pytest.raises(UserError, match="is a link to"):
+        opened(link, CONFIG, overwrite=True)
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "scratch" / "best.ckpt").write_text("x")
+    (run / "checkpoints").symlink_to(tmp_path / "scratch")
+    with pytest.raises(UserError, match=r"checkpoints is a link to .*scratch, where nothing is removed"):
+        opened(run, CONFIG, overwrite=True)
+    (run / "checkpoints").unlink()
+    with monkeypatch.context() as patch:
+        patch.setenv("HOME", str(run))
+        with pytest.raises(UserError, match="is the home folder"):
+            opened(run, CONFIG, overwrite=True)
+    for place in (Path(), Path("../run"), run):
+        monkeypatch.chdir(run)
+        with pytest.raises(UserError, match="is the current folder"):
+            opened(place, CONFIG, overwrite=True)
+    assert read_yaml(run / "config.yaml") == CONFIG
+
+
+class Killed(BaseException):
+    """As if the process had ended here."""
+
+
+@pytest.mark.parametrize("moment", range(8))
+@pytest.mark.parametrize("again", [True, False], ids=["the same command", "without --overwrite"])
+def test_a_removal_that_is_killed_at_any_moment_is_completed_by_the_next(
+    moment: int, again: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = opened(tmp_path, CONFIG)
+    for name in ("metrics.jsonl", "checkpoints/best.ckpt", "checkpoints/last.ckpt", "model/config.json", "notes.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("old")
+    calls = [0]
+
+    def dies(function: Any) -> Any:
+        def called(*args: Any, **kwargs: Any) -> Any:
+            calls[0] += 1
+            if calls[0] > moment:
+                raise Killed
+            return function(*args, **kwargs)
+
+        return called
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Path, "rename", dies(Path.rename))
+        patch.setattr("shutil.rmtree", dies(shutil.rmtree))
+        opened(tmp_path, {**CONFIG, "seed": 1}, overwrite=True)
+    new = {**CONFIG, "seed": 1}
+    if again or moment > 0:
+        opened(tmp_path, new, overwrite=again)
+        assert read_yaml(tmp_path / "config.yaml") == new
+        assert not folder.last_checkpoint.exists()
+        left = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
+        assert left == {"run.json", "config.yaml", "environment.json", "notes.md"}
+    else:  # nothing was moved yet
+        assert read_yaml(tmp_path / "config.yaml") == CONFIG
+        assert folder.last_checkpoint.read_text() == "old"
+
+
+def test_a_run_that_lost_its_configuration_is_not_taken_for_a_new_one(tmp_path: Path) -> None:
+    opened(tmp_path, CONFIG)
+    (tmp_path / "config.yaml").unlink()
+    (tmp_path / "metrics.jsonl").write_text("x")
+    with pytest.raises(UserError, match=r"without its config\.yaml"):
+        opened(tmp_path, CONFIG)
+    assert (tmp_path / "metrics.jsonl").exists()
+
+
+def test_a_run_of_a_later_version_is_left_alone(tmp_path: Path) -> None:
+    opened(tmp_path, CONFIG)
+    (tmp_path / "run.json").write_text('{"kind": "attention-transfer run", "format": 99}')
+    with pytest.raises(UserError, match="is a run of format 99, but this version knows 1"):
+        opened(tmp_path, CONFIG, overwrite=True)
+
+
+def test_one_command_at_a_time(tmp_path: Path) -> None:
+    with RunFolder.open(tmp_path, CONFIG, overwrite=False) as folder:
+        for overwrite in (False, True):
+            with pytest.raises(UserError, match=rf"another command \(process {os.getpid()} on "):
+                opened(tmp_path, CONFIG, overwrite=overwrite)
+        folder.write_json("summary.json", {})
+        assert opened(tmp_path, CONFIG).finished  # what is finished can be read by anyone
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

@@ -19,11 +19,11 @@ from attention_transfer.data import DATA
 from attention_transfer.errors import UserError, raise_all
 from attention_transfer.folders import (
     discard,
+    holds_results,
     is_occupied,
     is_run,
     mark_run,
     removal_problems,
-    run_files,
     set_aside,
     was_cut_off,
 )
@@ -111,7 +111,7 @@ class RunFolder:
             folder._check_same(config, defaults or {})
             if folder.finished:  # nothing will be written
                 return folder
-        elif run_files(folder.path) and not was_cut_off(folder.path):
+        elif holds_results(folder.path) and not was_cut_off(folder.path):
             raise UserError(
                 f"{path} holds a run without its config.yaml; restore that, choose another --out, or replace the run "
                 "with --overwrite"

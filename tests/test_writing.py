@@ -30,7 +30,7 @@ def test_a_file_and_its_name_are_synced_before_and_after_the_rename(
     fsync, replace = os.fsync, Path.replace
 
     def synced(descriptor: int) -> None:
-        done.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        done.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
         fsync(descriptor)
 
     def replaced(self: Path, target: Any) -> Path:

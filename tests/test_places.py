@@ -15,7 +15,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder, with images, a run that has others in it, a link to each, and a table."""
     for name in ("photos/deep", "run/photos", "run/model"):
         (tmp_path / name).mkdir(parents=True)
-    for name in ("photos/a.png", "run/photos/a.png", "run/config.yaml", "table.csv"):
+    for name in ("photos/a.png", "run/photos/a.png", "run/config.yaml", "table.csv", "photos/labels.csv"):
         (tmp_path / name).write_text("x")
     (tmp_path / "link").symlink_to("photos")
     (tmp_path / "run-link").symlink_to(tmp_path / "run")
@@ -90,8 +90,8 @@ def test_words_that_name_nothing_here_are_no_places(here: Path) -> None:
     ("out", "message"),
     [
         ("table.csv", "is read itself"),
-        ("photos/new.csv", "whose images are read"),
-        ("link/new.csv", "whose images are read"),
+        ("photos/labels.csv", "lies in photos, which is read and where nothing is replaced"),
+        ("link/labels.csv", "where nothing is replaced"),
         ("run/config.yaml", "is a file of run itself"),
         ("run/summary.json", "is a file of run itself"),
         ("run-link/loggers.json", "is a file of run itself"),
@@ -111,5 +111,6 @@ def test_a_file_is_refused_that_is_read(here: Path, out: str, message: str) -> N
     assert message in problem
 
 
-def test_another_file_may_be_in_the_runs_folder(here: Path) -> None:
+def test_another_file_may_be_beside_what_is_read(here: Path) -> None:
+    assert file_problems(Path("photos/new.csv"), overwrite=False, data=["photos"]) == []
     assert file_problems(Path("run/predictions.csv"), overwrite=False, models=["run"], names=("config.yaml",)) == []

@@ -47,9 +47,10 @@ def locked(path: Path, what: Path) -> Iterator[None]:
         _write_record(descriptor)
         yield
     finally:
-        _held.discard(descriptor)
-        path.unlink(missing_ok=True)  # while it is held, so that nobody's lock is removed
-        os.close(descriptor)
+        if descriptor in _held:  # not in a process that was forked meanwhile
+            _held.remove(descriptor)
+            path.unlink(missing_ok=True)  # while it is held, so that nobody's lock is removed
+            os.close(descriptor)
 
 
 def _opened(path: Path) -> int:

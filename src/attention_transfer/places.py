@@ -94,8 +94,8 @@ def file_problems(
         if place.is_file() and same_or_inside(out, place):
             return [f"{out} is read itself; choose another name"]
     for place in filter(None, map(_folder, data)):
-        if same_or_inside(out, place):
-            return [f"{out} lies in {place}, whose images are read; choose another place"]
+        if out.exists() and same_or_inside(out, place):
+            return [f"{out} lies in {place}, which is read and where nothing is replaced; choose another name"]
     for place in filter(None, map(_folder, models)):
         if any(same_or_inside(out, file) for name in names for file in [*place.glob(name), place / name]):
             return [f"{out} is a file of {place} itself, which is read; choose another name"]

@@ -292,7 +292,7 @@ def test_only_pictures_that_this_verb_drew_are_replaced(run: Run, photos: Path, 
         (["photos/0.png"], {"overlay": "photos"}),
         (["photos/*.png"], {"overlay": "photos"}),
         (["links"], {"overlay": "photos/a"}),
-        (["photos"], {"out": "photos/p.csv"}),
+        (["photos"], {"out": "photos/labels.csv"}),
         (["photos/0.png"], {"out": "RUN/summary.json"}),
     ],
 )
@@ -303,6 +303,7 @@ def test_nothing_is_written_where_something_is_read(
     Path("link").symlink_to(photos)
     Path("links").mkdir()
     Path("links/1.png").symlink_to(photos / "a" / "1.png")
+    (photos / "labels.csv").write_text("mine")
     before = {file: file.read_bytes() for file in photos.rglob("*") if file.is_file()}
     given = {name: place.replace("RUN", str(run.path)) for name, place in places.items()}
     with pytest.raises(UserError, match=r"choose another"):

@@ -19,9 +19,10 @@ from rich.logging import RichHandler
 from rich.markup import escape
 
 from attention_transfer.data import inspect_data
-from attention_transfer.errors import UserError, nearest
+from attention_transfer.errors import UserError, nearest, raise_all
 from attention_transfer.evaluation import doctor, ensemble, export, predict
 from attention_transfer.experiments import bench, compare, demo
+from attention_transfer.places import expanded, same_or_inside
 from attention_transfer.training import Interrupted, Recipe, console, presets, pretrain, read_config, train
 from attention_transfer.transfer import PRESETS
 
@@ -98,6 +99,7 @@ def build_parser(arguments: Sequence[str] = ()) -> ArgumentParser:
 
 def run(arguments: Sequence[str]) -> None:
     """Parse and call a verb."""
+    configs = _configs(arguments)
     arguments = _with_configs(arguments)
     parser = build_parser(arguments)
     settings: Namespace = parser.parse_args(arguments)
@@ -108,6 +110,15 @@ def run(arguments: Sequence[str]) -> None:
     except ValueError as error:  # the parser's wrapping of what a class said about its own values
         raise UserError(_sentence(str(error), [])) from error
     values = {key: value for key, value in vars(chosen[chosen.verb]).items() if key != "config"}
+    out = values.get("out")
+    if out and values.get("overwrite"):
+        raise_all(
+            [
+                f"{path} is read, and would be replaced in {out}; copy it to another place first"
+                for path in configs
+                if same_or_inside(expanded(path), expanded(out))
+            ]
+        )
     VERBS[chosen.verb](**values)
 
 
@@ -179,6 +190,12 @@ def _with_configs(arguments: Sequence[str]) -> list[str]:
         else:
             words.append(argument)
     return words
+
+
+def _configs(arguments: Sequence[str]) -> list[str]:
+    """The configuration files that are named."""
+    pairs = pairwise([*arguments, ""])
+    return [b if a == "--config" else a.partition("=")[2] for a, b in pairs if a.partition("=")[0] == "--config"]
 
 
 def _inline(path: str) -> str:

@@ -1,18 +1,31 @@
-"""Writing files and folders whole or not at all, and saying which could not be written."""
+"""Writing files and folders whole or not at all, and saying which could not be written.
+
+What is new is written beside what is there, synced to the disk, and put in its place by a rename, so that after a
+crash, a full disk or a power cut either the old or the new is there, and whole.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import logging
 import os
 import re
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from safetensors import SafetensorError
 
+from attention_transfer.locking import LOCK, locked
+
+log = logging.getLogger("attention_transfer")
+
 _UNFINISHED = "unfinished"
+_OLD = ".old"
+_EXCHANGE, _HERE = 2, -100  # of Linux's renameat2: swap the two, and paths from the current folder
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -26,7 +39,7 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def unfinished(path: Path) -> Path:
-    """Where a file lies until it is whole. A killed process may leave it; the next one that writes it takes it over."""
+    """Where a file or folder lies until it is whole. A killed process may leave it; the next clears it."""
     return path.with_name(f".{path.name}.{_UNFINISHED}")
 
 
@@ -58,37 +71,133 @@ def whole_file(path: Path) -> Iterator[Path]:
     """
     temporary = unfinished(path)
     with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         try:
             yield temporary
+            sync(temporary)
             temporary.replace(path)
+            sync(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def whole_folder(path: Path, names: Sequence[str] = ("*",)) -> Iterator[Path]:
     """Write a folder whole or not at all: the folder that the block makes at the path that it gets, becomes `path`.
 
-    Until then it lies hidden beside `path`, or in the nearest folder above that is there. One that a killed process
-    left is cleared away by the next.
+    Until then it lies hidden beside `path`, or in the nearest folder above that is there. What a killed process left
+    there is put back or cleared away by the next.
+
+    Args:
+        path: the folder; one that is there is replaced.
+        names: patterns of the files that may be replaced with it; all else in the old folder is in the new one, too.
 
     Raises:
+        UserError: another command is writing the same folder.
         OSError: it can't be written; nothing is left then, and what was there before stays.
     """
-    path = path.absolute()
-    above = next(parent for parent in path.parents if parent.is_dir())
-    prefix = f".{path.name}.{_UNFINISHED}-"
+    real = Path(os.path.realpath(path))  # where it is a link to elsewhere, the link stays
+    above = next(parent for parent in real.parents if parent.is_dir())
+    hidden = unfinished(above / real.name)
+    new, old = hidden / real.name, hidden / _OLD
     with writing(path):
-        for left in [entry for entry in above.iterdir() if entry.name.startswith(prefix)]:
-            shutil.rmtree(left)
-        with tempfile.TemporaryDirectory(dir=above, prefix=prefix) as temporary:
-            new = Path(temporary) / path.name
-            yield new
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if path.exists():
-                path.rename(Path(temporary) / ".old")  # so that there is no moment with half of it
+        try:
+            with locked(hidden / LOCK, path):
+                if old.is_dir() and not real.exists():
+                    old.rename(real)  # killed between two renames
+                _clear(new, old)
+                try:
+                    yield new
+                    if real.is_dir():
+                        _carry(real, new, names)
+                    sync_all(new)
+                    make_folder(real.parent)
+                    _put(new, real, old)
+                    sync(real.parent)
+                finally:
+                    _clear(new, old)
+        finally:
+            with suppress(OSError):  # never made; or another command has begun to write there
+                hidden.rmdir()
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, with those above, so that a power cut does not take it away."""
+    missing = [place for place in (path, *path.parents) if not place.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for place in missing:
+        sync(place.parent)
+
+
+def sync(path: Path) -> None:
+    """Let a file's content, or a folder's names, outlast a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that has no such thing for folders
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def sync_all(folder: Path) -> None:
+    """A folder and everything that it holds; `sync` says what for."""
+    for place, _, files in os.walk(folder):
+        for name in files:
+            file = Path(place, name)
+            if file.is_file() and not file.is_symlink():
+                sync(file)
+        sync(Path(place))
+
+
+def _put(new: Path, path: Path, old: Path) -> None:
+    """Let a new folder take a place; what was there is at `new` or `old` then."""
+    if not path.exists():
+        new.rename(path)
+    elif not _exchanged(new, path):
+        path.rename(old)
+        try:
             new.rename(path)
+        except BaseException:
+            old.rename(path)
+            raise
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Swap two folders in one step; where the system or the file system can't, nothing is done."""
+    try:
+        swap = ctypes.CDLL(None).renameat2
+    except (OSError, AttributeError):  # not Linux, or an old C library
+        return False
+    done: int = swap(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE)
+    return done == 0
+
+
+def _carry(old: Path, new: Path, names: Sequence[str]) -> None:
+    """Let a new folder have what the old one has besides what is replaced; the old one stays whole."""
+    kept = [entry for entry in sorted(old.iterdir()) if not any(fnmatchcase(entry.name, name) for name in names)]
+    for entry in kept:
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.copytree(entry, new / entry.name, symlinks=True, copy_function=_link, dirs_exist_ok=True)
+        elif not (new / entry.name).exists():
+            _link(entry, new / entry.name)
+    if kept:
+        log.info("%s: kept what is not part of it: %s", old, ", ".join(entry.name for entry in kept))
+
+
+def _link(source: str | Path, target: str | Path) -> None:
+    """The same file under a second name, or a copy where there can't be two."""
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:
+        shutil.copy2(source, target, follow_symlinks=False)
+
+
+def _clear(*folders: Path) -> None:
+    for folder in folders:
+        if folder.exists():
+            shutil.rmtree(folder)
 
 
 def _system_error(error: OSError | RuntimeError | SafetensorError) -> int | None:

@@ -249,9 +249,10 @@ def test_pictures_are_replaced_together_or_not_at_all(
     run: Run, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn = tmp_path / "drawn"
-    (drawn / "a").mkdir(parents=True)
-    for name in ("mine.png", "0.png", "a/1.png"):
-        (drawn / name).write_text("mine")
+    predict(str(run.path), [str(photos / "0.png"), str(photos)], overlay=str(drawn))
+    (drawn / "a" / "3.png").unlink()
+    (drawn / "mine.png").write_text("mine")
+    before = {name: (drawn / name).stat().st_ino for name in ("0.png", "a/1.png")}
     overlaid = overlay.overlaid
     seen: list[Any] = []
 
@@ -265,13 +266,49 @@ def test_pictures_are_replaced_together_or_not_at_all(
         patch.setattr(overlay, "overlaid", fails_at_the_third)
         with pytest.raises(OSError, match="No space left"):
             predict(str(run.path), [str(photos)], overlay=str(drawn), overwrite=True)
-    assert sorted(str(file.relative_to(drawn)) for file in drawn.rglob("*.png")) == ["0.png", "a/1.png", "mine.png"]
-    assert {file.read_text() for file in drawn.rglob("*.png")} == {"mine"}
-    assert names(drawn) == ["0.png", "a", "mine.png"]
+    assert {name: (drawn / name).stat().st_ino for name in before} == before
+    assert names(drawn / "a") == ["1.png"]
     predict(str(run.path), [str(photos)], overlay=str(drawn), overwrite=True)
-    assert {Image.open(drawn / name).format for name in ("0.png", "a/1.png", "a/3.png")} == {"PNG"}
-    assert names(drawn) == ["0.png", "a", "b", "mine.png"]
+    assert all((drawn / name).stat().st_ino != number for name, number in before.items())
+    assert names(drawn / "a") == ["1.png", "3.png"]
     assert (drawn / "mine.png").read_text() == "mine"
+
+
+def test_only_pictures_that_this_verb_drew_are_replaced(run: Run, photos: Path, tmp_path: Path) -> None:
+    drawn = tmp_path / "drawn"
+    shutil.copytree(photos, drawn)  # the same names, but no image that is read
+    before = {file: file.read_bytes() for file in drawn.rglob("*") if file.is_file()}
+    with pytest.raises(UserError, match=r"drawn/0\.png was not drawn by this verb and is not replaced"):
+        predict(str(run.path), [str(photos)], overlay=str(drawn), overwrite=True)
+    assert {file: file.read_bytes() for file in drawn.rglob("*") if file.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("images", "places"),
+    [
+        (["photos"], {"overlay": "photos"}),
+        (["photos"], {"overlay": "photos/looks"}),
+        (["photos"], {"overlay": "link"}),
+        (["photos/0.png"], {"overlay": "photos"}),
+        (["photos/*.png"], {"overlay": "photos"}),
+        (["links"], {"overlay": "photos/a"}),
+        (["photos"], {"out": "photos/labels.csv"}),
+        (["photos/0.png"], {"out": "RUN/summary.json"}),
+    ],
+)
+def test_nothing_is_written_where_something_is_read(
+    images: list[str], places: dict[str, str], run: Run, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("link").symlink_to(photos)
+    Path("links").mkdir()
+    Path("links/1.png").symlink_to(photos / "a" / "1.png")
+    (photos / "labels.csv").write_text("mine")
+    before = {file: file.read_bytes() for file in photos.rglob("*") if file.is_file()}
+    given = {name: place.replace("RUN", str(run.path)) for name, place in places.items()}
+    with pytest.raises(UserError, match=r"choose another"):
+        predict(str(run.path), images, overwrite=True, **given)  # type: ignore[arg-type]
+    assert {file: file.read_bytes() for file in photos.rglob("*") if file.is_file()} == before
 
 
 def test_pictures_stay_and_the_command_can_be_given_again_where_the_table_could_not_be_written(

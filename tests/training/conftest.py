@@ -42,11 +42,11 @@ class TinyRuns:
         self, what: nn.Module, path: Path, recipe: Recipe | None = None, *, number: int = 20, **settings: Any
     ) -> Fitted:
         """Train; validate and test on 11 and 7 images."""
-        folder = RunFolder.open(path, {}, overwrite=False)
         chosen: dict[str, Any] = {"classes": 5, "loggers": [], "device": "cpu", **settings}
         chosen = {"train": self.images(number), "validation": self.images(11, seed=1), **chosen}
         chosen = {"test": self.images(7, seed=2), **chosen}
-        return fit(what, folder, recipe or self.recipe, **chosen)
+        with RunFolder.open(path, {}, overwrite=False) as folder:
+            return fit(what, folder, recipe or self.recipe, **chosen)
 
     def history(self, path: Path) -> list[dict[str, float]]:
         """The rows of a run's metrics, without times."""

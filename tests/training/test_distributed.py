@@ -41,8 +41,9 @@ METHODS = {"copy": ([Copy()], 1), "distill": ([Distill()], 2), "gta": ([Guide(we
 for name, (rules, accumulate) in METHODS.items():
     objective = Supervised(AttentionTransfer(vit(1), vit(2), rules)).double()
     recipe = Recipe(epochs=3, batch_size=8, validate_every=1, accumulate=accumulate, balanced=name == "gta")
-    fit(objective, RunFolder.open(f"{sys.argv[1]}/{name}", {}, overwrite=False), recipe, train=images(17, 0),
-        validation=images(11, 1), test=images(7, 2), classes=5, prepare=Double(), device="cpu", loggers=["tensorboard"])
+    with RunFolder.open(f"{sys.argv[1]}/{name}", {}, overwrite=False) as folder:
+        fit(objective, folder, recipe, train=images(17, 0), validation=images(11, 1), test=images(7, 2), classes=5,
+            prepare=Double(), device="cpu", loggers=["tensorboard"])
 """
 
 

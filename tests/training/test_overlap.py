@@ -138,7 +138,7 @@ def test_the_verb_data_is_not_named_for_a_folder_that_it_refuses(
 ) -> None:
     (tmp_path / "flat").mkdir()
     Image.new("L", (8, 8)).save(tmp_path / "flat/0.png")
-    folder = RunFolder.open(tmp_path / "run", {}, overwrite=False)
+    folder = RunFolder(tmp_path / "run")
     for place in ("flat", "set"):
         keep_overlap(arrays(1), folder, data=str(tmp_path / place))
     flat, other = warnings(caplog)
@@ -147,7 +147,7 @@ def test_the_verb_data_is_not_named_for_a_folder_that_it_refuses(
 
 
 def test_few_are_named_and_images_without_files_have_numbers(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    folder = RunFolder.open(tmp_path / "run", {}, overwrite=False)
+    folder = RunFolder(tmp_path / "run")
     counts = keep_overlap(arrays(5), folder, data="set")
     assert counts == {"test": 5, "validation": 0}
     assert "among the 8 training images, too: 5 of 8 test images (test 0 is train 0, " in caplog.text
@@ -156,7 +156,7 @@ def test_few_are_named_and_images_without_files_have_numbers(tmp_path: Path, cap
 
 
 def test_a_data_set_that_was_mended_has_no_list(tmp_path: Path) -> None:
-    folder = RunFolder.open(tmp_path / "run", {}, overwrite=False)
+    folder = RunFolder(tmp_path / "run")
     keep_overlap(arrays(1), folder, data="set")
     assert (tmp_path / "run/overlap.txt").exists()
     assert keep_overlap(arrays(0), folder, data="set") == {"test": 0, "validation": 0}
@@ -168,14 +168,14 @@ def test_odd_names_are_a_line_each(tmp_path: Path) -> None:
     for path, content in zip(paths, (b"same", b"same", b"other"), strict=True):
         Path(os.fsdecode(path)).write_bytes(content)
     train, test, validation = (Split(FileImages([path]), np.zeros(1, dtype=np.int64)) for path in paths)
-    folder = RunFolder.open(tmp_path / "run", {}, overwrite=False)
+    folder = RunFolder(tmp_path / "run")
     keep_overlap(Splits("set", ("a",), train, validation, test), folder, data="set")
     assert (tmp_path / "run/overlap.txt").read_text() == f"test\t{tmp_path}/\\xff\\\\.png\t{tmp_path}/a\\t\\n.png\n"
 
 
 @pytest.mark.parametrize("kind", ["archive", "second process"])
 def test_what_was_not_looked_for_is_no_zero(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = RunFolder.open(tmp_path / "run", {}, overwrite=False)
+    folder = RunFolder(tmp_path / "run")
     splits: Any = arrays(3)
     if kind == "archive":
         monkeypatch.setattr("attention_transfer.training.inputs.find_overlap", lambda *_: None)

@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import pytest
 import torch
@@ -140,6 +141,59 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_nothing_else(
     monkeypatch.undo()
     assert WholeCheckpoints().load_checkpoint(target) == {"epoch": 1}
     assert list(tmp_path.iterdir()) == [target]
+
+
+def flipped(path: Path) -> None:
+    """Turn one bit of the largest tensor."""
+    with ZipFile(path) as archive:
+        part = max(archive.infolist(), key=lambda found: found.file_size)
+    content = bytearray(path.read_bytes())
+    content[part.header_offset + 100 + part.file_size // 2] ^= 0x40
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "empty", "gone"])
+def test_a_damaged_last_checkpoint_is_noticed_and_the_best_taken(
+    damage: str, tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    played(monkeypatch, [0.2, 0.9, 0.4])
+    what = tiny.objective("distill")
+    whole = tiny.fit(what, tmp_path)
+    rows, weights, last = tiny.history(tmp_path), tiny.weights(what), tmp_path / "checkpoints" / "last.ckpt"
+    if damage == "flipped":
+        flipped(last)
+    elif damage == "gone":
+        last.unlink()
+    else:
+        last.write_bytes(last.read_bytes()[: 1000 * (damage == "cut")])
+    (tmp_path / "metrics.jsonl").unlink()  # the checkpoint has it, too
+    what = tiny.objective("distill")
+    again = tiny.fit(what, tmp_path)
+    assert (again.best_epoch, again.steps, again.validation) == (whole.best_epoch, whole.steps, whole.validation)
+    assert tiny.history(tmp_path) == rows
+    assert all(torch.equal(weights[name], value) for name, value in tiny.weights(what).items())
+    assert ("is damaged; going on from best.ckpt, of epoch 2" in caplog.text) == (damage != "gone")
+    assert epoch_of(last) == 3
+
+
+def test_a_damaged_best_checkpoint_is_refused_before_any_work(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    played(monkeypatch, [0.2, 0.9, 0.4])
+    tiny.fit(tiny.objective("scratch"), tmp_path)
+    flipped(tmp_path / "checkpoints" / "best.ckpt")
+    with pytest.raises(UserError, match=r"best\.ckpt is damaged and the run can't go on"):
+        tiny.fit(tiny.objective("scratch"), tmp_path, replace(tiny.recipe, epochs=5))
+    assert epoch_of(tmp_path / "checkpoints" / "last.ckpt") == 3
+
+
+@pytest.mark.parametrize("damage", [b"", b'{"epoch": 1, "st', b"\xff\n\n", b'{"epoch": 1, "step": 3}\n{"epo'])
+def test_damaged_metrics_do_not_keep_a_run_from_going_on(damage: bytes, tiny: Any, tmp_path: Path) -> None:
+    tiny.fit(tiny.objective("scratch"), tmp_path)
+    rows = tiny.history(tmp_path)
+    (tmp_path / "metrics.jsonl").write_bytes(damage)
+    tiny.fit(tiny.objective("scratch"), tmp_path)
+    assert tiny.history(tmp_path) == rows
 
 
 def test_what_was_cut_smaller_for_memory_stays_so_when_it_is_resumed(tiny: Any, tmp_path: Path) -> None:

@@ -72,8 +72,9 @@ for name, (rules, settings) in METHODS.items():
     Witness.steps = 0
     objective = Witness(AttentionTransfer(vit(1), vit(2), rules)).double()
     recipe = Recipe(epochs=4, batch_size=8, validate_every=2, **settings)
-    fit(objective, RunFolder.open(f"{OUT}/{name}", {}, overwrite=False), recipe, train=images(17, 0),
-        validation=images(513, 1), test=images(7, 2), classes=5, prepare=Double(), device="cpu", strategy=STRATEGY)
+    with RunFolder.open(f"{OUT}/{name}", {}, overwrite=False) as folder:
+        fit(objective, folder, recipe, train=images(17, 0), validation=images(513, 1), test=images(7, 2), classes=5,
+            prepare=Double(), device="cpu", strategy=STRATEGY)
     if DIES_AT == 0:
         assert Witness.shares == ({0.5} if STRATEGY == "fsdp" else {1.0}), Witness.shares
         best = torch.load(f"{OUT}/{name}/checkpoints/best.ckpt", weights_only=True)["state_dict"]

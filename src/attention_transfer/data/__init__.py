@@ -11,7 +11,6 @@ from attention_transfer.data.check import inspect_data as inspect_data
 from attention_transfer.data.cut import cut as cut
 from attention_transfer.data.digits import digits as digits
 from attention_transfer.data.files import read_image as read_image
-from attention_transfer.data.files import target_problems as target_problems
 from attention_transfer.data.folders import is_flat as is_flat
 from attention_transfer.data.folders import load_folder as load_folder
 from attention_transfer.data.images import ArrayImages as ArrayImages

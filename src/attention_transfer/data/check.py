@@ -12,13 +12,13 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from attention_transfer.data.files import target_problems
 from attention_transfer.data.images import ArrayImages, FileImages, Images, Split, Splits
 from attention_transfer.data.listing import named
-from attention_transfer.data.load import find_source
+from attention_transfer.data.load import DATA, find_source
 from attention_transfer.data.overlap import file_digest, pixel_digest
 from attention_transfer.data.threads import MANY, bar, in_threads
 from attention_transfer.errors import UserError, raise_all
+from attention_transfer.places import expanded, file_problems
 from attention_transfer.writing import whole_file
 
 Spread = tuple[int, float, int]
@@ -127,7 +127,7 @@ def inspect_data(
     Raises:
         UserError: the data set can't be loaded; or, with `strict`, images are damaged, and each is named.
     """
-    target = _target(out, overwrite=overwrite)
+    target = _target(path, out, overwrite=overwrite)
     source = find_source(path)
     splits = source.load(strict)
     seen = _decoded(splits, duplicates=duplicates)
@@ -260,13 +260,13 @@ def _range(spread: Spread) -> str:
     return f"{spread[0]:,}, {spread[1]:g}, {spread[2]:,}"
 
 
-def _target(out: str | None, *, overwrite: bool) -> Path | None:
+def _target(data: str, out: str | None, *, overwrite: bool) -> Path | None:
     if out is None:
         return None
-    target = Path(out)
+    target = expanded(out)
     if target.suffix != ".json":
         raise UserError(f"{out} does not end in .json; choose such a name")
-    raise_all(target_problems(target, overwrite=overwrite))
+    raise_all(file_problems(target, overwrite=overwrite, data=[] if data in DATA else [data]))
     return target
 
 

@@ -73,20 +73,6 @@ def damage(path: str | Path) -> str | None:
     return None
 
 
-def target_problems(target: Path, *, overwrite: bool) -> list[str]:
-    """Why a file can't be written to a place, before the work that it is to hold."""
-    folder = target.parent
-    if not folder.is_dir():
-        return [f"there is no folder {folder} to write {target.name} in; make it first"]
-    if target.is_dir():
-        return [f"{target} is a folder; choose another name"]
-    if target.exists() and not overwrite:
-        return [f"{target} exists; choose another name or replace it with --overwrite"]
-    if not os.access(folder, os.W_OK | os.X_OK):
-        return [f"{target} can't be written: no permission in {folder}, or it is read-only; choose another place"]
-    return []
-
-
 def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "is not an image that can be read; convert it to PNG or JPEG"

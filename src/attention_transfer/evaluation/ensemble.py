@@ -19,9 +19,11 @@ from scipy import optimize, stats
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from attention_transfer.data import Split, eval_transform, load_data, target_problems
+from attention_transfer.data import Split, eval_transform, load_data
 from attention_transfer.errors import UserError, nearest, raise_all
 from attention_transfer.evaluation.network import LoadedRun, Network, load_run
+from attention_transfer.folders import MODEL_FILES
+from attention_transfer.places import expanded, file_problems
 from attention_transfer.training import RunFolder, console
 from attention_transfer.vit import ViTSpec, describe
 from attention_transfer.writing import whole_file
@@ -187,7 +189,7 @@ def ensemble(
     """
     weighting: Weighting = "equal" if weights is None else weights
     problems = _choice("mean", mean, get_args(Mean)) + _choice("weights", weighting, get_args(Weighting))
-    problems += _out_problems(out, overwrite=overwrite) + _run_problems(runs)
+    problems += _out_problems(out, runs, overwrite=overwrite) + _run_problems(runs)
     loaded = _loaded(runs, problems)
     data = str(RunFolder(loaded[0].path).config()["data"])
     splits = load_data(data)
@@ -202,7 +204,7 @@ def ensemble(
     result = _result(runs, data, mean, weighting, weights_K, (validation_KBC, labels), (test_KBC, splits.test.labels))
     _show(result)
     if out is not None:
-        with whole_file(Path(out)) as file:
+        with whole_file(expanded(out)) as file:
             file.write_text(json.dumps(asdict(result), indent=2) + "\n", encoding="utf-8")
     return result
 
@@ -351,13 +353,13 @@ def _run_problems(runs: Sequence[str]) -> list[str]:
     return problems + [f"{run} is named twice; name each run once" for run in dict.fromkeys(twice)]
 
 
-def _out_problems(out: str | None, *, overwrite: bool) -> list[str]:
+def _out_problems(out: str | None, runs: Sequence[str], *, overwrite: bool) -> list[str]:
     if out is None:
         return []
-    target = Path(out)
+    target = expanded(out)
     if target.suffix != ".json":
         return [f"{out} does not end in .json; name such a file"]
-    return target_problems(target, overwrite=overwrite)
+    return file_problems(target, overwrite=overwrite, models=runs, names=MODEL_FILES)
 
 
 def _choice(what: str, value: str, options: Sequence[str]) -> list[str]:

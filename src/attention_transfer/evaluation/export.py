@@ -16,7 +16,9 @@ from attention_transfer.errors import UserError, nearest, raise_all
 from attention_transfer.evaluation.formats import Format, Reopened, format_problems, reopened, write_format
 from attention_transfer.evaluation.network import LoadedRun, load_run
 from attention_transfer.evaluation.preprocessing import grey_levels_apart
-from attention_transfer.training import RunFolder, check_writable
+from attention_transfer.folders import EXPORT, RUN, is_export, replacing_problems
+from attention_transfer.places import check_writable, expanded, folder_problems, same_or_inside
+from attention_transfer.training import RunFolder
 from attention_transfer.training.card import model_card
 from attention_transfer.writing import whole_folder, write_whole
 
@@ -26,7 +28,7 @@ MARK = 1e-4
 """How far an exported model's logits may be from the run's."""
 
 _RANDOM, _REAL, _BATCH = 16, 64, 16
-_RECORD = "export.json"  # a folder that has it was written by this verb
+_RECORD = "export.json"
 _LEVELS = 3.0  # what the rounding of two resampling codes may differ by, of 255
 
 
@@ -78,12 +80,12 @@ def export(
             otherwise than the run; nothing is left behind.
         OSError: the disk is full, or alike; nothing is left behind either, and an exported model that is there stays.
     """
-    target = Path(out) if out is not None else Path(run) / "export" / to
+    target = expanded(out) if out is not None else Path(run) / "export" / to
     raise_all(_problems(run, to, target, batch_size, overwrite=overwrite))
     loaded = load_run(run)
     raise_all(format_problems(loaded, to, batch_size))
     check_writable(target)
-    with whole_folder(target) as folder:
+    with whole_folder(target, EXPORT) as folder:
         write_format(loaded, to, folder, batch_size)
         report = _checked(loaded, to, folder, target, batch_size)
         _describe(loaded, report, folder)
@@ -106,11 +108,17 @@ def _problems(run: str, to: str, target: Path, batch_size: int | None, *, overwr
     elif target.is_mount():
         problems.append(f"{target} is a disk of its own, which can't be replaced; choose a folder in it with --out")
     elif target.is_dir() and any(target.iterdir()):
-        if not (target / _RECORD).is_file():
+        if not is_export(target):
             problems.append(f"{target} is not empty and holds no exported model; choose another folder with --out")
         elif not overwrite:
             problems.append(f"{target} exists; choose another folder with --out, or replace it with --overwrite")
-    return problems
+    own = {name.partition("/")[0] for name in RUN if "/" in name}
+    if any(same_or_inside(target, Path(run, name)) for name in own):
+        problems.append(f"{target} is a folder of the run itself; choose another one with --out")
+    return problems or [
+        *folder_problems(target, models=[run]),
+        *(replacing_problems(target) if target.exists() else []),
+    ]
 
 
 def _checked(loaded: LoadedRun, to: Format, folder: Path, target: Path, batch_size: int | None) -> ExportReport:

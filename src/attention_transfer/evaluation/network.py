@@ -118,10 +118,14 @@ def _loaded(folder: RunFolder) -> LoadedRun:
             raise UserError(
                 f"the student in {path} copies its teacher's attention, but the teacher is gone: {error}"
             ) from error
-    pairing = Pairing(**config["pairing"]) if rules and config.get("pairing") else None
-    transfer = AttentionTransfer(teacher, student, rules, pairing=pairing)
+    try:
+        pairing = Pairing(**config["pairing"]) if rules and config["pairing"] else None
+        transfer = AttentionTransfer(teacher, student, rules, pairing=pairing)
+        if transfer.head_pairs is not None:
+            transfer.head_pairs.load_state_dict({"pairs": torch.tensor(summary["head_pairs"])})
+    except (TypeError, KeyError, RuntimeError) as error:  # of someone else's files
+        raise UserError(f"the settings in {path} do not fit its student ({error}); restore the run") from error
     if transfer.head_pairs is not None:
-        transfer.head_pairs.load_state_dict({"pairs": torch.tensor(summary["head_pairs"])})
         # Asked once here: what traces the network later can't look at values.
         transfer.head_pairs.missing(range(len(transfer.head_pairs.pairs)))
     spec = describe(student)

@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,17 +15,23 @@ import matplotlib as mpl
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor, nn
 
-from attention_transfer.errors import UserError
+from attention_transfer.data.files import UNREADABLE
+from attention_transfer.errors import UserError, raise_all
+from attention_transfer.evaluation.image_files import ImageFile
+from attention_transfer.places import expanded, folder_problems, same_or_inside
 from attention_transfer.vit import AttentionCall, ViTSpec, capture
-from attention_transfer.writing import writing
+from attention_transfer.writing import make_folder, sync, writing
 
 log = logging.getLogger("attention_transfer")
 
 # Where pictures lie until all are drawn. Only the first kind says that what else is in the folder is of a command that
 # did not end; with --overwrite it may be anything, and several commands may draw at the same time.
 _UNFINISHED, _REPLACING = ".unfinished-", ".replacing-"
+
+_SOFTWARE = "attention-transfer predict"  # the note in a picture by which it is known again
 
 _SIDE = 224  # small images are enlarged to about this many pixels
 _STRENGTH = 0.5  # of the colours over the image
@@ -118,21 +124,26 @@ class Overlays:
         with writing(self.folder / name):
             drawn = self._hidden / name
             drawn.parent.mkdir(parents=True, exist_ok=True)
-            overlaid(pixels, patches).save(drawn, format="PNG")
+            overlaid(pixels, patches).save(drawn, format="PNG", pnginfo=_note())
+            sync(drawn)
         return self.folder / name
 
     def settle(self) -> None:
         """Put the pictures in their places.
 
         Raises:
+            UserError: a picture that was not drawn by this verb has the place of one; none is put anywhere then.
             OSError: one can't be put there.
         """
+        raise_all([_foreign(self.folder / name) for name in sorted(self._taken) if not _is_drawn(self.folder / name)])
         self.settling = True
         for name in sorted(self._taken):
             target = self.folder / name
             with writing(target):
-                target.parent.mkdir(parents=True, exist_ok=True)
+                make_folder(target.parent)
                 (self._hidden / name).replace(target)
+        for place in {(self.folder / name).parent for name in self._taken}:
+            sync(place)
 
     def _free(self, name: Path) -> Path:
         number, found = 1, name
@@ -143,11 +154,13 @@ class Overlays:
         return found
 
 
-def overlay_problems(overlay: str | None, *, overwrite: bool) -> list[str]:
-    """Why pictures can't go into a folder."""
+def overlay_problems(overlay: str | None, run: str, images: Sequence[str], *, overwrite: bool) -> list[str]:
+    """Why pictures of these images by this run can't go into a folder."""
     if overlay is None:
         return []
-    folder = Path(overlay)
+    folder = expanded(overlay)
+    if problems := folder_problems(folder, data=images, models=[run]):
+        return problems
     if folder.exists() and not folder.is_dir():
         return [f"{overlay} is a file; name a folder for the pictures"]
     if folder.is_dir() and not overwrite and _occupied(folder):
@@ -158,6 +171,34 @@ def overlay_problems(overlay: str | None, *, overwrite: bool) -> list[str]:
     if not os.access(there, os.W_OK | os.X_OK):
         return [f"{overlay} can't be written: no permission in {there}, or it is read-only; choose another folder"]
     return []
+
+
+def picture_problems(folder: Path, files: Sequence[ImageFile]) -> list[str]:
+    """Why pictures can't go into a folder that is sound in itself: what is there was not drawn by this verb."""
+    if not folder.is_dir():
+        return []
+    for place in {os.path.dirname(os.path.realpath(file.path)) for file in files}:  # noqa: PTH120
+        if same_or_inside(Path(place), folder):  # by a link
+            return [f"images in {place}, which are read, lie in {folder}, which is written; choose another folder"]
+    foreign = [name for file in files if not _is_drawn(folder / (name := file.place.with_suffix(".png")))]
+    return [_foreign(folder / foreign[0])] if foreign else []
+
+
+def _is_drawn(path: Path) -> bool:
+    """Whether a picture was drawn by this verb, or is not there."""
+    if not os.path.lexists(path):
+        return True
+    if path.is_symlink() or not path.is_file():
+        return False
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            return image.info.get("Software") == _SOFTWARE
+    except UNREADABLE:
+        return False
+
+
+def _foreign(path: Path) -> str:
+    return f"{path} was not drawn by this verb and is not replaced; choose another folder for the pictures"
 
 
 def _occupied(folder: Path) -> bool:
@@ -174,6 +215,12 @@ def _remove(hidden: Path, made: list[Path]) -> None:
     for place in made:
         if not any(place.iterdir()):
             place.rmdir()
+
+
+def _note() -> PngInfo:
+    note = PngInfo()
+    note.add_text("Software", _SOFTWARE)
+    return note
 
 
 def overlaid(pixels: Tensor, patches: NDArray[np.float32]) -> Image.Image:

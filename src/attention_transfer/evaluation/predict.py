@@ -17,8 +17,9 @@ from attention_transfer.data import Normalise, Transform, eval_pixels, read_imag
 from attention_transfer.errors import UserError, nearest, raise_all
 from attention_transfer.evaluation.image_files import ImageFile, find_images
 from attention_transfer.evaluation.network import LoadedRun, load_classifier
-from attention_transfer.evaluation.overlay import Overlays, overlay_problems
+from attention_transfer.evaluation.overlay import Overlays, overlay_problems, picture_problems
 from attention_transfer.evaluation.predictions import Prediction, as_csv, as_json, out_problems, show
+from attention_transfer.places import expanded
 from attention_transfer.training import Display
 from attention_transfer.training.hardware import choose_hardware
 from attention_transfer.writing import whole_file
@@ -57,7 +58,7 @@ def predict(
         device: auto takes the GPU where there is one.
         overlay: folder for a picture of each image with the attention of the last block over it.
         out: file for the predictions, .csv or .json; default shows a table only.
-        overwrite: replace that file, and pictures of the same names.
+        overwrite: replace that file, and pictures of the same names that were drawn before.
 
     Returns:
         A prediction for each image, in the order given.
@@ -67,8 +68,11 @@ def predict(
             written.
         OSError: the disk is full, or alike; no half of a file is left, and the same command can be given again.
     """
-    raise_all(_problems(top, probabilities, batch_size, overlay, out, overwrite=overwrite))
+    problems = out_problems(out, run, images, overwrite=overwrite)
+    problems += overlay_problems(overlay, run, images, overwrite=overwrite)
+    raise_all(problems + _problems(top, probabilities, batch_size))
     files = find_images(images)
+    raise_all([] if overlay is None else picture_problems(expanded(overlay), files))
     loaded = load_classifier(run)
     count = min(_TOP, len(loaded.classes)) if top is None else top
     if count > len(loaded.classes):
@@ -87,17 +91,15 @@ def predict(
             overlays.settle()
         if out is not None:
             written = as_json if Path(out).suffix == ".json" else as_csv
-            with whole_file(Path(out)) as file:
+            with whole_file(expanded(out)) as file:
                 file.write_text(written(predictions, loaded.classes), encoding="utf-8")
     if skipped:
         log.warning("%d of %d images were left out:\n%s", len(skipped), len(files), "\n".join(skipped))
     return predictions
 
 
-def _problems(
-    top: int | None, probabilities: str, batch_size: int, overlay: str | None, out: str | None, *, overwrite: bool
-) -> list[str]:
-    problems = out_problems(out, overwrite=overwrite) + overlay_problems(overlay, overwrite=overwrite)
+def _problems(top: int | None, probabilities: str, batch_size: int) -> list[str]:
+    problems = []
     if top is not None and top < 1:
         problems.append(f"top is {top}; give at least 1 class")
     if batch_size < 1:
@@ -110,7 +112,7 @@ def _problems(
 def _drawing(overlay: str | None, loaded: LoadedRun, *, overwrite: bool) -> AbstractContextManager[Overlays | None]:
     if overlay is None:
         return nullcontext()
-    return Overlays.open(Path(overlay), loaded.network.student, loaded.spec, overwrite=overwrite)
+    return Overlays.open(expanded(overlay), loaded.network.student, loaded.spec, overwrite=overwrite)
 
 
 @torch.inference_mode()

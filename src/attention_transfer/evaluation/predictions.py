@@ -14,7 +14,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from attention_transfer.data import target_problems
+from attention_transfer.folders import MODEL_FILES
+from attention_transfer.places import expanded, file_problems
 from attention_transfer.training import console
 
 _LONG = 40  # characters of a path that a table has room for
@@ -39,14 +40,14 @@ class Prediction:
     overlay: str | None = None
 
 
-def out_problems(out: str | None, *, overwrite: bool) -> list[str]:
-    """Why predictions can't be written to a file."""
+def out_problems(out: str | None, run: str, images: Sequence[str], *, overwrite: bool) -> list[str]:
+    """Why predictions of these images by this run can't be written to a file."""
     if out is None:
         return []
-    target = Path(out)
+    target = expanded(out)
     if target.suffix not in (".csv", ".json"):
         return [f"{out} ends in neither .csv nor .json; choose one of the two"]
-    return target_problems(target, overwrite=overwrite)
+    return file_problems(target, overwrite=overwrite, data=images, models=[run], names=MODEL_FILES)
 
 
 def show(predictions: Sequence[Prediction], most: int | None) -> None:

@@ -19,10 +19,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from attention_transfer.errors import UserError
+from attention_transfer.errors import UserError, raise_all
 from attention_transfer.experiments.runners import Runner, runner
 from attention_transfer.experiments.steps import METHODS, Bench, check_methods, teacher_of
-from attention_transfer.training import Display, check_writable
+from attention_transfer.folders import is_bench
+from attention_transfer.places import check_writable, expanded, folder_problems
+from attention_transfer.training import Display
 from attention_transfer.training.memory import ran_out_of_memory
 from attention_transfer.viewing import cost_chart, save
 from attention_transfer.vit import describe
@@ -82,6 +84,7 @@ def bench(
     dtype: str = "float32",
     compiled: bool = False,
     out: str = "runs/bench",
+    overwrite: bool = False,
 ) -> list[Cost]:
     """Measure what each method costs a step, in time and memory, against the floor.
 
@@ -102,6 +105,7 @@ def bench(
         dtype: float32, or bfloat16 or float16 for autocast.
         compiled: run the steps through torch.compile.
         out: folder for bench.json and bench.png.
+        overwrite: replace these two in that folder.
 
     Returns:
         A record for each method and image size that could be measured.
@@ -118,7 +122,9 @@ def bench(
         raise UserError("no CUDA device is there; leave --device out, or give cpu")
     if min(batch_size, repeats) < 1:
         raise UserError("batch_size and repeats must be at least 1")
-    check_writable(Path(out), needed_mb=1)
+    folder = expanded(out)
+    raise_all(_problems(folder, model, overwrite=overwrite))
+    check_writable(folder, needed_mb=1)
     first = Bench(model, sizes[0], batch_size, device, dtype, compiled)
     costs: list[Cost] = []
     left_out: list[LeftOut] = []
@@ -131,9 +137,21 @@ def bench(
                 else:
                     left_out.append(result)
                 bar.advance()
-    _write(costs, left_out, first, repeats, Path(out))
+    _write(costs, left_out, first, repeats, folder)
     _show(costs, left_out)
     return costs
+
+
+def _problems(folder: Path, model: str, *, overwrite: bool) -> list[str]:
+    """Why the figures can't go into a folder."""
+    if problems := folder_problems(folder, models=[model]):
+        return problems
+    there = [name for name in ("bench.json", "bench.png") if (folder / name).exists()]
+    if there and not is_bench(folder):
+        return [f"{folder / there[0]} was not written by this verb; choose another folder with --out"]
+    if there and not overwrite:
+        return [f"{folder / there[0]} exists; choose another folder with --out, or replace it with --overwrite"]
+    return []
 
 
 def _sizes(text: str) -> list[int]:

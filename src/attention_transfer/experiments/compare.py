@@ -6,23 +6,26 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from torch import nn
 
-from attention_transfer.data import Splits, check_subset, labelled_subset, load_data
+from attention_transfer.data import DATA, Splits, check_subset, labelled_subset, load_data
 from attention_transfer.errors import UserError, raise_all
 from attention_transfer.experiments.pictures import draw_accuracies, draw_attention, draw_curves
 from attention_transfer.experiments.report import write_report
 from attention_transfer.experiments.results import Labels, Row, row_of, write_results
+from attention_transfer.folders import is_occupied
+from attention_transfer.locking import LOCK, locked
+from attention_transfer.places import check_writable, expanded, folder_problems
 from attention_transfer.training import (
     Device,
     Display,
     Recipe,
     Run,
-    check_writable,
     compiler_problems,
     differences,
     fit_problems,
@@ -37,6 +40,8 @@ from attention_transfer.writing import write_whole
 
 log = logging.getLogger("attention_transfer")
 T = TypeVar("T")
+
+_MARKER = "comparison.yaml"
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,24 @@ def compare(
     if teacher is not None:
         load_vit(teacher, pretrained=pretrained, image_size=image_size)  # says what is wrong before anything is written
     config = {**shared, "pretrained": pretrained, "teacher": teacher, "recipe": asdict(recipe) if recipe else None}
-    folder = _open(Path(out), config)
+    folder = expanded(out)
+    _check_folder(folder, config)
+    with locked(folder / LOCK, folder):
+        return _compared(folder, config, grid, splits, recipe, shared, every)
+
+
+def _compared(
+    folder: Path,
+    config: dict[str, Any],
+    grid: Sequence[tuple[str, Labels, int]],
+    splits: Splits,
+    recipe: Recipe | None,
+    shared: dict[str, Any],
+    every: dict[str, Any],
+) -> Comparison:
+    """Run what is not there yet, and write tables, figures and the page."""
+    _open(folder, config)
+    teacher, pretrained = config["teacher"], config["pretrained"]
     with Display.open() as display, display.bar("comparison", len(grid) + (teacher is None)) as bar:
         source = teacher
         if source is None:
@@ -123,7 +145,7 @@ def compare(
             rows.append(row_of(run, labels))
             write_results(rows, folder)
             bar.advance()
-    network = load_vit(source, pretrained=pretrained, image_size=image_size)
+    network = load_vit(source, pretrained=pretrained, image_size=config["image_size"])
     _draw(folder, rows, network, source, splits)
     return Comparison(folder, source, tuple(rows))
 
@@ -221,20 +243,23 @@ def _listed(value: str | Sequence[T], kind: Callable[[str], T], what: str, probl
     return list(dict.fromkeys(values))
 
 
-def _open(folder: Path, config: dict[str, object]) -> Path:
-    """Make the folder, or take up the comparison in it if it is of the same data and teacher."""
-    marker = folder / "comparison.yaml"
+def _check_folder(folder: Path, config: dict[str, Any]) -> None:
+    """Refuse, with nothing written, a folder that holds anything but a comparison of the same data and teacher."""
+    marker = folder / _MARKER
     if folder.is_file():
         raise UserError(f"{folder} is a file; choose a folder for the comparison with --out")
+    data = [] if config["data"] in DATA else [config["data"]]
+    raise_all(folder_problems(folder, data=data, models=[config["teacher"], config["pretrained"]]))
     if marker.is_file():
-        if changed := differences(read_yaml(marker), config):
+        defaults = {name: parameter.default for name, parameter in signature(compare).parameters.items()}
+        if changed := differences(read_yaml(marker), config, defaults):
             raise UserError(f"{folder} holds another comparison ({'; '.join(changed)}); choose another --out")
-        return folder
-    if folder.is_dir() and any(folder.iterdir()):
+    elif is_occupied(folder):
         raise UserError(f"{folder} is not empty and holds no comparison; choose another folder with --out")
     check_writable(folder)
-    try:
-        write_whole(marker, yaml.safe_dump(config, sort_keys=False))
-    except OSError as error:
-        raise UserError(f"{folder} can't be written ({error.strerror}); choose another folder with --out") from error
-    return folder
+
+
+def _open(folder: Path, config: dict[str, Any]) -> None:
+    """Say in the folder what is compared there."""
+    if not (folder / _MARKER).is_file():
+        write_whole(folder / _MARKER, yaml.safe_dump(config, sort_keys=False))

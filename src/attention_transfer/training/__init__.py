@@ -1,7 +1,6 @@
 """The engine: a typed recipe, one Lightning module for every objective, run folders, and the verbs that train."""
 
 from attention_transfer.training.callbacks import Interrupted as Interrupted
-from attention_transfer.training.callbacks import read_metrics as read_metrics
 from attention_transfer.training.card import model_card as model_card
 from attention_transfer.training.compiler import compiler_problems as compiler_problems
 from attention_transfer.training.configuration import read_config as read_config
@@ -24,9 +23,9 @@ from attention_transfer.training.pretrain import pretrain as pretrain
 from attention_transfer.training.progress import Display as Display
 from attention_transfer.training.progress import console as console
 from attention_transfer.training.recipe import Recipe as Recipe
+from attention_transfer.training.run_files import read_metrics as read_metrics
+from attention_transfer.training.run_files import read_yaml as read_yaml
 from attention_transfer.training.run_folder import RunFolder as RunFolder
-from attention_transfer.training.run_folder import check_writable as check_writable
 from attention_transfer.training.run_folder import differences as differences
-from attention_transfer.training.run_folder import read_yaml as read_yaml
 from attention_transfer.training.train import Run as Run
 from attention_transfer.training.train import train as train

@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 from typing import Any, cast
 
@@ -24,8 +23,10 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from attention_transfer.errors import UserError
 from attention_transfer.training.loggers import log_row
 from attention_transfer.training.progress import Bar, console
+from attention_transfer.training.run_files import readable_metrics
 from attention_transfer.training.run_folder import RunFolder
 from attention_transfer.training.sharding import Sharded, shard
 from attention_transfer.writing import write_whole
@@ -112,28 +113,46 @@ class MetricsWriter(Callback):
         sources: where values come from besides the module's log, by the group that they are written under: those of
             "time" become `time/data_wait` and so on.
         loggers: who else gets the lines.
+        done: epochs that a resumed run has behind it.
     """
 
-    def __init__(self, folder: RunFolder, sources: Mapping[str, Source], loggers: Sequence[Logger] = ()) -> None:
+    def __init__(
+        self, folder: RunFolder, sources: Mapping[str, Source], loggers: Sequence[Logger] = (), *, done: int = 0
+    ) -> None:
         self.path = folder.path / "metrics.jsonl"
         self.sources = sources
         self.loggers = loggers
+        self.done = done
+        self.rows: list[dict[str, float]] = []
         self.seconds = 0.0
         self._since = 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        """Seconds so far, for a resumed run."""
-        return {"seconds": self.seconds + time.monotonic() - self._since if self._since else self.seconds}
+        """Rows and seconds so far, for a resumed run: it needs no file but its checkpoint."""
+        seconds = self.seconds + time.monotonic() - self._since if self._since else self.seconds
+        return {"seconds": seconds, "rows": self.rows}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the count up again."""
+        """Take both up again, and drop the lines of epochs that are done again."""
         self.seconds = float(state_dict["seconds"])
+        # Runs of earlier versions have their rows in the file alone.
+        self.rows = list(state_dict["rows"] if "rows" in state_dict else readable_metrics(self.path))
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+        """Write what there is, also where no epoch is left to do.
+
+        Raises:
+            UserError: rows are lost.
+        """
+        self.rows = [row for row in self.rows if row["epoch"] <= self.done]
+        if lost := set(range(1, self.done + 1)) - {int(row["epoch"]) for row in self.rows}:
+            raise UserError(f"{self.path} has lost epoch {min(lost)}; restore it, or start again with --overwrite")
+        if trainer.is_global_zero:
+            self._write()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
-        """Drop the lines of epochs that a resumed run does again."""
+        """Start the clock."""
         self._since = time.monotonic()
-        if trainer.is_global_zero:
-            self._write([row for row in read_metrics(self.path) if row["epoch"] <= trainer.current_epoch])
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
         """Append the epoch's means; validation terms are there in the epochs that had a validation."""
@@ -147,8 +166,9 @@ class MetricsWriter(Callback):
         row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step, "lr": lr, **values}
         for group, values_of in self.sources.items():
             row |= {f"{group}/{name}": value for name, value in values_of().items()}
+        self.rows.append(row)
         if trainer.is_global_zero:
-            self._write([*read_metrics(self.path), row])
+            self._write()
             log_row(self.loggers, row)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
@@ -156,7 +176,8 @@ class MetricsWriter(Callback):
         self.seconds += time.monotonic() - self._since
         self._since = 0.0
 
-    def _write(self, rows: list[dict[str, float]]) -> None:
+    def _write(self) -> None:
+        rows = self.rows
         write_whole(self.path, "".join(json.dumps(row) + "\n" for row in rows))
         columns = sorted({name for row in rows for name in row}, key=lambda name: (_FIRST.get(name, len(_FIRST)), name))
         table = io.StringIO()
@@ -167,13 +188,6 @@ class MetricsWriter(Callback):
 
 
 _FIRST = {"epoch": 0, "step": 1, "lr": 2}
-
-
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The rows of a `metrics.jsonl`, one an epoch; none where there is no such file yet."""
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 class ShowProgress(Callback):

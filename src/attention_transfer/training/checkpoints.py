@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import pickle
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
+from zipfile import BadZipFile, ZipFile
 
 import lightning as L
 import torch
@@ -16,6 +17,10 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from attention_transfer.errors import UserError
 from attention_transfer.training.run_folder import RunFolder
 from attention_transfer.writing import whole_file
+
+log = logging.getLogger("attention_transfer")
+
+_HELD = ("epoch", "global_step", "state_dict", "callbacks")
 
 
 class Keeper(Checkpoint):
@@ -66,13 +71,47 @@ class WholeCheckpoints(TorchCheckpointIO):
         return dict(torch.load(path, map_location=map_location or "cpu", weights_only=True))
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a training checkpoint.
+def newest_checkpoint(folder: RunFolder) -> tuple[Path, dict[str, Any]] | None:
+    """The checkpoint that a run goes on from, and its content; `None` where it has none yet.
+
+    Where the last is damaged, it is the best, which is older; the epochs since then are done again.
 
     Raises:
-        UserError: it is truncated or no checkpoint.
+        UserError: the best is damaged, whose weights can't be had again by going on, or both are.
+    """
+    best, last = folder.best_checkpoint, folder.last_checkpoint
+    if not (best.is_file() or last.is_file()):
+        return None
+    kept = read_checkpoint(best)
+    if not last.is_file():  # killed between the two
+        return best, kept
+    try:
+        return last, read_checkpoint(last)
+    except UserError:
+        log.warning("%s is damaged; going on from %s, of epoch %d", last, best.name, int(kept["epoch"]) + 1)
+        return best, kept
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a training checkpoint, whose checksums are looked at.
+
+    Raises:
+        UserError: it is gone, damaged, or no checkpoint of a training.
     """
     try:
-        return dict(torch.load(path, map_location="cpu", weights_only=True))
-    except (RuntimeError, EOFError, BadZipFile, pickle.UnpicklingError, ValueError, KeyError) as error:
-        raise UserError(f"{path} is damaged and the run can't go on from it; start again with --overwrite") from error
+        with ZipFile(path) as archive:
+            damaged = archive.testzip()
+        content = {} if damaged else dict(torch.load(path, map_location="cpu", weights_only=True))
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{path} is gone and the run can't go on; restore it, or start again with --overwrite"
+        ) from error
+    except (RuntimeError, EOFError, BadZipFile, pickle.UnpicklingError, ValueError, TypeError, LookupError) as error:
+        raise _damaged(path) from error
+    if not all(name in content for name in _HELD):
+        raise _damaged(path)
+    return content
+
+
+def _damaged(path: Path) -> UserError:
+    return UserError(f"{path} is damaged and the run can't go on from it; restore it, or start again with --overwrite")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentError
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,11 +11,14 @@ from typing import Any
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from attention_transfer.errors import UserError
-from attention_transfer.training.run_folder import read_yaml
+from attention_transfer.training.run_files import read_yaml
 from attention_transfer.transfer import Rule
 
 # The parser takes a dataclass as it is unless it is told that its subclasses are meant.
 set_parsing_settings(subclasses_enabled=[Rule])
+
+
+_LONGEST = 20  # chain of files that extend each other
 
 
 def rule_config(rule: Rule) -> dict[str, Any]:
@@ -34,10 +38,20 @@ def _plain(value: Any) -> Any:
 
 
 def read_rules(configs: list[dict[str, Any]]) -> list[Rule]:
-    """Rules from plain data; only subclasses of `Rule` are made."""
+    """Rules from plain data; only subclasses of `Rule` are made.
+
+    Raises:
+        UserError: there is no such rule, or it has no such settings.
+    """
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--rules", type=list[Rule])
-    rules: list[Rule] = parser.instantiate(parser.parse_object({"rules": configs})).rules
+    try:
+        rules: list[Rule] = parser.instantiate(parser.parse_object({"rules": configs})).rules
+    except UserError:
+        raise
+    except (ArgumentError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"the rules of a configuration can't be made ({reason}); restore it") from error
     return rules
 
 
@@ -55,6 +69,8 @@ def read_config(path: str | Path, _seen: tuple[Path, ...] = ()) -> dict[str, Any
         by = f", which {_seen[-1]} extends" if _seen else ""
         raise UserError(f"there is no configuration file {file}{by}; check the path")
     here = file.resolve()
+    if len(_seen) >= _LONGEST:
+        raise UserError(f"{_seen[0]} extends more than {_LONGEST} files, one by way of the other; put some together")
     if here in _seen:
         raise UserError(f"{file} extends itself, by way of {' and '.join(p.name for p in _seen)}; end the circle")
     content = read_yaml(file)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -28,9 +28,8 @@ from attention_transfer.training.callbacks import (
     StopEarly,
     StopOnRequest,
     Stopwatch,
-    read_metrics,
 )
-from attention_transfer.training.checkpoints import Keeper, WholeCheckpoints, read_checkpoint
+from attention_transfer.training.checkpoints import Keeper, WholeCheckpoints, newest_checkpoint, read_checkpoint
 from attention_transfer.training.hardware import Hardware, launched_processes, this_process
 from attention_transfer.training.loading import evaluation_loader, training_loader
 from attention_transfer.training.loggers import LoggerName, closing, make_loggers
@@ -119,8 +118,7 @@ def _run(job: Job) -> Fitted:
     if processes > 1 and launched_processes() is not None:
         with _quiet():
             _meet(job)
-    last = job.folder.last_checkpoint
-    resumed = None if last is None else read_checkpoint(last)
+    last, resumed = newest_checkpoint(job.folder) or (None, None)
     weights = class_weights(job.train) if recipe.balanced else None
     job.objective.train()  # what was loaded is in evaluation mode, and Lightning leaves modes as they are
     sampler = SeededSampler(job.train, seed=job.seed, weights=weights, process=process)
@@ -145,10 +143,11 @@ def _run(job: Job) -> Fitted:
     done = 0 if resumed is None else int(resumed["global_step"])
     if resumed is not None:
         log.info("%s: resumed after step %d of %d", job.name, done, steps)
+    epochs_done = 0 if resumed is None else int(resumed["epoch"]) + 1
     over = resumed is not None and resumed["callbacks"].get("StopEarly", {}).get("stopped_epoch", 0) > 0
-    epochs = int(resumed["epoch"]) + 1 if resumed is not None and over else recipe.epochs  # stopped early, no summary
+    epochs = epochs_done if over else recipe.epochs  # stopped early, no summary
     try:
-        return _trained(job, module, loader, steps=steps, done=done, epochs=epochs, last=last)
+        return _trained(job, module, loader, steps=steps, done=(epochs_done, done), epochs=epochs, last=last)
     except UserError as error:
         raise UserError(_without_traceback(str(error))) from error
     except RuntimeError as error:
@@ -165,19 +164,26 @@ def _without_traceback(message: str) -> str:
 
 
 def _trained(
-    job: Job, module: ObjectiveModule, loader: DataLoader[Any], *, steps: int, done: int, epochs: int, last: Path | None
+    job: Job,
+    module: ObjectiveModule,
+    loader: DataLoader[Any],
+    *,
+    steps: int,
+    done: tuple[int, int],
+    epochs: int,
+    last: Path | None,
 ) -> Fitted:
-    """Train and test by Lightning."""
+    """Train and test by Lightning; `done` are the epochs and steps of a resumed run."""
     monitor, mode = job.monitor
     recipe, watch, clock, stop = job.recipe, _watch(job), Stopwatch(), StopOnRequest()
     sources: dict[str, Source] = {"time": clock.values}
     if watch is not None:
         sources["agreement"] = watch.values
-    with Display.open() as display, display.bar(job.name, steps, done=done) as bar, _quiet():
-        loggers = make_loggers(job.loggers, job.folder.path, job.name, done=done) if job.process == 0 else []
+    with Display.open() as display, display.bar(job.name, steps, done=done[1]) as bar, _quiet():
+        loggers = make_loggers(job.loggers, job.folder.path, job.name, done=done[1]) if job.process == 0 else []
         for logger in loggers:
             logger.log_hyperparams({"seed": job.seed, **asdict(recipe)})
-        metrics = MetricsWriter(job.folder, sources, loggers)
+        metrics = MetricsWriter(job.folder, sources, loggers, done=done[0])
         keeper = Keeper(job.folder, monitor, mode)
         callbacks: list[Callback] = [clock, metrics, ShowProgress(bar, monitor, clock), stop, keeper]
         if watch is not None:
@@ -204,10 +210,10 @@ def _trained(
             raise Interrupted
     best_epoch = int(best["epoch"]) + 1
     if job.process == 0:
-        _draw_curve(job.folder, monitor, title=job.name)
+        _draw_curve(metrics.rows, job.folder, monitor, title=job.name)
     return Fitted(
         best_epoch=best_epoch,
-        validation=_validation_at(metrics.path, best_epoch),
+        validation=_validation_at(metrics.rows, best_epoch),
         test={key.removeprefix("test/"): float(value) for key, value in tested.items() if key.startswith("test/")},
         steps=taken,
         seconds=round(metrics.seconds, 2),
@@ -253,17 +259,16 @@ def _in_order(images: Images, job: Job) -> DataLoader[tuple[Tensor, ...]]:
     return evaluation_loader(images, job.evaluation_batch, job.process, job.hardware, job.workers)
 
 
-def _draw_curve(folder: RunFolder, monitor: str, *, title: str) -> None:
+def _draw_curve(rows: Sequence[Mapping[str, float]], folder: RunFolder, monitor: str, *, title: str) -> None:
     """The monitored value over the epochs, in `figures/curve.png`."""
-    rows = [row for row in read_metrics(folder.path / "metrics.jsonl") if monitor in row]
-    points = [(row["epoch"], Point(row[monitor], row[monitor], row[monitor])) for row in rows]
+    points = [(row["epoch"], Point(row[monitor], row[monitor], row[monitor])) for row in rows if monitor in row]
     label = monitor.replace("/", " ")
     figure = learning_curves({title: {label: points}}, ylabel=label, percent=monitor.endswith("accuracy"))
     save(figure, folder.figures / "curve.png")
 
 
-def _validation_at(metrics: Path, epoch: int) -> dict[str, float]:
-    row = next(row for row in read_metrics(metrics) if row["epoch"] == epoch)
+def _validation_at(rows: Sequence[Mapping[str, float]], epoch: int) -> dict[str, float]:
+    row = next(row for row in rows if row["epoch"] == epoch)
     return {key.removeprefix("validation/"): value for key, value in row.items() if key.startswith("validation/")}
 
 

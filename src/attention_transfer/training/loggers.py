@@ -15,6 +15,7 @@ from uuid import uuid4
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
 from attention_transfer.errors import UserError, nearest
+from attention_transfer.training.run_files import read_json, readable_metrics
 from attention_transfer.writing import write_whole
 
 LoggerName = Literal["tensorboard", "wandb", "mlflow"]
@@ -150,7 +151,7 @@ def _open_mlflow(folder: Path, name: str) -> Logger:
 def _records(folder: Path) -> dict[str, str]:
     """By what name each service knows the run."""
     path = folder / _RECORDS
-    return dict(json.loads(path.read_text())) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
 def _kept(logger: _Record, folder: Path, service: str, identity: str) -> Logger:
@@ -158,6 +159,6 @@ def _kept(logger: _Record, folder: Path, service: str, identity: str) -> Logger:
     records, rows = _records(folder), folder / "metrics.jsonl"
     if service not in records:
         write_whole(folder / _RECORDS, json.dumps({**records, service: identity}, indent=2) + "\n")
-    elif rows.is_file() and (lines := rows.read_text().splitlines()):
-        logger.sent = int(json.loads(lines[-1])["step"])
+    elif sent := readable_metrics(rows):
+        logger.sent = int(sent[-1]["step"])
     return logger

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict, replace
+from inspect import signature
 from typing import Any
 
 from attention_transfer.data import data_slug, load_data
@@ -105,53 +106,56 @@ def pretrain(
         "out": str(out or f"runs/teacher-{data_slug(data)}"),
         "overwrite": False,
     }
-    return _pretrain(config, settings, overwrite=overwrite)
+    defaults = {name: parameter.default for name, parameter in signature(pretrain).parameters.items()}
+    if this_process() == 0:
+        RunFolder.checked(config["out"], config, overwrite=overwrite, defaults=defaults)  # before any work
+    return _pretrain(config, settings, overwrite=overwrite, defaults=defaults)
 
 
-def _pretrain(config: dict[str, Any], recipe: Recipe, *, overwrite: bool) -> Run:
+def _pretrain(config: dict[str, Any], recipe: Recipe, *, overwrite: bool, defaults: dict[str, Any]) -> Run:
     splits = load_data(config["data"], strict=config["strict"], labelled=False)
     with seeded(config["seed"]):
         encoder = load_vit(config["model"], pretrained=False, image_size=config["image_size"])
         initialise(encoder)
         set_drop_path(encoder, recipe.drop_path)
         mae = MaskedAutoencoder(encoder, mask_ratio=config["mask_ratio"])
-    folder = RunFolder.open(config["out"], config, overwrite=overwrite)
-    if folder.finished:
-        log.info("teacher: done before, in %s", folder.path)
-        return Run(folder.path, folder.summary())
-    spec = describe(encoder)
-    with logging_to(folder.path / "log.txt"):
-        overlap = keep_overlap(splits, folder, data=config["data"], effect=_FLATTERED)
-        images = inputs_for(spec, splits, recipe, name="teacher")
-        log.debug("masked autoencoding of %d images by %s", len(splits.train.labels), spec)
-        fitted = fit(
-            mae,
-            folder,
-            recipe,
-            train=images.train,
-            validation=images.validation,
-            prepare=images.prepare,
-            seed=config["seed"],
-            name="teacher (MAE)",
-            **{key: config[key] for key in ("device", "devices", "nodes", "strategy", "loggers")},
-        )
-        if this_process() == 0:
-            save_vit(encoder, folder.model)
-        summary = {
-            "model": config["model"],
-            "seed": config["seed"],
-            "skipped": len(splits.skipped),
-            "overlap": overlap,
-            "train": {"images": len(splits.train.labels), "steps": fitted.steps, "seconds": fitted.seconds},
-            "best_epoch": fitted.best_epoch,
-            "validation": {"images": len(splits.validation.labels), **fitted.validation},
-        }
-        folder.write_json("summary.json", summary)
-        log.info(
-            "teacher: reconstruction loss %.3f on held-out images (%.3f has learnt nothing) after %.0f s, in %s",
-            fitted.validation["loss"],
-            fitted.validation["zero"],
-            fitted.seconds,
-            folder.path,
-        )
+    with RunFolder.open(config["out"], config, overwrite=overwrite, defaults=defaults) as folder:
+        if folder.finished:
+            log.info("teacher: done before, in %s", folder.path)
+            return Run(folder.path, folder.summary())
+        spec = describe(encoder)
+        with logging_to(folder.path / "log.txt"):
+            overlap = keep_overlap(splits, folder, data=config["data"], effect=_FLATTERED)
+            images = inputs_for(spec, splits, recipe, name="teacher")
+            log.debug("masked autoencoding of %d images by %s", len(splits.train.labels), spec)
+            fitted = fit(
+                mae,
+                folder,
+                recipe,
+                train=images.train,
+                validation=images.validation,
+                prepare=images.prepare,
+                seed=config["seed"],
+                name="teacher (MAE)",
+                **{key: config[key] for key in ("device", "devices", "nodes", "strategy", "loggers")},
+            )
+            if this_process() == 0:
+                save_vit(encoder, folder.model)
+            summary = {
+                "model": config["model"],
+                "seed": config["seed"],
+                "skipped": len(splits.skipped),
+                "overlap": overlap,
+                "train": {"images": len(splits.train.labels), "steps": fitted.steps, "seconds": fitted.seconds},
+                "best_epoch": fitted.best_epoch,
+                "validation": {"images": len(splits.validation.labels), **fitted.validation},
+            }
+            folder.write_json("summary.json", summary)
+            log.info(
+                "teacher: reconstruction loss %.3f on held-out images (%.3f has learnt nothing) after %.0f s, in %s",
+                fitted.validation["loss"],
+                fitted.validation["zero"],
+                fitted.seconds,
+                folder.path,
+            )
     return Run(folder.path, summary)

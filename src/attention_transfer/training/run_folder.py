@@ -4,20 +4,36 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import platform
-import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
-from attention_transfer.errors import UserError
+from attention_transfer.data import DATA
+from attention_transfer.errors import UserError, raise_all
+from attention_transfer.folders import (
+    discard,
+    holds_results,
+    is_occupied,
+    is_run,
+    mark_run,
+    removal_problems,
+    set_aside,
+    was_cut_off,
+)
+from attention_transfer.locking import LOCK, locked
+from attention_transfer.places import check_writable, expanded, folder_problems
+from attention_transfer.training.configuration import read_rules, rule_config
 from attention_transfer.training.hardware import this_process
-from attention_transfer.writing import unfinished, write_whole
+from attention_transfer.training.recipe import Recipe
+from attention_transfer.training.run_files import read_config_of_run, read_summary, read_yaml
+from attention_transfer.writing import write_whole
 
 # Where a run is written, and by which devices it is computed, does not change what it is.
 _NOT_COMPARED = ("out", "overwrite", "device", "devices", "nodes", "strategy", "loggers")
@@ -37,48 +53,84 @@ class RunFolder:
         self.figures = path / "figures"
 
     @classmethod
-    def open(cls, path: str | Path, config: Mapping[str, Any], *, overwrite: bool) -> RunFolder:
+    @contextmanager
+    def open(
+        cls, path: str | Path, config: Mapping[str, Any], *, overwrite: bool, defaults: Mapping[str, Any] | None = None
+    ) -> Iterator[RunFolder]:
         """Make the folder, or take up the unfinished or finished run of the same configuration in it.
 
+        Inside the block no other command writes there.
+
+        Args:
+            path: the folder.
+            config: every setting of the run.
+            overwrite: replace the files of another run there, and only these.
+            defaults: what settings were before there was a choice, for runs of earlier versions.
+
         Raises:
-            UserError: the folder holds something else, or can't be written to. Nothing is written then.
+            UserError: the folder holds something else, or what the run reads; another command is writing it; or it
+                can't be written to. Nothing is written then.
         """
         if this_process() > 0:  # the first process may be about to remove what is there
-            return cls(Path(path), begun_anew=overwrite)
-        folder = cls.checked(path, config, overwrite=overwrite)
-        if overwrite and folder.has("config.yaml"):
-            shutil.rmtree(folder.path)
-        try:
-            folder.path.mkdir(parents=True, exist_ok=True)
-            if not folder.has("config.yaml"):
-                folder.write_yaml("config.yaml", config)
-            if not folder.has("environment.json"):
-                folder.write_json("environment.json", environment())
-        except OSError as error:
-            raise UserError(f"{path} can't be written ({error.strerror}); choose another folder with --out") from error
-        return folder
+            yield cls(expanded(path), begun_anew=overwrite)
+            return
+        folder = cls.checked(path, config, overwrite=overwrite, defaults=defaults)
+        with ExitStack() as held:
+            if overwrite or not folder.finished:
+                try:
+                    held.enter_context(locked(folder.path / LOCK, folder.path))
+                    cls.checked(
+                        path, config, overwrite=overwrite, defaults=defaults
+                    )  # as it is now that nobody else writes
+                    folder._begin(config, overwrite=overwrite)
+                except OSError as error:
+                    raise UserError(
+                        f"{path} can't be written ({error.strerror}); choose another folder with --out"
+                    ) from error
+            yield folder
 
     @classmethod
-    def checked(cls, path: str | Path, config: Mapping[str, Any], *, overwrite: bool) -> RunFolder:
+    def checked(
+        cls, path: str | Path, config: Mapping[str, Any], *, overwrite: bool, defaults: Mapping[str, Any] | None = None
+    ) -> RunFolder:
         """What `open` would take, with nothing made or removed.
 
         Raises:
             UserError: as for `open`.
         """
-        folder = cls(Path(path))
+        folder = cls(expanded(path))
         if folder.path.is_file():
             raise UserError(f"{path} is a file; choose a folder for the run with --out")
-        is_run = folder.has("config.yaml")
-        begun = unfinished(folder.path / "config.yaml")  # of a run that was killed at once
-        occupied = folder.path.is_dir() and any(entry != begun for entry in folder.path.iterdir())
-        if occupied and not is_run:
+        raise_all(_input_problems(folder.path, config))
+        known = is_run(folder.path)
+        if not known and is_occupied(folder.path):
             raise UserError(f"{path} is not empty and holds no run; choose another folder with --out")
-        if is_run and not overwrite:
-            folder._check_same(config)
+        if known and overwrite:
+            raise_all(removal_problems(folder.path))
+        elif folder.has("config.yaml"):
+            folder._check_same(config, defaults or {})
             if folder.finished:  # nothing will be written
                 return folder
+        elif holds_results(folder.path) and not was_cut_off(folder.path):
+            raise UserError(
+                f"{path} holds a run without its config.yaml; restore that, choose another --out, or replace the run "
+                "with --overwrite"
+            )
         check_writable(folder.path)
         return folder
+
+    def _begin(self, config: Mapping[str, Any], *, overwrite: bool) -> None:
+        """Leave the folder with this run in it and no file of another."""
+        if self.finished and not overwrite:  # by a command that ended just now
+            return
+        mark_run(self.path)
+        if overwrite or was_cut_off(self.path):
+            set_aside(self.path)
+        if not self.has("config.yaml"):
+            self.write_yaml("config.yaml", config)
+        if not self.has("environment.json"):
+            self.write_json("environment.json", environment())
+        discard(self.path)
 
     @property
     def finished(self) -> bool:
@@ -91,30 +143,33 @@ class RunFolder:
         return self.checkpoints / "best.ckpt"
 
     @property
-    def last_checkpoint(self) -> Path | None:
-        """Where an interrupted run goes on from."""
-        path = self.checkpoints / "last.ckpt"
-        return path if path.is_file() else None
+    def last_checkpoint(self) -> Path:
+        """Where an interrupted run goes on from, once it has one."""
+        return self.checkpoints / "last.ckpt"
 
     def has(self, name: str) -> bool:
         """Whether the run holds a file of this name."""
         return (self.path / name).is_file()
 
     def config(self) -> dict[str, Any]:
-        """The resolved configuration of the run."""
-        return read_yaml(self.path / "config.yaml")
+        """The resolved configuration of the run.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        return read_config_of_run(self.path / "config.yaml")
 
     def summary(self) -> dict[str, Any]:
         """The run's results.
 
         Raises:
-            UserError: the run is not finished.
+            UserError: the run is not finished, or its summary is damaged.
         """
         if not self.finished:
             raise UserError(
                 f"{self.path} holds no finished run (no summary.json); finish it by the command that began it"
             )
-        return dict(json.loads((self.path / "summary.json").read_text()))
+        return read_summary(self.path / "summary.json")
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file, whole or not at all; the first process does."""
@@ -136,14 +191,17 @@ class RunFolder:
             return
         if not self.has(name):
             write_whole(self.path / name, text)
-        elif (self.path / name).read_text(encoding="utf-8") != text:
+        elif (self.path / name).read_bytes() != text.encode():
             raise UserError(
-                f"{self.path} was begun with other {what} ({name}), so the data set has changed since; restore it, "
-                "choose another --out, or start anew with --overwrite"
+                f"{self.path} was begun with other {what} ({name}), so the data set has changed since, or that file "
+                "has; restore it, choose another --out, or start anew with --overwrite"
             )
 
-    def _check_same(self, config: Mapping[str, Any]) -> None:
-        changed = differences(self.config(), config)
+    def _check_same(self, config: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+        there = read_yaml(self.path / "config.yaml")
+        if isinstance(there.get("rules"), list):  # with the settings that rules have had since
+            there["rules"] = [rule_config(rule) for rule in read_rules(there["rules"])]
+        changed = differences(there, config, defaults)
         if changed:
             raise UserError(
                 f"{self.path} holds another run ({'; '.join(changed)}); "
@@ -151,12 +209,28 @@ class RunFolder:
             )
 
 
-def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """What two configurations disagree on, by dotted names; where they are written to does not count."""
-    flat_there, flat_here = _flat(there), _flat(here)
+def _input_problems(folder: Path, config: Mapping[str, Any]) -> list[str]:
+    """What a run reads and would write."""
+    data = [] if config.get("data") in DATA else [config.get("data")]
+    init = None if config.get("init") in ("random", "teacher") else config.get("init")
+    return folder_problems(
+        folder, data=data, models=[init, *map(config.get, ("teacher", "student", "model", "pretrained"))]
+    )
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
+    """What two configurations disagree on, by dotted names; where they are written to does not count.
+
+    Args:
+        there: of a run, perhaps by an earlier version; settings that it lacks had their defaults.
+        here: what is asked for now.
+        defaults: of settings; those of the recipe are known.
+    """
+    known = _flat({**defaults, "recipe": asdict(Recipe())} if here.get("recipe") else defaults)
+    flat_there, flat_here = {**known, **_flat(there)}, _flat(here)
     return [
         f"{key} is {flat_there.get(key)!r} there and {flat_here.get(key)!r} here"
-        for key in sorted({*flat_there, *flat_here} - {*_NOT_COMPARED})
+        for key in sorted({*_flat(there), *flat_here} - {*_NOT_COMPARED})
         if not _same(key, flat_there.get(key), flat_here.get(key))
     ]
 
@@ -175,26 +249,6 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a configuration file.
-
-    Raises:
-        UserError: it is damaged.
-    """
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not readable YAML{_line(error)}; mend or restore it") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is not a configuration, which has names with values; mend or restore it")
-    return content
-
-
-def _line(error: Exception) -> str:
-    mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
-    return f" (line {mark.line + 1})" if mark is not None else ""
-
-
 def environment() -> dict[str, Any]:
     """What a result depends on besides its configuration."""
     packages = ("attention-transfer", "torch", "torchvision", "timm", "lightning", "numpy", "scikit-learn")
@@ -206,21 +260,3 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "command": sys.argv,
     }
-
-
-def check_writable(path: Path, needed_mb: int = 50) -> None:
-    """Refuse, before any work, a place that can't be written to or is full."""
-    parent = path
-    while not parent.exists():
-        parent = parent.parent
-    if not parent.is_dir():
-        raise UserError(f"{path} can't be written: {parent} is a file; choose another folder with --out")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise UserError(
-            f"{path} can't be written: no permission in {parent}, or it is read-only; choose another folder with --out"
-        )
-    free_mb = shutil.disk_usage(parent).free // 2**20
-    if free_mb < needed_mb:
-        raise UserError(
-            f"{parent} has {free_mb} MB left, and {needed_mb} are needed; free some or choose another --out"
-        )

@@ -5,10 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from attention_transfer.data import data_slug, labelled_subset, load_data
+import numpy as np
+from numpy.typing import NDArray
+
+from attention_transfer.data import Splits, data_slug, labelled_subset, load_data
 from attention_transfer.errors import raise_all
 from attention_transfer.training.card import model_card
 from attention_transfer.training.configuration import rule_config
@@ -129,6 +133,9 @@ def train(
     tunes = method.tune_teacher if tune_teacher is None else tune_teacher
     labels = f"{shots}shot" if shots is not None else f"{fraction:g}"
     place = str(out or f"runs/{preset}-{data_slug(data)}-{labels}-seed{seed}")
+    defaults = {name: parameter.default for name, parameter in signature(train).parameters.items()}
+    defaults |= {"init": method.init, "tune_teacher": False}
+    defaults |= {"init_parts": list(method.init_parts), "trained": list(method.trained)}
     config: dict[str, Any] = {
         "preset": preset,
         "teacher": teacher,
@@ -157,12 +164,12 @@ def train(
         "overwrite": False,
     }
     raise_all(train_problems(config, settings, bound, tunes=tunes))
+    asked, config = config, {**config, "teacher": f"{place}-teacher", "pretrained": True} if tunes else config
+    if this_process() == 0:
+        RunFolder.checked(place, config, overwrite=overwrite, defaults=defaults)  # before the work that comes first
     if tunes:
-        asked, config = config, {**config, "teacher": f"{place}-teacher", "pretrained": True}
-        if this_process() == 0:
-            RunFolder.checked(place, config, overwrite=overwrite)  # before the work that comes first
         _tune(asked, config["teacher"])
-    return _train(config, settings, bound, overwrite=overwrite)
+    return _train(config, settings, bound, overwrite=overwrite, defaults=defaults)
 
 
 def _tune(config: dict[str, Any], out: str) -> None:
@@ -172,7 +179,9 @@ def _tune(config: dict[str, Any], out: str) -> None:
     train("finetune", **{key: config[key] for key in same}, out=out)
 
 
-def _train(config: dict[str, Any], recipe: Recipe, rules: Sequence[Rule], *, overwrite: bool) -> Run:
+def _train(
+    config: dict[str, Any], recipe: Recipe, rules: Sequence[Rule], *, overwrite: bool, defaults: dict[str, Any]
+) -> Run:
     splits = load_data(config["data"], strict=config["strict"])
     subset = labelled_subset(
         splits.train.labels,
@@ -192,58 +201,73 @@ def _train(config: dict[str, Any], recipe: Recipe, rules: Sequence[Rule], *, ove
             frozen_rows=[] if frozen is None else frozen.rows,
         )
     raise_all(sharding_problems(objective, config["strategy"]))
-    folder = RunFolder.open(config["out"], config, overwrite=overwrite)
-    name = f"{config['preset']} seed {config['seed']}"
-    if folder.finished:
-        log.info("%s: done before, in %s", name, folder.path)
-        return Run(folder.path, folder.summary())
-    if len(subset) < len(splits.train):
-        folder.keep("labelled.txt", subset_lines(splits.train, subset), "labelled images")
-    spec = describe(student)
-    with logging_to(folder.path / "log.txt"):
-        log.debug("%s: %d labelled images, student %s", name, len(subset), spec)
-        overlap = keep_overlap(splits, folder, data=config["data"], subset=subset)
-        images = inputs_for(spec, splits, recipe, name=name, subset=subset)
-        fitted = fit(
-            objective,
-            folder,
-            recipe,
-            train=images.train,
-            validation=images.validation,
-            test=images.test,
-            classes=len(splits.classes),
-            prepare=images.prepare,
-            seed=config["seed"],
-            name=name,
-            **{key: config[key] for key in WHERE},
-        )
-        transfer.release()
-        writes = this_process() == 0
-        if writes:
-            save_vit(student, folder.model, labels=list(splits.classes))
-        if writes and teacher is not None and any(isinstance(rule, OperandRule) for rule in rules):
-            save_vit(teacher, folder.path / "teacher")  # a copied student is not complete without it
-        summary = {
-            "preset": config["preset"],
-            "seed": config["seed"],
-            "needs_teacher": config["teacher"] if any(isinstance(rule, OperandRule) for rule in rules) else None,
-            "head_pairs": None if transfer.head_pairs is None else transfer.head_pairs.pairs.tolist(),
-            "skipped": len(splits.skipped),
-            "overlap": overlap,
-            "train": {"images": len(subset), "steps": fitted.steps, "seconds": fitted.seconds},
-            "best_epoch": fitted.best_epoch,
-            "validation": {"images": len(splits.validation.labels), **fitted.validation},
-            "test": {"images": len(splits.test.labels), **fitted.test},
-        }
-        if writes:
-            card = model_card(config, summary, spec, splits.classes)
-            write_whole(folder.model / "README.md", card)
-        folder.write_json("summary.json", summary)
-        log.info(
-            "%s: test accuracy %.1f %% after %.0f s, in %s",
-            name,
-            100 * fitted.test["accuracy"],
-            fitted.seconds,
-            folder.path,
-        )
+    with RunFolder.open(config["out"], config, overwrite=overwrite, defaults=defaults) as folder:
+        if folder.finished:
+            log.info("%s: done before, in %s", _name(config), folder.path)
+            return Run(folder.path, folder.summary())
+        if len(subset) < len(splits.train):
+            folder.keep("labelled.txt", subset_lines(splits.train, subset), "labelled images")
+        with logging_to(folder.path / "log.txt"):
+            summary = _trained(config, recipe, objective, folder, splits, subset)
+            folder.write_json("summary.json", summary)
+            log.info(
+                "%s: test accuracy %.1f %% after %.0f s, in %s",
+                _name(config),
+                100 * summary["test"]["accuracy"],
+                summary["train"]["seconds"],
+                folder.path,
+            )
     return Run(folder.path, summary)
+
+
+def _name(config: dict[str, Any]) -> str:
+    return f"{config['preset']} seed {config['seed']}"
+
+
+def _trained(
+    config: dict[str, Any],
+    recipe: Recipe,
+    objective: Supervised,
+    folder: RunFolder,
+    splits: Splits,
+    subset: NDArray[np.int64],
+) -> dict[str, Any]:
+    """Train into a folder, write the models there, and say what came of it."""
+    transfer, name = objective.transfer, _name(config)
+    teacher, student = transfer.teacher, transfer.student
+    spec, needs_teacher = describe(student), any(isinstance(rule, OperandRule) for rule in transfer.rules)
+    log.debug("%s: %d labelled images, student %s", name, len(subset), spec)
+    overlap = keep_overlap(splits, folder, data=config["data"], subset=subset)
+    images = inputs_for(spec, splits, recipe, name=name, subset=subset)
+    fitted = fit(
+        objective,
+        folder,
+        recipe,
+        train=images.train,
+        validation=images.validation,
+        test=images.test,
+        classes=len(splits.classes),
+        prepare=images.prepare,
+        seed=config["seed"],
+        name=name,
+        **{key: config[key] for key in WHERE},
+    )
+    transfer.release()
+    summary = {
+        "preset": config["preset"],
+        "seed": config["seed"],
+        "needs_teacher": config["teacher"] if needs_teacher else None,
+        "head_pairs": None if transfer.head_pairs is None else transfer.head_pairs.pairs.tolist(),
+        "skipped": len(splits.skipped),
+        "overlap": overlap,
+        "train": {"images": len(subset), "steps": fitted.steps, "seconds": fitted.seconds},
+        "best_epoch": fitted.best_epoch,
+        "validation": {"images": len(splits.validation.labels), **fitted.validation},
+        "test": {"images": len(splits.test.labels), **fitted.test},
+    }
+    if this_process() == 0:
+        save_vit(student, folder.model, labels=list(splits.classes))
+        if teacher is not None and needs_teacher:
+            save_vit(teacher, folder.path / "teacher")  # a copied student is not complete without it
+        write_whole(folder.model / "README.md", model_card(config, summary, spec, splits.classes))
+    return summary

@@ -11,6 +11,7 @@ import timm
 from torch import nn
 
 from attention_transfer.errors import UserError, nearest
+from attention_transfer.folders import MODEL
 from attention_transfer.vit.describe import describe
 from attention_transfer.vit.files import read_network
 from attention_transfer.vit.libraries import LIBRARIES, library_of, unwrapped
@@ -95,13 +96,14 @@ def save_vit(model: nn.Module, folder: Path, *, labels: list[str] | None = None)
     """Write `config.json` and `model.safetensors` in the format of the model's library.
 
     `timm.create_model("local-dir:…", pretrained=True)` loads a model of timm, `from_pretrained` one of transformers,
-    and `load_vit` any. The folder appears whole or not at all; one that is there is replaced.
+    and `load_vit` any. The folder appears whole or not at all; the model of one that is there is replaced, and what
+    else it holds stays.
 
     Raises:
         OSError: the folder can't be written; it is named.
     """
     bare = unwrapped(model)
-    with whole_folder(folder) as written:
+    with whole_folder(folder, MODEL) as written:
         library_of(bare).save(bare, written, labels)
         for file in written.iterdir():
             file.chmod(0o644)

@@ -1,0 +1,189 @@
+"""What the files of a run's folder hold, as it is declared here, and reading them by it.
+
+A file that does not hold that, because it is damaged or someone else's, is named in one sentence.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from attention_transfer.errors import UserError
+
+log = logging.getLogger("attention_transfer")
+
+Shape = type | tuple[type, ...] | dict[str, Any]
+"""What a value must be: of a type, or an object with at least these names."""
+
+NUMBER = (int, float)
+_TEXT_OR_NONE = (str, type(None))
+
+TRAINED: Shape = {"preset": str, "data": str, "rules": list, "recipe": dict, "teacher": _TEXT_OR_NONE}
+"""`config.yaml` of `train`, by what is read of it."""
+
+PRETRAINED: Shape = {"model": str, "data": str, "recipe": dict}
+"""`config.yaml` of `pretrain`."""
+
+DEFAULTS = {"pretrained": True, "image_size": None, "pairing": None, "shots": None, "fraction": 1.0, "pool": None}
+"""What settings that are read were before there was a choice."""
+
+_SPLIT = {"images": int}
+_COMMON: dict[str, Any] = {"seed": int, "train": {"images": int, "steps": int, "seconds": NUMBER}, "best_epoch": int}
+_SCORES = {"accuracy": NUMBER, "cross_entropy": NUMBER, "calibration_error": NUMBER}
+
+TRAIN_SUMMARY: Shape = {
+    **_COMMON,
+    "preset": str,
+    "validation": {**_SPLIT, "accuracy": NUMBER},
+    "test": {**_SPLIT, **_SCORES},
+}
+"""`summary.json` of `train`."""
+
+PRETRAIN_SUMMARY: Shape = {**_COMMON, "model": str, "validation": {**_SPLIT, "loss": NUMBER}}
+"""`summary.json` of `pretrain`."""
+
+METRICS: Shape = {"epoch": int, "step": int}
+"""A line of `metrics.jsonl`; its other values are numbers, too."""
+
+_LARGEST = 2**20  # bytes of a configuration file
+_MOST = 100_000  # values in one, counted as often as anchors repeat them
+
+
+def misfit(content: object, shape: Shape, name: str = "it") -> str | None:
+    """What of some content is not as declared, in words; `None` where all is."""
+    if not isinstance(shape, dict):
+        right = isinstance(content, shape) and (not isinstance(content, bool) or shape is bool)
+        return None if right else f"{name} is {str(content)[:40]!r}"
+    if not isinstance(content, dict):
+        return f"{name} has no names with values"
+    inside = "" if name == "it" else f"{name}."
+    for key, part in shape.items():
+        if key not in content:
+            return f"{inside}{key} is missing"
+        if found := misfit(content[key], part, f"{inside}{key}"):
+            return found
+    return None
+
+
+def read_config_of_run(path: Path) -> dict[str, Any]:
+    """A run's `config.yaml`; settings that a run of an earlier version lacks have their defaults.
+
+    Raises:
+        UserError: it is damaged, or no run's.
+    """
+    content = read_yaml(path)
+    if problem := misfit(content, TRAINED if "preset" in content else PRETRAINED):
+        raise UserError(f"{path} is not the configuration of a run ({problem}); restore it, or name another folder")
+    return {**DEFAULTS, **content} if "preset" in content else content
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """A run's `summary.json`.
+
+    Raises:
+        UserError: it is damaged, or no run's.
+    """
+    content = read_json(path)
+    problem = misfit(content, TRAIN_SUMMARY if "preset" in content else PRETRAIN_SUMMARY)
+    if problem is None:
+        return content
+    raise UserError(f"{path} is not the summary of a run ({problem}); {_AGAIN}")
+
+
+_AGAIN = "remove it, and the command that began the run writes it again"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A file with an object of JSON.
+
+    Raises:
+        UserError: it holds no such thing.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({_reason(error)}); {_AGAIN}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is damaged (it has no names with values); {_AGAIN}")
+    return content
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The rows of a `metrics.jsonl`, one an epoch; none where there is no such file yet.
+
+    Raises:
+        UserError: a line is damaged.
+    """
+    damaged: list[int] = []
+    rows = list(_rows(path, damaged.append))
+    if damaged:
+        raise UserError(
+            f"{path} is damaged in line {damaged[0]}; remove it and the run's summary.json, and the command that began "
+            "the run writes both again"
+        )
+    return rows
+
+
+def readable_metrics(path: Path) -> list[dict[str, float]]:
+    """As `read_metrics`, without the lines that are damaged."""
+    return list(_rows(path, lambda line: log.debug("%s: line %d is damaged", path, line)))
+
+
+def _rows(path: Path, damaged: Callable[[int], None]) -> Iterator[dict[str, float]]:
+    if not path.is_file():
+        return
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            damaged(number)
+            continue
+        if misfit(row, METRICS) or any(misfit(value, NUMBER) for value in row.values()):
+            damaged(number)
+        else:
+            yield row
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a configuration file.
+
+    Raises:
+        UserError: it is damaged, or larger than any configuration is.
+    """
+    if path.stat().st_size > _LARGEST:
+        raise UserError(f"{path} is larger than 1 MB, which no configuration is; name another file")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not readable YAML{_line(error)}; mend or restore it") from error
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise UserError(f"{path} is not a configuration, which has names with values; mend or restore it")
+    _check_size(content, path)
+    return content
+
+
+def _check_size(content: object, path: Path) -> None:
+    """Refuse what a few anchors that repeat each other make of a short file."""
+    left, count = [content], 0
+    while left:
+        part = left.pop()
+        count += 1
+        if count > _MOST:
+            raise UserError(f"{path} has more than {_MOST:,} values, which no configuration has; mend or restore it")
+        left += part.values() if isinstance(part, Mapping) else part if isinstance(part, list) else []
+
+
+def _line(error: Exception) -> str:
+    mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
+    if mark is not None:
+        return f" (line {mark.line + 1})"
+    return " (it is nested too deeply)" if isinstance(error, RecursionError) else ""
+
+
+def _reason(error: Exception) -> str:
+    return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)[:80]

@@ -24,6 +24,7 @@ from attention_transfer.training.pretrain import pretrain as pretrain
 from attention_transfer.training.progress import Display as Display
 from attention_transfer.training.progress import console as console
 from attention_transfer.training.recipe import Recipe as Recipe
+from attention_transfer.training.recipe import ResolvedRecipe as ResolvedRecipe
 from attention_transfer.training.run_folder import RunFolder as RunFolder
 from attention_transfer.training.run_folder import check_writable as check_writable
 from attention_transfer.training.run_folder import differences as differences

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from attention_transfer.training.recipe import Recipe
+from attention_transfer.training.recipe import ResolvedRecipe
 from attention_transfer.transfer import AttentionTransfer, Rule
 from attention_transfer.vit import (
     Pairing,
@@ -49,8 +49,17 @@ def make_networks(config: dict[str, Any], classes: int) -> tuple[nn.Module | Non
     return teacher, _started(teacher, config, classes)
 
 
+def trained_network(config: dict[str, Any]) -> nn.Module:
+    """The network that a run's student is made like, whatever its head."""
+    if config["init"] not in ("random", "teacher"):
+        return load_vit(config["init"])
+    if config["student"] is not None or config["teacher"] is None:
+        return load_vit(config["student"] or DEFAULT_ARCHITECTURE, pretrained=False)
+    return load_vit(config["teacher"], pretrained=config["pretrained"])
+
+
 def bind(
-    teacher: nn.Module | None, student: nn.Module, rules: Sequence[Rule], config: dict[str, Any], recipe: Recipe
+    teacher: nn.Module | None, student: nn.Module, rules: Sequence[Rule], config: dict[str, Any], recipe: ResolvedRecipe
 ) -> AttentionTransfer:
     """Bind the two by the rules; what differs between them is logged.
 

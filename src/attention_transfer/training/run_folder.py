@@ -17,6 +17,7 @@ import yaml
 
 from attention_transfer.errors import UserError
 from attention_transfer.training.hardware import this_process
+from attention_transfer.training.recipe import AUTO
 from attention_transfer.writing import unfinished, write_whole
 
 # Where a run is written, and by which devices it is computed, does not change what it is.
@@ -164,6 +165,8 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
 def _same(key: str, there: Any, here: Any) -> bool:
     """Whether two values make the same run; any number of workers but 0 loads the same images."""
     if key == "recipe.workers" and there and here:
+        return True
+    if key.startswith("recipe.") and here == AUTO:  # not asked for
         return True
     return bool(there == here)
 

@@ -122,7 +122,7 @@ def _batch(facts: Facts) -> int:
     least = 64 if facts.start == "mae" else 32
     about = min(max(least, 2 ** round(math.log2(facts.images / 100))), 512)
     batches = max(1, round(facts.images / about))
-    return 8 * math.ceil(facts.images / batches / 8)
+    return min(8 * math.ceil(facts.images / batches / 8), 512)
 
 
 def _epochs(facts: Facts, batch: int) -> int:

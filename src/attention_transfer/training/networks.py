@@ -13,6 +13,7 @@ from attention_transfer.transfer import AttentionTransfer, Rule
 from attention_transfer.vit import (
     Pairing,
     check_transfer,
+    describe,
     load_vit,
     set_drop_path,
     student_from,
@@ -47,6 +48,23 @@ def make_networks(config: dict[str, Any], classes: int) -> tuple[nn.Module | Non
     if config["init"] == "random":
         return teacher, student_like(teacher, num_classes=classes, pool=config["pool"])
     return teacher, _started(teacher, config, classes)
+
+
+def warn_of_lost_pixels(student: nn.Module) -> None:
+    """Say where patches do not cover the whole image: what is left at the right and at the bottom is not seen."""
+    patch = next((m.stride for m in student.modules() if isinstance(m, nn.Conv2d)), (1, 1))
+    size = describe(student).image_size
+    lost = [length % step for length, step in zip(size, patch, strict=True)]
+    if any(lost):
+        fitting = " or ".join(str(n * patch[0]) for n in (size[0] // patch[0], size[0] // patch[0] + 1) if n)
+        log.warning(
+            "patches of %d pixels do not divide an image of %dx%d: the last %d rows and %d columns are not seen; "
+            "--image-size %s would lose none",
+            patch[0],
+            *size,
+            *lost,
+            fitting,
+        )
 
 
 def trained_network(config: dict[str, Any]) -> nn.Module:

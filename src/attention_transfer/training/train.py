@@ -25,7 +25,7 @@ from attention_transfer.training.hardware import Device, Devices, Strategy, this
 from attention_transfer.training.inputs import inputs_for, keep_overlap, subset_lines
 from attention_transfer.training.log import logging_to
 from attention_transfer.training.loggers import LoggerName
-from attention_transfer.training.networks import bind, make_networks, trained_network
+from attention_transfer.training.networks import bind, make_networks, trained_network, warn_of_lost_pixels
 from attention_transfer.training.objective import Supervised
 from attention_transfer.training.recipe import AUTO, Recipe, ResolvedRecipe, with_values
 from attention_transfer.training.run_folder import RunFolder
@@ -244,6 +244,7 @@ def _train(config: dict[str, Any], asked: Recipe, rules: Sequence[Rule], *, tune
         recipe = tuned(recipe, trial, name=name)
     config = {**config, "recipe": asdict(recipe)}
     teacher, student, transfer, spec = built.teacher, built.student, built.transfer, built.spec
+    warn_of_lost_pixels(student)
     folder = RunFolder.open(config["out"], config, overwrite=overwrite)
     if folder.finished:
         log.info("%s: done before, in %s", name, folder.path)

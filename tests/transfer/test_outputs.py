@@ -159,7 +159,7 @@ def test_a_copy_in_an_early_block_does_not_cut_the_teachers_forward_short(tiny_v
 
 def test_distilled_attention_and_distilled_logits_do_not_change_each_other(tiny_vit: Build, images: Tensor) -> None:
     teacher, student = tiny_vit(1), tiny_vit(2)
-    rules: list[Any] = [Distill(layers=[0]), LogitKD(), LogitKD(kind="hard", weight=0.5)]
+    rules: list[Any] = [Distill(layers=[0], weight=3.0), LogitKD(), LogitKD(kind="hard", weight=0.5)]
     alone = [
         AttentionTransfer(teacher, copy.deepcopy(student), [rule])(images).losses[rule.name].item() for rule in rules
     ]

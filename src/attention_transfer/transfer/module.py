@@ -87,7 +87,7 @@ class AttentionTransfer(nn.Module):
 
     Example:
         ```python
-        transfer = AttentionTransfer(teacher, student, [Distill(weight=3.0)])
+        transfer = AttentionTransfer(teacher, student, [Distill()])
         output = transfer(images)
         output.total(F.cross_entropy(output.logits, targets)).backward()
         ```

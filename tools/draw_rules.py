@@ -171,7 +171,7 @@ def draw_logit_kd(scene: Scene) -> Figure:
 
 def draw_feature_kd(scene: Scene) -> Figure:
     """A block's output on both sides."""
-    transfer = fit(scene, student_like(scene.teacher, num_classes=10), [FeatureKD()])
+    transfer = fit(scene, student_like(scene.teacher, num_classes=10), [FeatureKD(weight=4.0)])
     image, last = scene.of(3), describe(scene.teacher).depth - 1
     seen = [blocks_output(model, last, image) for model in (transfer.student, scene.teacher)]
     assert transfer.networks is not None

@@ -20,7 +20,7 @@ import attention_transfer as at
 
 def train(teacher: nn.Module, student: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> list[float]:
     """Distil; returns each step's distance of the maps."""
-    transfer = at.AttentionTransfer(teacher, student, [at.Distill(weight=3.0)])
+    transfer = at.AttentionTransfer(teacher, student, [at.Distill()])
     optimizer = torch.optim.AdamW(transfer.parameters(), lr=1e-3)
     distances = []
     for step, (images, labels) in enumerate(batches):

@@ -46,7 +46,7 @@ def main(pretrained: bool) -> None:
     small = Dinov2Config(hidden_size=96, num_hidden_layers=3, num_attention_heads=3, image_size=56)
     teacher = AutoModel.from_pretrained("facebook/dinov2-small") if pretrained else Dinov2Model(small)
     student = at.student_like(teacher, num_classes=10)  # a Dinov2ForImageClassification, random weights
-    transfer = at.AttentionTransfer(teacher, student, [at.Distill(weight=3.0)])
+    transfer = at.AttentionTransfer(teacher, student, [at.Distill()])
     size = at.describe(student).image_size
     dataset = [{"pixel_values": torch.randn(3, *size), "labels": label} for label in range(8)]
     with tempfile.TemporaryDirectory() as folder:

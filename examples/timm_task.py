@@ -44,7 +44,7 @@ def main() -> None:
     """Train on a batch of noise."""
     torch.manual_seed(0)
     teacher = timm.create_model("vit_small_patch16_224.dino")  # pretrained=True has DINO's weights
-    transfer = at.AttentionTransfer(teacher, at.student_like(teacher, num_classes=10), [at.Distill(weight=3.0)])
+    transfer = at.AttentionTransfer(teacher, at.student_like(teacher, num_classes=10), [at.Distill()])
     task, optimizer = AttentionTransferTask(transfer, nn.CrossEntropyLoss()), create_optimizer_v2(transfer, lr=0.01)
     for _ in range(3):
         result = task(torch.randn(2, 3, 224, 224), torch.randint(10, (2,)))

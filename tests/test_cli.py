@@ -200,6 +200,7 @@ def test_the_flags_are_these() -> None:
             "--init",
             "--init-parts",
             "--trained",
+            "--tune",
             "--tune-teacher",
             "--rules",
             "--device",

@@ -14,7 +14,7 @@ import torch
 
 from attention_transfer import cli
 from attention_transfer.data import DATA, Splits, digits
-from attention_transfer.training import Recipe, RunFolder, read_config, read_metrics
+from attention_transfer.training import ResolvedRecipe, RunFolder, read_config, read_metrics
 from attention_transfer.vit import describe, load_vit, save_vit
 
 FOLDER = Path(__file__).parent.parent / "recipes"
@@ -78,7 +78,7 @@ def test_its_networks_are_published(path: Path) -> None:
 @pytest.mark.parametrize("path", RECIPES, ids=NAMES)
 def test_a_smaller_batch_has_a_smaller_rate_and_the_schedule_never_rises(path: Path) -> None:
     """The released code's lowest rate is absolute: at batches below 512, copy's rate would rise from its peak."""
-    recipe = Recipe(**read_config(path)["recipe"])
+    recipe = ResolvedRecipe(**read_config(path)["recipe"])
     small = replace(recipe, batch_size=recipe.batch_size // 8)
     assert small.peak_lr == pytest.approx(recipe.peak_lr / 8)
     assert small.min_lr <= 1
@@ -87,8 +87,8 @@ def test_a_smaller_batch_has_a_smaller_rate_and_the_schedule_never_rises(path: P
 
 def test_rates_are_the_papers() -> None:
     """Base rate times batch over 256 (Li et al. 2024): 8e-3 and 8e-4, falling to 2e-3 and 1e-6."""
-    copy = Recipe(**read_config(FOLDER / "attention-transfer/copy-vit-l.yaml")["recipe"])
-    distill = Recipe(**read_config(FOLDER / "attention-transfer/distill-vit-l.yaml")["recipe"])
+    copy = ResolvedRecipe(**read_config(FOLDER / "attention-transfer/copy-vit-l.yaml")["recipe"])
+    distill = ResolvedRecipe(**read_config(FOLDER / "attention-transfer/distill-vit-l.yaml")["recipe"])
     assert (copy.peak_lr, copy.peak_lr * copy.min_lr) == pytest.approx((8e-3, 2e-3))
     assert (distill.peak_lr, distill.peak_lr * distill.min_lr) == pytest.approx((8e-4, 1e-6))
     assert (copy.warmup * copy.epochs, distill.warmup * distill.epochs) == (5, 20)

@@ -95,7 +95,7 @@ def draw_distill(scene: Scene) -> Figure:
     """Maps of teacher and student, and the cross-entropy of each row."""
     image, steps = scene.of(3), 100
     before = student_like(scene.teacher, num_classes=10)
-    after = fit(scene, copy.deepcopy(before), [Distill(weight=10.0)], steps=steps).student
+    after = fit(scene, copy.deepcopy(before), [Distill(weight=40.0)], steps=steps).student
     maps = [last_call(model, image).maps()[0, 0] for model in (scene.teacher, before, after)]
     known = maps[0]
     figure = Figure(figsize=(7.4, 2.4), layout="constrained")
@@ -127,7 +127,7 @@ def draw_guide(scene: Scene) -> Figure:
     image = scene.of(3)
     source = student_from(scene.teacher, num_classes=10)
     plain = fit(scene, copy.deepcopy(source), []).student
-    guided = fit(scene, copy.deepcopy(source), [Guide(weight=0.1)]).student
+    guided = fit(scene, copy.deepcopy(source), [Guide(weight=0.4)]).student
     calls = [last_call(model, image) for model in (source, plain, guided)]
     rows = [call.class_logits()[0] for call in calls]
     looks = [call.maps()[0, :, 0, 1:].mean(dim=0) for call in calls]
@@ -171,7 +171,7 @@ def draw_logit_kd(scene: Scene) -> Figure:
 
 def draw_feature_kd(scene: Scene) -> Figure:
     """A block's output on both sides."""
-    transfer = fit(scene, student_like(scene.teacher, num_classes=10), [FeatureKD()])
+    transfer = fit(scene, student_like(scene.teacher, num_classes=10), [FeatureKD(weight=4.0)])
     image, last = scene.of(3), describe(scene.teacher).depth - 1
     seen = [blocks_output(model, last, image) for model in (transfer.student, scene.teacher)]
     assert transfer.networks is not None

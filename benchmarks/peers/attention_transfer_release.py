@@ -33,15 +33,16 @@ from attention_transfer.vit.weights import load_weights
 DEPTH, WIDTH, HEADS, CLASSES, BATCH, WEIGHT = 12, 192, 3, 10, 4, 3.0
 END_LAYER = -3  # the release binds all but the last three blocks
 BOUND = list(range(DEPTH + END_LAYER))
+SUMMED = WEIGHT * len(BOUND)  # the release sums over blocks, and the rules take their mean
 RULES: dict[str, Rule] = {
     "copy": Copy(layers=BOUND),
     "copy_q": Copy(parts="q", layers=BOUND),
     "copy_k": Copy(parts="k", layers=BOUND),
     "copy_v": Copy(parts="v", layers=BOUND),
-    "distill": Distill(weight=WEIGHT, layers=BOUND),
-    "distill_q": Distill(weight=WEIGHT, target="q", layers=BOUND),
-    "distill_k": Distill(weight=WEIGHT, target="k", layers=BOUND),
-    "distill_v": Distill(weight=WEIGHT, target="v", layers=BOUND),
+    "distill": Distill(weight=SUMMED, layers=BOUND),
+    "distill_q": Distill(weight=SUMMED, target="q", layers=BOUND),
+    "distill_k": Distill(weight=SUMMED, target="k", layers=BOUND),
+    "distill_v": Distill(weight=SUMMED, target="v", layers=BOUND),
 }
 MARK = 1e-5
 
@@ -94,7 +95,7 @@ def compare(mode: str, drop_path: float) -> dict[str, Any]:
         "mode": mode,
         "drop_path": drop_path,
         "logits": difference(output.logits, logits),
-        "loss": None if loss is None else difference(output.losses["distill"], loss),
+        "loss": None if loss is None else difference(len(BOUND) * output.losses["distill"], loss),
         "gradients": max(difference(a, b) for a, b in pairs),
     }
 

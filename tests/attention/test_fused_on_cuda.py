@@ -1,4 +1,4 @@
-"""The calls that a GPU would get, on tensors without data: operators take their arguments, and shapes and dtypes are ours.
+"""The calls that a GPU would get, on tensors without data: operators take their arguments, and shapes are right.
 
 Whether the numbers are right only a GPU can say; `benchmarks/gpu` asks it.
 """

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from attention_transfer import AttentionTransfer, Copy, Distill, Guide, Recipe
-from attention_transfer.training import Fitted, RunFolder, Supervised, fit, read_metrics
+from attention_transfer import AttentionTransfer, Copy, Distill, Guide
+from attention_transfer.training import Fitted, ResolvedRecipe, RunFolder, Supervised, fit, read_metrics
 from attention_transfer.transfer import Rule
 
 
@@ -23,7 +23,7 @@ class TinyRuns:
 
     build: Callable[..., Any]
     methods: dict[str, Sequence[Rule]]
-    recipe: Recipe
+    recipe: ResolvedRecipe
 
     def images(self, number: int, *, seed: int = 0) -> TensorDataset:
         """Random grey images; those of a class are alike."""
@@ -39,7 +39,7 @@ class TinyRuns:
         return Supervised(AttentionTransfer(teacher, self.build(2), rules), **settings)
 
     def fit(
-        self, what: nn.Module, path: Path, recipe: Recipe | None = None, *, number: int = 20, **settings: Any
+        self, what: nn.Module, path: Path, recipe: ResolvedRecipe | None = None, *, number: int = 20, **settings: Any
     ) -> Fitted:
         """Train; validate and test on 11 and 7 images."""
         chosen: dict[str, Any] = {"classes": 5, "loggers": [], "device": "cpu", **settings}
@@ -67,4 +67,4 @@ def tiny(tiny_vit: Callable[..., Any]) -> TinyRuns:
         "distill": [Distill()],
         "gta": [Guide(weight=1)],
     }
-    return TinyRuns(tiny_vit, rules, Recipe(epochs=3, batch_size=8, validate_every=1, lr=3e-3, workers=0))
+    return TinyRuns(tiny_vit, rules, ResolvedRecipe(epochs=3, batch_size=8, validate_every=1, lr=3e-3, workers=0))

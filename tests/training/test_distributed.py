@@ -21,7 +21,8 @@ TRAINING = """
 import sys, timm, torch
 from torch import nn
 from torch.utils.data import TensorDataset
-from attention_transfer import AttentionTransfer, Copy, Distill, Guide, Recipe
+from attention_transfer import AttentionTransfer, Copy, Distill, Guide
+from attention_transfer.training import ResolvedRecipe
 from attention_transfer.training import RunFolder, Supervised, fit
 
 class Double(nn.Module):
@@ -40,7 +41,7 @@ def images(number, seed):
 METHODS = {"copy": ([Copy()], 1), "distill": ([Distill()], 2), "gta": ([Guide(weight=1)], 1)}
 for name, (rules, accumulate) in METHODS.items():
     objective = Supervised(AttentionTransfer(vit(1), vit(2), rules)).double()
-    recipe = Recipe(epochs=3, batch_size=8, validate_every=1, accumulate=accumulate, balanced=name == "gta")
+    recipe = ResolvedRecipe(epochs=3, batch_size=8, validate_every=1, accumulate=accumulate, balanced=name == "gta")
     with RunFolder.open(f"{sys.argv[1]}/{name}", {}, overwrite=False) as folder:
         fit(objective, folder, recipe, train=images(17, 0), validation=images(11, 1), test=images(7, 2), classes=5,
             prepare=Double(), device="cpu", loggers=["tensorboard"])

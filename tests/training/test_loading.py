@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from attention_transfer import Recipe
 from attention_transfer.data import ArrayImages, FileImages, ImageSet
-from attention_transfer.training import read_metrics
+from attention_transfer.training import ResolvedRecipe, read_metrics
 from attention_transfer.training.hardware import Hardware
 from attention_transfer.training.loading import choose_workers, evaluation_loader, training_loader
 from attention_transfer.training.samplers import (
@@ -114,7 +113,7 @@ def test_evaluation_reads_each_image_once_over_all_processes() -> None:
 def epoch_of(workers: int, hardware: Hardware, epoch: int, *, process: int = 0) -> dict[float, float]:
     """The noise of each image."""
     sampler = SeededSampler(Noisy(), seed=5, process=process)
-    loader: DataLoader[Any] = training_loader(Noisy(), sampler, Recipe(batch_size=4), hardware, workers)
+    loader: DataLoader[Any] = training_loader(Noisy(), sampler, ResolvedRecipe(batch_size=4), hardware, workers)
     for number in range(epoch + 1):
         sampler.set_epoch(number)
         rows = [row for images, _ in loader for row in images.tolist()]
@@ -132,7 +131,7 @@ def test_an_image_is_augmented_alike_by_any_worker_and_device() -> None:
 
 def test_augmentation_leaves_what_the_network_draws_alone() -> None:
     sampler = SeededSampler(Noisy(), seed=5)
-    loader = training_loader(Noisy(), sampler, Recipe(batch_size=4), Hardware("cpu", 2), 0)
+    loader = training_loader(Noisy(), sampler, ResolvedRecipe(batch_size=4), Hardware("cpu", 2), 0)
     sampler.set_epoch(0)
 
     def states() -> Any:

@@ -13,8 +13,8 @@ import lightning.pytorch.loggers.mlflow as lightning_mlflow
 import lightning.pytorch.loggers.wandb as lightning_wandb
 import pytest
 
-from attention_transfer import Recipe, UserError
-from attention_transfer.training import read_metrics
+from attention_transfer import UserError
+from attention_transfer.training import ResolvedRecipe, read_metrics
 from attention_transfer.training.loggers import closing, log_row, make_loggers
 
 
@@ -150,7 +150,7 @@ BOTH = ["wandb", "mlflow"]
 def test_a_resumed_run_goes_on_in_its_records_and_repeats_nothing(
     services: Services, tiny: Any, tmp_path: Path
 ) -> None:
-    recipe = Recipe(epochs=4, batch_size=8, validate_every=2)  # 3 steps an epoch; checkpoints behind 6 and 12
+    recipe = ResolvedRecipe(epochs=4, batch_size=8, validate_every=2)  # 3 steps an epoch; checkpoints behind 6 and 12
     services.dies_at = 9
     with pytest.raises(PlayedError):
         tiny.fit(tiny.objective("scratch"), tmp_path / "run", recipe, loggers=["mlflow", "wandb"])

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torchvision.models import VisionTransformer
 
-from attention_transfer.training import ObjectiveModule, Recipe, Supervised, parameter_groups, warmup_cosine
+from attention_transfer.training import ObjectiveModule, ResolvedRecipe, Supervised, parameter_groups, warmup_cosine
 from attention_transfer.transfer import AttentionTransfer, Copy
 
 
@@ -58,7 +58,7 @@ def test_parameters_outside_the_network_are_trained_too(vit: nn.Module) -> None:
 def test_rows_that_copying_leaves_unused_do_not_decay(tiny_vit: Any) -> None:
     student = tiny_vit(2)
     transfer = AttentionTransfer(tiny_vit(1), student, [Copy(layers=[1])])
-    module = ObjectiveModule(Supervised(transfer), Recipe(lr=0.1, weight_decay=0.5), steps=10, classes=5)
+    module = ObjectiveModule(Supervised(transfer), ResolvedRecipe(lr=0.1, weight_decay=0.5), steps=10, classes=5)
     optimizer: Any = cast(Any, module.configure_optimizers())["optimizer"]
     before = [block.attn.qkv.weight.detach().clone() for block in student.blocks]
     for parameter in module.parameters():

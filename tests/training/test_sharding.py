@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from attention_transfer import L2SP, AttentionTransfer, Recipe, UserError, load_run
-from attention_transfer.training import RunFolder, Supervised, fit, read_metrics, train
+from attention_transfer import L2SP, AttentionTransfer, UserError, load_run
+from attention_transfer.training import ResolvedRecipe, RunFolder, Supervised, fit, read_metrics, train
 from attention_transfer.training.hardware import Hardware, choose_hardware
 from attention_transfer.training.samplers import EqualBatches
 from attention_transfer.transfer import preset
@@ -32,7 +32,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.utils.data import TensorDataset
-from attention_transfer import AttentionTransfer, Copy, Distill, FeatureKD, Guide, Recipe
+from attention_transfer import AttentionTransfer, Copy, Distill, FeatureKD, Guide
+from attention_transfer.training import ResolvedRecipe
 from attention_transfer.training import RunFolder, Supervised, fit
 
 OUT, STRATEGY, DIES_AT = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -71,7 +72,7 @@ METHODS = {
 for name, (rules, settings) in METHODS.items():
     Witness.steps = 0
     objective = Witness(AttentionTransfer(vit(1), vit(2), rules)).double()
-    recipe = Recipe(epochs=4, batch_size=8, validate_every=2, **settings)
+    recipe = ResolvedRecipe(epochs=4, batch_size=8, validate_every=2, **settings)
     with RunFolder.open(f"{OUT}/{name}", {}, overwrite=False) as folder:
         fit(objective, folder, recipe, train=images(17, 0), validation=images(513, 1), test=images(7, 2), classes=5,
             prepare=Double(), device="cpu", strategy=STRATEGY)
@@ -166,7 +167,7 @@ def test_the_verb_takes_it(teacher: str, tmp_path: Path) -> None:
     assert load_run(out).spec.classes == 10
     last = torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)
     assert not [name for name in last["state_dict"] if "teacher" in name]
-    recipe = replace(Recipe(**preset("copy").recipe), epochs=2, batch_size=8)  # type: ignore[arg-type]
+    recipe = replace(ResolvedRecipe(**preset("copy").recipe), epochs=2, batch_size=8)  # type: ignore[arg-type]
     again = train("copy", teacher=teacher, shots=2, recipe=recipe, out=str(out))
     assert again.path == out  # the same run, whatever computed it
 
@@ -174,12 +175,12 @@ def test_the_verb_takes_it(teacher: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("recipe", "processes", "message"),
     [
-        (Recipe(), 1, "strategy is fsdp, which shares a network out to several devices, but this runs on one"),
-        (Recipe(precision="fp16"), 2, "does not scale the loss, as recipe.precision fp16 must"),
-        (Recipe(compile=True), 2, "can't be compiled as a whole"),
+        (ResolvedRecipe(), 1, "strategy is fsdp, which shares a network out to several devices, but this runs on one"),
+        (ResolvedRecipe(precision="fp16"), 2, "does not scale the loss, as recipe.precision fp16 must"),
+        (ResolvedRecipe(compile=True), 2, "can't be compiled as a whole"),
     ],
 )
-def test_what_shares_do_not_go_with_is_refused(recipe: Recipe, processes: int, message: str) -> None:
+def test_what_shares_do_not_go_with_is_refused(recipe: ResolvedRecipe, processes: int, message: str) -> None:
     problems = Hardware("cuda", processes, strategy="fsdp").problems(recipe)
     assert [message in problem for problem in problems] == [True]
 
@@ -196,7 +197,15 @@ def test_weights_that_are_needed_whole_are_not_cut(tmp_path: Path) -> None:
     objective = Supervised(AttentionTransfer(None, _vit(), [L2SP()]))
     images = TensorDataset(torch.zeros(4, 1, 8, 8), torch.arange(4))
     with pytest.raises(UserError, match="L2SP compares the weights as a whole, which strategy fsdp cuts"):
-        fit(objective, RunFolder(tmp_path), Recipe(), train=images, validation=images, devices=2, strategy="fsdp")
+        fit(
+            objective,
+            RunFolder(tmp_path),
+            ResolvedRecipe(),
+            train=images,
+            validation=images,
+            devices=2,
+            strategy="fsdp",
+        )
     with pytest.raises(UserError, match="trained leaves rows of fused projections as they are"):
         train("scratch", trained=["qk"], devices=2, strategy="fsdp", out=str(tmp_path / "run"))
     assert not list(tmp_path.iterdir())

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from attention_transfer import AttentionTransfer, UserError
-from attention_transfer.training import ObjectiveModule, Recipe, Supervised
+from attention_transfer.training import ObjectiveModule, Recipe, ResolvedRecipe, Supervised
 from attention_transfer.training.callbacks import AveragedWeights
 from attention_transfer.training.memory import checkpointed_gradients
 from attention_transfer.training.mixing import Mixing
@@ -126,7 +126,7 @@ def test_what_was_loaded_in_evaluation_mode_is_trained_in_training_mode(tiny: An
 def test_the_average_is_made_where_the_weights_will_be(tiny: Any) -> None:
     callback = AveragedWeights(0.5)
     trainer: Any = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("meta")))
-    callback.setup(trainer, ObjectiveModule(tiny.objective("scratch"), Recipe(), steps=1), "fit")
+    callback.setup(trainer, ObjectiveModule(tiny.objective("scratch"), ResolvedRecipe(), steps=1), "fit")
     average: Any = callback._average_model
     assert {parameter.device.type for parameter in average.parameters()} == {"meta"}
 
@@ -137,7 +137,7 @@ def test_the_logged_norm_is_that_of_all_gradients_before_clipping(tiny: Any, tmp
     what.train()
     what(*data.tensors).loss.backward()
     norm = torch.cat([p.grad.flatten() for p in what.parameters() if p.grad is not None]).norm()
-    recipe = Recipe(epochs=1, batch_size=8, clip_grad=0.1, accumulate=2, label_smoothing=0.0)
+    recipe = ResolvedRecipe(epochs=1, batch_size=8, clip_grad=0.1, accumulate=2, label_smoothing=0.0)
     tiny.fit(tiny.objective("scratch"), tmp_path, recipe, number=8)
     assert tiny.history(tmp_path)[0]["train/grad_norm"] == pytest.approx(float(norm), rel=1e-4)
 

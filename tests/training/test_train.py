@@ -23,6 +23,7 @@ from attention_transfer.training import (
     Interrupted,
     ObjectiveModule,
     Recipe,
+    ResolvedRecipe,
     Run,
     Supervised,
     pretrain,
@@ -274,7 +275,7 @@ def test_the_teacher_is_fine_tuned_first_where_that_is_asked_for(teacher: str, t
 def test_in_the_first_epochs_the_head_alone_is_trained(epochs: int, teacher: str) -> None:
     student = load_vit(teacher, num_classes=10).train()
     objective = Supervised(AttentionTransfer(None, student))
-    module = ObjectiveModule(objective, replace(RECIPE, head_epochs=epochs), steps=2, classes=10)
+    module = ObjectiveModule(objective, ResolvedRecipe(head_epochs=epochs), steps=2, classes=10)
     for parameter in student.parameters():
         parameter.grad = torch.ones_like(parameter)
     module.on_before_optimizer_step(torch.optim.SGD(student.parameters(), 0.1))  # of epoch 0

@@ -62,7 +62,7 @@ DIVERGENCES: dict[str, Callable[[Array, Array], float]] = {"ce": cross_entropy, 
 
 def summed(divergence: str, teacher: list[Tensor], student: list[Tensor]) -> float:
     pairs = zip(teacher, student, strict=True)
-    return sum(DIVERGENCES[divergence](t.double().numpy(), s.double().numpy()) for t, s in pairs)
+    return float(np.mean([DIVERGENCES[divergence](t.double().numpy(), s.double().numpy()) for t, s in pairs]))
 
 
 @each_kind

@@ -53,7 +53,8 @@ def test_loss_is_the_distance_of_the_class_rows_summed_over_layers(
         for t, s in zip(class_rows(teacher, images), class_rows(student, images), strict=True)
     ]
     keys = squares[0].shape[-1]
-    expected = sum(squares[layer].sum(-1).mean() for layer in chosen_layers) / (keys if reduction == "mean" else 1)
+    rows = [squares[layer].sum(-1).mean() for layer in chosen_layers]
+    expected = np.mean(rows) / (keys if reduction == "mean" else 1)
     rule = Guide(layers=layers, heads=heads, reduction=reduction)
     loss = AttentionTransfer(teacher, student, [rule])(images).losses["guide"]
     assert loss.item() == pytest.approx(expected, rel=1e-4)

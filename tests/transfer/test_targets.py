@@ -115,7 +115,7 @@ def test_the_distance_is_the_mean_over_rows_summed_over_layers(
     teacher, student = tiny_vit(1, name), tiny_vit(2, name)
     options, reference = DISTANCES[distance]
     t, s = blocks(teacher, images), blocks(student, images)
-    expected = sum(reference(t[i].of(chosen_heads), s[i].of(chosen_heads)) for i in chosen_layers)
+    expected = np.mean([reference(t[i].of(chosen_heads), s[i].of(chosen_heads)) for i in chosen_layers])
     result = AttentionTransfer(teacher, student, [Distill(layers=layers, heads=heads, **options)])(images)
     assert result.losses["distill"].item() == pytest.approx(expected, rel=1e-4)
     torch.testing.assert_close(result.logits, student(images))
@@ -128,7 +128,7 @@ def test_teachers_of_other_widths_and_depths_serve_what_has_no_width(
     teacher, student = tiny_vit(1, embed_dim=48, depth=6), tiny_vit(2)
     options, reference = DISTANCES[distance]
     t, s = blocks(teacher, images), blocks(student, images)
-    expected = sum(reference(t[theirs], s[mine]) for mine, theirs in ((0, 3), (1, 4), (2, 5)))
+    expected = np.mean([reference(t[theirs], s[mine]) for mine, theirs in ((0, 3), (1, 4), (2, 5))])
     transfer = AttentionTransfer(teacher, student, [Distill(**options)], pairing=Pairing(layers="last"))
     assert transfer(images).losses["distill"].item() == pytest.approx(expected, rel=1e-4)
 
@@ -143,7 +143,7 @@ def test_registers_that_the_student_lacks_are_left_out_first(distance: str, tiny
         Block(block.logits[:, :, kept][..., kept], block.values[:, :, kept])  # a row's softmax is over these alone
         for block in blocks(teacher, images)
     ]
-    expected = sum(map(reference, t, blocks(student, images)))
+    expected = np.mean([*map(reference, t, blocks(student, images))])
     loss = AttentionTransfer(teacher, student, [Distill(**options)])(images).losses["distill"]
     assert loss.item() == pytest.approx(expected, rel=1e-4)
 
@@ -289,7 +289,7 @@ def test_all_rows_are_guided(
     t, s = blocks(teacher, images), blocks(student, images)
     squares = [(getattr(t[i], on) - getattr(s[i], on))[:, heads] ** 2 for i in layers or [0, 1, 2]]
     keys = squares[0].shape[-1] if reduction == "mean" else 1
-    expected = sum(float(x.sum(axis=-1).mean()) for x in squares) / keys
+    expected = np.mean([x.sum(axis=-1).mean() for x in squares]) / keys
     rule = Guide(rows="all", on=on, reduction=reduction, layers=layers, heads=heads)
     loss = AttentionTransfer(teacher, student, [rule])(images).losses["guide"]
     assert loss.item() == pytest.approx(expected, rel=1e-4)
@@ -300,7 +300,7 @@ def test_the_class_tokens_row_of_the_maps_is_guided(reduction: Any, tiny_vit: Bu
     teacher, student = tiny_vit(1), tiny_vit(2)
     pairs = zip(blocks(teacher, images), blocks(student, images), strict=True)
     keys = 5 if reduction == "mean" else 1
-    expected = sum(float(((t.maps - s.maps)[:, :, 0] ** 2).sum(axis=-1).mean()) for t, s in pairs) / keys
+    expected = np.mean([((t.maps - s.maps)[:, :, 0] ** 2).sum(axis=-1).mean() for t, s in pairs]) / keys
     loss = AttentionTransfer(teacher, student, [Guide(on="maps", reduction=reduction)])(images).losses["guide"]
     assert loss.item() == pytest.approx(expected, rel=1e-4)
 
@@ -367,6 +367,6 @@ def test_the_teachers_heads_are_averaged_in_what_is_compared(
         pairs: Array = getattr(block, mixed).reshape(4, 3, 2, 5, 5).mean(axis=2)
         return Block(pairs if mixed == "logits" else np.log(pairs), block.values[:, ::2])
 
-    expected = sum(map(reference, map(averaged, blocks(teacher, images)), blocks(student, images)))
+    expected = np.mean([*map(reference, map(averaged, blocks(teacher, images)), blocks(student, images))])
     transfer = AttentionTransfer(teacher, student, [rule], pairing=Pairing(heads="mean"))
     assert transfer(images).losses[rule.name].item() == pytest.approx(expected, rel=1e-4)

@@ -84,7 +84,8 @@ def test_distilled_operands_are_compared_as_they_are_and_summed_over_layers(
 ) -> None:
     teacher, student = tiny_vit(1), tiny_vit(2)
     t, s = operands(teacher, images), operands(student, images)
-    expected = sum(((t[i][target][:, chosen_heads] - s[i][target][:, chosen_heads]) ** 2).mean() for i in chosen_layers)
+    squares = [((t[i][target][:, chosen_heads] - s[i][target][:, chosen_heads]) ** 2).mean() for i in chosen_layers]
+    expected = np.mean(squares)
     output = AttentionTransfer(teacher, student, [Distill(target=target, layers=layers, heads=heads)])(images)
     assert output.losses["distill"].item() == pytest.approx(expected, rel=1e-4)
 
@@ -102,8 +103,8 @@ def test_operands_of_an_unequal_pair_are_compared_where_they_can_be_picked(
     theirs = images * (0.226 / std_t) + (0.449 - mean_t) / std_t
     t, s = operands(teacher, theirs.float()), operands(student, images)
     kept = [0, 5, 6, 7, 8]
-    expected = sum(
-        ((t[a][target][:, [0, 0, 1, 1]][:, :, kept] - s[b][target]) ** 2).mean() for a, b in ((1, 0), (3, 1))
+    expected = np.mean(
+        [((t[a][target][:, [0, 0, 1, 1]][:, :, kept] - s[b][target]) ** 2).mean() for a, b in ((1, 0), (3, 1))]
     )
     transfer = AttentionTransfer(teacher, student, [Distill(target=target)], pairing=Pairing(heads="mean"))
     assert transfer(images).losses["distill"].item() == pytest.approx(expected, rel=1e-4)
@@ -201,7 +202,7 @@ def test_the_mean_query_guides_the_mean_of_the_patches_rows(
 ) -> None:
     teacher, student = tiny_vit(1, name, **options), tiny_vit(2, name, **options)
     t, s = (mean_rows(model, images, prefix=prefix) for model in (teacher, student))
-    expected = sum(((t[i][:, :2] - s[i][:, :2]) ** 2).sum(-1).mean() for i in (1, 2))
+    expected = np.mean([((t[i][:, :2] - s[i][:, :2]) ** 2).sum(-1).mean() for i in (1, 2)])
     keys = prefix + 4 if reduction == "mean" else 1
     rule = Guide(query="mean", layers=2, heads=[0, 1], reduction=reduction)
     loss = AttentionTransfer(teacher, student, [rule])(images).losses["guide"]

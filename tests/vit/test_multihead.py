@@ -263,7 +263,8 @@ def test_distill_has_the_loss_and_gradients_of_naive_maps(training: bool, pictur
     source(images)
     reference, own = naive(student)
     expected_logits = reference(images)
-    expected = sum(-(t.detach() * s.log()).sum(dim=-1).mean() for t, s in zip(theirs, own, strict=True))
+    rows = [-(t.detach() * s.log()).sum(dim=-1).mean() for t, s in zip(theirs, own, strict=True)]
+    expected = torch.stack(rows).mean()
     output = AttentionTransfer(teacher, student, [Distill(weight=3.0)]).train(training)(images)
     torch.testing.assert_close(output.logits, expected_logits)
     torch.testing.assert_close(output.losses["distill"], expected)
@@ -281,7 +282,7 @@ def test_guide_has_the_loss_of_naive_logits(pictures: Tensor) -> None:
     with capture(student) as own, torch.no_grad():
         student(images)
     rows = [torch.einsum("bhd,bhmd->bhm", s.q[:, :, 0], s.k) / 6**0.5 for s in (*theirs, *own)]
-    expected = sum((s - t).square().mean() for t, s in zip(rows[:3], rows[3:], strict=True))
+    expected = torch.stack([(s - t).square().mean() for t, s in zip(rows[:3], rows[3:], strict=True)]).mean()
     torch.testing.assert_close(AttentionTransfer(teacher, student, [Guide()])(images).losses["guide"], expected)
 
 

@@ -58,7 +58,7 @@ def choose_impl(
 ) -> Choice:
     """The implementation that a loss will use for these tensors.
 
-    On CUDA "auto" takes none of "flash", "flex" and "triton": they agree with the reference as far as a CPU can show it,
+    On CUDA "auto" takes none of "flash", "flex" and "triton": they agree with the reference as far as a CPU can show,
     but no GPU has run them yet. Ask for one by name; `benchmarks/gpu` checks and compares them.
 
     Args:

@@ -23,6 +23,7 @@ from attention_transfer.training.pretrain import pretrain as pretrain
 from attention_transfer.training.progress import Display as Display
 from attention_transfer.training.progress import console as console
 from attention_transfer.training.recipe import Recipe as Recipe
+from attention_transfer.training.recipe import ResolvedRecipe as ResolvedRecipe
 from attention_transfer.training.run_files import read_metrics as read_metrics
 from attention_transfer.training.run_files import read_yaml as read_yaml
 from attention_transfer.training.run_folder import RunFolder as RunFolder

@@ -17,7 +17,7 @@ from attention_transfer.training.job import Fitted, Job, run_job
 from attention_transfer.training.loading import choose_workers
 from attention_transfer.training.loggers import DEFAULT, LoggerName, logger_problems
 from attention_transfer.training.memory import OutOfMemory, can_checkpoint, checkpointed_gradients
-from attention_transfer.training.recipe import Recipe
+from attention_transfer.training.recipe import Recipe, ResolvedRecipe
 from attention_transfer.training.run_folder import RunFolder
 from attention_transfer.training.samplers import Images
 
@@ -29,7 +29,7 @@ log = logging.getLogger("attention_transfer")
 def fit(
     objective: nn.Module,
     folder: RunFolder,
-    recipe: Recipe,
+    recipe: ResolvedRecipe,
     *,
     train: Images,
     validation: Images,
@@ -53,7 +53,7 @@ def fit(
     Args:
         objective: what is trained; see `Objective`.
         folder: where everything is written.
-        recipe: optimisation settings; `problems` found none.
+        recipe: optimisation settings, of which none is left open; `problems` found none.
         train: images and labels.
         validation: what the best epoch is chosen by.
         test: read once, with the kept weights.
@@ -172,7 +172,7 @@ def _smaller(job: Job, error: OutOfMemory) -> Job:
     return job
 
 
-def _aligned(recipe: Recipe) -> Recipe:
+def _aligned(recipe: ResolvedRecipe) -> ResolvedRecipe:
     """A recipe whose last epoch has a validation."""
     every = max(n for n in range(1, min(recipe.validate_every, recipe.epochs) + 1) if recipe.epochs % n == 0)
     if every != recipe.validate_every:

@@ -62,7 +62,8 @@ class Hardware:
         found = []
         if recipe.precision == "fp16" and self.device == "cpu":
             found.append("recipe.precision fp16 needs a GPU, and this runs on the CPU; choose bf16 or fp32")
-        if self.processes > 1 and recipe.batch_size % (self.processes * recipe.accumulate):
+        known = recipe.batch_size != "auto"
+        if self.processes > 1 and known and recipe.batch_size % (self.processes * recipe.accumulate):
             found.append(
                 f"recipe.batch_size {recipe.batch_size} can't be cut into equal shares for {self.processes} devices "
                 f"x {recipe.accumulate} micro-batches; choose a batch_size that they divide"

@@ -30,7 +30,7 @@ from attention_transfer.data import (
     train_pixels,
 )
 from attention_transfer.training.hardware import this_process
-from attention_transfer.training.recipe import Recipe
+from attention_transfer.training.recipe import ResolvedRecipe
 from attention_transfer.training.run_folder import RunFolder
 from attention_transfer.vit import ViTSpec
 from attention_transfer.writing import write_whole
@@ -135,22 +135,20 @@ def keep_overlap(
 
 
 def inputs_for(
-    spec: ViTSpec, splits: Splits, recipe: Recipe, *, name: str, subset: NDArray[np.int64] | None = None
+    spec: ViTSpec, splits: Splits, recipe: ResolvedRecipe, *, subset: NDArray[np.int64] | None = None
 ) -> Inputs:
-    """The images of a data set for a network; choices are logged with their reasons.
+    """The images of a data set for a network; how the splits were made is logged.
 
     Args:
         spec: the network.
         splits: the data set.
         recipe: how training images are varied.
-        name: what to call the run in the log.
         subset: indices of the training images to use; default all.
     """
     for note in splits.notes:
         _say(f"{splits.name}: {note}", logging.INFO)
     part = splits.train if subset is None else splits.train.take(subset)
-    augment, why = choose_augment(spec, recipe.augment, len(part))
-    log.info("%s: augmentation %s (%s)", name, augment, why)
+    augment, _ = choose_augment(spec, recipe.augment, len(part))
     pixels = eval_pixels(spec)
     return Inputs(
         train=ImageSet(keep_decoded(part.images, "training"), part.labels, train_pixels(spec, augment)),

@@ -37,7 +37,7 @@ from attention_transfer.training.memory import OutOfMemory, ran_out_of_memory
 from attention_transfer.training.module import ObjectiveModule, ShardedModule
 from attention_transfer.training.objective import Supervised
 from attention_transfer.training.progress import Display
-from attention_transfer.training.recipe import Recipe
+from attention_transfer.training.recipe import ResolvedRecipe
 from attention_transfer.training.run_folder import RunFolder
 from attention_transfer.training.samplers import Images, SeededSampler, class_weights, share_of_batch
 from attention_transfer.training.sharding import in_shares
@@ -71,7 +71,7 @@ class Job:
 
     objective: Any
     folder: RunFolder
-    recipe: Recipe
+    recipe: ResolvedRecipe
     train: Images
     validation: Images
     test: Images | None

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from attention_transfer.data import ArrayImages
 from attention_transfer.training.hardware import Hardware
-from attention_transfer.training.recipe import Recipe
+from attention_transfer.training.recipe import ResolvedRecipe
 from attention_transfer.training.samplers import (
     EqualBatches,
     Images,
@@ -40,7 +40,7 @@ def choose_workers(images: Images, asked: int | None, hardware: Hardware) -> tup
 
 
 def training_loader(
-    images: Images, sampler: SeededSampler, recipe: Recipe, hardware: Hardware, workers: int
+    images: Images, sampler: SeededSampler, recipe: ResolvedRecipe, hardware: Hardware, workers: int
 ) -> DataLoader[Any]:
     """This process's shares of the batches.
 

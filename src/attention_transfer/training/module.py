@@ -19,7 +19,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibratio
 
 from attention_transfer.training.finite import all_finite, not_finite
 from attention_transfer.training.objective import Objective
-from attention_transfer.training.recipe import Recipe
+from attention_transfer.training.recipe import ResolvedRecipe
 from attention_transfer.training.samplers import Share
 from attention_transfer.training.sharding import Sharded, as_placed, in_one_piece, shard
 from attention_transfer.vit import anatomy, parameters_of, unwrapped
@@ -43,7 +43,7 @@ class ObjectiveModule(L.LightningModule):
     def __init__(
         self,
         objective: nn.Module,
-        recipe: Recipe,
+        recipe: ResolvedRecipe,
         *,
         steps: int,
         classes: int | None = None,
@@ -174,7 +174,11 @@ class ObjectiveModule(L.LightningModule):
         """AdamW with decay groups; linear warm-up and half a cosine, as factors on each group's learning rate."""
         recipe = self.recipe
         groups = parameter_groups(
-            self.objective, lr=recipe.peak_lr, decay=recipe.weight_decay, layers=recipe.layer_decay
+            self.objective,
+            lr=recipe.peak_lr,
+            decay=recipe.weight_decay,
+            layers=recipe.layer_decay,
+            head=recipe.head_lr,
         )
         fused = recipe.precision != "fp16"  # the fused one unscales gradients itself, after they were to be clipped
         optimizer = torch.optim.AdamW(groups, lr=recipe.peak_lr, betas=(recipe.beta1, recipe.beta2), fused=fused)
@@ -228,8 +232,13 @@ def warmup_cosine(step: int, *, steps: int, warmup: int, floor: float) -> float:
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def parameter_groups(objective: nn.Module, *, lr: float, decay: float, layers: float) -> list[dict[str, Any]]:
-    """Trainable parameters in groups: matrices decay, biases, norms and tokens do not; blocks by layer-wise decay."""
+def parameter_groups(
+    objective: nn.Module, *, lr: float, decay: float, layers: float, head: float = 1.0
+) -> list[dict[str, Any]]:
+    """Trainable parameters in groups: matrices decay, biases, norms and tokens do not; blocks by layer-wise decay.
+
+    `head` is a factor on the learning rate of the classification layer.
+    """
     vit: Any = cast(Objective, objective).vit
     tokens = tuple(vit.no_weight_decay()) if hasattr(vit, "no_weight_decay") else _tokens_of(vit)
     groups: list[dict[str, Any]]
@@ -249,8 +258,23 @@ def parameter_groups(objective: nn.Module, *, lr: float, decay: float, layers: f
         for group in groups
         if group["params"]
     ]
+    if head != 1:
+        chosen = _with_head(chosen, vit, head)
     unused_rows = getattr(objective, "unused_rows", None)
     return _sparing(chosen, unused_rows() if unused_rows is not None else [])
+
+
+def _with_head(groups: list[dict[str, Any]], vit: nn.Module, factor: float) -> list[dict[str, Any]]:
+    """The groups, from which the classification layer's parameters are taken out into some with a rate of their own."""
+    named = dict(unwrapped(vit).named_parameters())
+    heads = {id(named[name]) for name in parameters_of(vit, "head")}
+    cut: list[dict[str, Any]] = []
+    for group in groups:
+        own = [p for p in group["params"] if id(p) in heads]
+        rest = [p for p in group["params"] if id(p) not in heads]
+        cut += [{**group, "params": rest}] if rest else []
+        cut += [{**group, "params": own, "lr": group["lr"] * factor}] if own else []
+    return cut
 
 
 def decay_used_rows(optimizer: torch.optim.Optimizer, *_: Any) -> None:

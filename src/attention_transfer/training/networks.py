@@ -8,11 +8,12 @@ from typing import Any
 
 from torch import nn
 
-from attention_transfer.training.recipe import Recipe
+from attention_transfer.training.recipe import ResolvedRecipe
 from attention_transfer.transfer import AttentionTransfer, Rule
 from attention_transfer.vit import (
     Pairing,
     check_transfer,
+    describe,
     load_vit,
     set_drop_path,
     student_from,
@@ -49,8 +50,34 @@ def make_networks(config: dict[str, Any], classes: int) -> tuple[nn.Module | Non
     return teacher, _started(teacher, config, classes)
 
 
+def warn_of_lost_pixels(student: nn.Module) -> None:
+    """Say where patches do not cover the whole image: what is left at the right and at the bottom is not seen."""
+    patch = next((m.stride for m in student.modules() if isinstance(m, nn.Conv2d)), (1, 1))
+    size = describe(student).image_size
+    lost = [length % step for length, step in zip(size, patch, strict=True)]
+    if any(lost):
+        fitting = " or ".join(str(n * patch[0]) for n in (size[0] // patch[0], size[0] // patch[0] + 1) if n)
+        log.warning(
+            "patches of %d pixels do not divide an image of %dx%d: the last %d rows and %d columns are not seen; "
+            "--image-size %s would lose none",
+            patch[0],
+            *size,
+            *lost,
+            fitting,
+        )
+
+
+def trained_network(config: dict[str, Any]) -> nn.Module:
+    """The network that a run's student is made like, whatever its head."""
+    if config["init"] not in ("random", "teacher"):
+        return load_vit(config["init"])
+    if config["student"] is not None or config["teacher"] is None:
+        return load_vit(config["student"] or DEFAULT_ARCHITECTURE, pretrained=False)
+    return load_vit(config["teacher"], pretrained=config["pretrained"])
+
+
 def bind(
-    teacher: nn.Module | None, student: nn.Module, rules: Sequence[Rule], config: dict[str, Any], recipe: Recipe
+    teacher: nn.Module | None, student: nn.Module, rules: Sequence[Rule], config: dict[str, Any], recipe: ResolvedRecipe
 ) -> AttentionTransfer:
     """Bind the two by the rules; what differs between them is logged.
 

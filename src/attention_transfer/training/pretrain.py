@@ -11,24 +11,25 @@ from attention_transfer.data import data_slug, load_data
 from attention_transfer.errors import raise_all
 from attention_transfer.pretraining import MaskedAutoencoder
 from attention_transfer.training.compiler import compiler_problems
+from attention_transfer.training.defaults import Facts, explained, resolve
+from attention_transfer.training.digits import MAE, fits
 from attention_transfer.training.engine import fit, fit_problems
-from attention_transfer.training.hardware import Device, Devices, Strategy, this_process
+from attention_transfer.training.hardware import Device, Devices, Strategy, choose_hardware, this_process
 from attention_transfer.training.inputs import input_problems, inputs_for, keep_overlap
 from attention_transfer.training.log import logging_to
 from attention_transfer.training.loggers import LoggerName
 from attention_transfer.training.networks import DEFAULT_ARCHITECTURE
-from attention_transfer.training.recipe import Recipe
+from attention_transfer.training.recipe import AUTO, Recipe, with_values
 from attention_transfer.training.run_folder import RunFolder
 from attention_transfer.training.seeds import seeded
 from attention_transfer.training.train import Run
+from attention_transfer.training.train_problems import WHERE
 from attention_transfer.vit import describe, initialise, load_vit, save_vit, set_drop_path
 
 log = logging.getLogger("attention_transfer")
 
-MAE_RECIPE = Recipe(
-    epochs=300, batch_size=64, lr=1.5e-3, beta2=0.95, ema_decay=0.99, label_smoothing=0.0, validate_every=20
-)
-"""Settings of masked autoencoding on the embedded digits."""
+MAE_RECIPE = Recipe(beta2=0.95)
+"""What masked autoencoding has of its own (He et al. 2022)."""
 
 _FLATTERED = "the loss on held-out images may be too low, and the accuracy of students of this teacher too high"
 
@@ -82,7 +83,7 @@ def pretrain(
     if not 0 < mask_ratio < 1:
         problems.append(f"mask_ratio is {mask_ratio}; give a share above 0 and below 1")
     for name in ("label_smoothing", "share_drop_path", "balanced"):
-        if getattr(settings, name):
+        if getattr(settings, name) not in (False, 0, AUTO):
             problems.append(
                 f"recipe.{name} has no effect in pre-training, which has no labels and no teacher; leave it out"
             )
@@ -112,21 +113,35 @@ def pretrain(
     return _pretrain(config, settings, overwrite=overwrite, defaults=defaults)
 
 
-def _pretrain(config: dict[str, Any], recipe: Recipe, *, overwrite: bool, defaults: dict[str, Any]) -> Run:
+def _pretrain(config: dict[str, Any], asked: Recipe, *, overwrite: bool, defaults: dict[str, Any]) -> Run:
     splits = load_data(config["data"], strict=config["strict"], labelled=False)
     with seeded(config["seed"]):
         encoder = load_vit(config["model"], pretrained=False, image_size=config["image_size"])
         initialise(encoder)
+        spec = describe(encoder)
+        asked = with_values(asked, MAE) if config["data"] == "digits" and fits(encoder) else asked
+        facts = Facts(
+            start="mae",
+            width=spec.width,
+            depth=spec.depth,
+            images=len(splits.train.labels),
+            weights=sum(p.numel() for p in encoder.parameters()),
+            device=choose_hardware(*(config[key] for key in WHERE[:4])).device,
+        )
+        recipe = resolve(asked, facts, spec)
+        config = {**config, "recipe": asdict(recipe)}
+        raise_all([*recipe.problems(), *fit_problems(recipe, **{key: config[key] for key in WHERE})])
         set_drop_path(encoder, recipe.drop_path)
         mae = MaskedAutoencoder(encoder, mask_ratio=config["mask_ratio"])
     with RunFolder.open(config["out"], config, overwrite=overwrite, defaults=defaults) as folder:
         if folder.finished:
             log.info("teacher: done before, in %s", folder.path)
             return Run(folder.path, folder.summary())
-        spec = describe(encoder)
         with logging_to(folder.path / "log.txt"):
+            if reasons := explained(asked, recipe, facts):
+                log.info("teacher: %s", reasons)
             overlap = keep_overlap(splits, folder, data=config["data"], effect=_FLATTERED)
-            images = inputs_for(spec, splits, recipe, name="teacher")
+            images = inputs_for(spec, splits, recipe)
             log.debug("masked autoencoding of %d images by %s", len(splits.train.labels), spec)
             fitted = fit(
                 mae,
@@ -137,7 +152,7 @@ def _pretrain(config: dict[str, Any], recipe: Recipe, *, overwrite: bool, defaul
                 prepare=images.prepare,
                 seed=config["seed"],
                 name="teacher (MAE)",
-                **{key: config[key] for key in ("device", "devices", "nodes", "strategy", "loggers")},
+                **{key: config[key] for key in WHERE},
             )
             if this_process() == 0:
                 save_vit(encoder, folder.model)

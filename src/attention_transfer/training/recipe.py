@@ -1,9 +1,10 @@
-"""How a network is trained: one typed record for every method."""
+"""How a network is trained: one typed record for every method, of which most is left to what is trained."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Literal, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, get_args
 
 from attention_transfer.data import Augment
 from attention_transfer.errors import nearest
@@ -12,10 +13,18 @@ from attention_transfer.training.mixing import Mixing, TransMix
 Precision = Literal["fp32", "bf16", "fp16"]
 """In which numbers a network is run; its weights are float32 in all of them."""
 
+Auto = Literal["auto"]
+"""A value that is left to what is trained; see `training/defaults.py`."""
+
+AUTO: Auto = "auto"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Optimisation settings.
+    """Optimisation settings. What is "auto" follows from the network, its start and the number of images.
+
+    The [formulas](methods.md#recipes-that-fit-what-they-train) are in `training/defaults.py`; the values that they come
+    to are printed and stand in the run's `config.yaml`.
 
     Attributes:
         epochs: passes over the training images.
@@ -30,6 +39,7 @@ class Recipe:
         beta1: AdamW's decay of the mean gradient.
         beta2: AdamW's decay of the mean squared gradient.
         layer_decay: learning rate of each block as a fraction of the next one's; 1 is the same for all.
+        head_lr: factor on the learning rate of the classification layer.
         clip_grad: largest norm of the gradient; `None` does not clip.
         label_smoothing: share of each label that is spread over all classes.
         ema_decay: decay of the exponential moving average of the weights, which is what is validated and kept;
@@ -47,26 +57,27 @@ class Recipe:
         early_stopping: validations in a row without a better one after which training ends; `None` never does.
         balanced: draw as many images of each class as of any other: with replacement, weighted by 1 / class count.
         precision: numbers of the forward and backward pass: fp32, bf16, or fp16 with a scaled loss; weights stay
-            float32.
+            float32. auto takes bf16 where the processor multiplies it and the network is not small.
         compile: run the objective through `torch.compile`.
         checkpoint_gradients: compute each block's activations again in the backward pass instead of keeping them.
         workers: processes that load images on each device; 0 loads in the training process, `None` chooses by the
             images and the cores. The augmentation of an image is the same for any number but 0.
     """
 
-    epochs: int = 200
-    batch_size: int = 50
-    lr: float = 1e-3
+    epochs: int | Auto = AUTO
+    batch_size: int | Auto = AUTO
+    lr: float | Auto = AUTO
     lr_base_size: int | None = None
     min_lr: float = 0.01
     warmup: float = 0.1
-    weight_decay: float = 0.05
+    weight_decay: float | Auto = AUTO
     beta1: float = 0.9
     beta2: float = 0.999
-    layer_decay: float = 1.0
+    layer_decay: float | Auto = AUTO
+    head_lr: float | Auto = AUTO
     clip_grad: float | None = 1.0
-    label_smoothing: float = 0.1
-    ema_decay: float | None = 0.99
+    label_smoothing: float | Auto = AUTO
+    ema_decay: float | Auto | None = AUTO
     augment: Augment = "auto"
     mixup: float = 0.0
     cutmix: float = 0.0
@@ -74,13 +85,13 @@ class Recipe:
     mix_switch: float = 0.5
     transmix: TransMix = "off"
     head_epochs: int = 0
-    drop_path: float = 0.0
+    drop_path: float | Auto = AUTO
     share_drop_path: bool = False
-    validate_every: int = 20
+    validate_every: int | Auto = AUTO
     early_stopping: int | None = None
     balanced: bool = False
     accumulate: int = 1
-    precision: Precision = "fp32"
+    precision: Precision | Auto = AUTO
     compile: bool = False
     checkpoint_gradients: bool = False
     workers: int | None = None
@@ -95,11 +106,6 @@ class Recipe:
             mix_switch=self.mix_switch,
             transmix=self.transmix,
         )
-
-    @property
-    def peak_lr(self) -> float:
-        """Learning rate at the peak, for the batch size in use."""
-        return self.lr if self.lr_base_size is None else self.lr * self.batch_size / self.lr_base_size
 
     def problems(self) -> list[str]:
         """What is wrong with the settings, a sentence each."""
@@ -117,7 +123,8 @@ class Recipe:
             "clip_grad": (1e-12, float("inf")),
             "label_smoothing": (0, 1 - 1e-9),
             "ema_decay": (0, 1 - 1e-9),
-            "head_epochs": (0, max(0, self.epochs - 1)),
+            "head_lr": (1e-9, float("inf")),
+            "head_epochs": (0, float("inf") if self.epochs == AUTO else max(0, self.epochs - 1)),
             "drop_path": (0, 1 - 1e-9),
             "validate_every": (1, float("inf")),
             "early_stopping": (1, float("inf")),
@@ -127,18 +134,57 @@ class Recipe:
         found = [
             f"recipe.{f.name} is {value}; give a number {_range(low, high)}"
             for f in fields(self)
-            if f.name in bounds and (value := getattr(self, f.name)) is not None
+            if f.name in bounds and (value := getattr(self, f.name)) not in (None, AUTO)
             for low, high in [bounds[f.name]]
             if not low <= value <= high  # also refuses NaN
         ]
-        if self.precision not in get_args(Precision):
-            found.append(f"recipe.precision is {self.precision!r}; {nearest(self.precision, get_args(Precision))}")
-        if self.batch_size >= 1 and self.accumulate >= 1 and self.batch_size % self.accumulate:
+        precisions = (AUTO, *get_args(Precision))
+        if self.precision not in precisions:
+            found.append(f"recipe.precision is {self.precision!r}; {nearest(self.precision, precisions)}")
+        if self.lr == AUTO and self.lr_base_size is not None:
+            found.append("recipe.lr_base_size is the batch size that a given lr is meant for; give lr, too")
+        if self.batch_size != AUTO and min(self.batch_size, self.accumulate) >= 1 and self.batch_size % self.accumulate:
             found.append(
                 f"recipe.batch_size {self.batch_size} can't be cut into {self.accumulate} equal micro-batches; "
                 "choose an accumulate that divides it"
             )
         return found + [f"recipe.{problem}" for problem in self.mixing.problems()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedRecipe(Recipe):
+    """A recipe of which nothing is left open: what the engine trains by.
+
+    The defaults are for whoever calls the engine; the verbs fill a `Recipe` by what is trained.
+    """
+
+    epochs: int = 200
+    batch_size: int = 50
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    layer_decay: float = 1.0
+    head_lr: float = 1.0
+    label_smoothing: float = 0.1
+    ema_decay: float | None = 0.99
+    drop_path: float = 0.0
+    validate_every: int = 20
+    precision: Precision = "fp32"
+
+    @property
+    def peak_lr(self) -> float:
+        """Learning rate at the peak, for the batch size in use."""
+        return self.lr if self.lr_base_size is None else self.lr * self.batch_size / self.lr_base_size
+
+
+def completed(recipe: Recipe, values: Mapping[str, Any]) -> ResolvedRecipe:
+    """The recipe with these values where it leaves them open; what it gives is kept."""
+    given = {f.name: getattr(recipe, f.name) for f in fields(recipe)}
+    return ResolvedRecipe(**{k: values[k] if value == AUTO and k in values else value for k, value in given.items()})
+
+
+def with_values(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
+    """The recipe with these values where it leaves them open, which may leave others."""
+    return replace(recipe, **{key: value for key, value in values.items() if getattr(recipe, key) == AUTO})
 
 
 def _range(low: float, high: float) -> str:

@@ -47,6 +47,9 @@ TRAIN_SUMMARY: Shape = {
 PRETRAIN_SUMMARY: Shape = {**_COMMON, "model": str, "validation": {**_SPLIT, "loss": NUMBER}}
 """`summary.json` of `pretrain`."""
 
+TRIAL_SUMMARY: Shape = {"trial": str, "validation": {"accuracy": NUMBER, "cross_entropy": NUMBER}}
+"""`summary.json` of a short run of a search."""
+
 METRICS: Shape = {"epoch": int, "step": int}
 """A line of `metrics.jsonl`; its other values are numbers, too."""
 
@@ -89,7 +92,8 @@ def read_summary(path: Path) -> dict[str, Any]:
         UserError: it is damaged, or no run's.
     """
     content = read_json(path)
-    problem = misfit(content, TRAIN_SUMMARY if "preset" in content else PRETRAIN_SUMMARY)
+    shapes = {"preset": TRAIN_SUMMARY, "trial": TRIAL_SUMMARY}
+    problem = misfit(content, next((shape for key, shape in shapes.items() if key in content), PRETRAIN_SUMMARY))
     if problem is None:
         return content
     raise UserError(f"{path} is not the summary of a run ({problem}); {_AGAIN}")

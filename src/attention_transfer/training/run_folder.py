@@ -31,7 +31,7 @@ from attention_transfer.locking import LOCK, locked
 from attention_transfer.places import check_writable, expanded, folder_problems
 from attention_transfer.training.configuration import read_rules, rule_config
 from attention_transfer.training.hardware import this_process
-from attention_transfer.training.recipe import Recipe
+from attention_transfer.training.recipe import AUTO, Recipe
 from attention_transfer.training.run_files import read_config_of_run, read_summary, read_yaml
 from attention_transfer.writing import write_whole
 
@@ -238,6 +238,8 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any], defaults: Map
 def _same(key: str, there: Any, here: Any) -> bool:
     """Whether two values make the same run; any number of workers but 0 loads the same images."""
     if key == "recipe.workers" and there and here:
+        return True
+    if key.startswith("recipe.") and here == AUTO:  # not asked for
         return True
     return bool(there == here)
 

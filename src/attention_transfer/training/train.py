@@ -3,33 +3,39 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from attention_transfer.data import Splits, data_slug, labelled_subset, load_data
 from attention_transfer.errors import raise_all
 from attention_transfer.training.card import model_card
 from attention_transfer.training.configuration import rule_config
-from attention_transfer.training.engine import fit, sharding_problems
-from attention_transfer.training.hardware import Device, Devices, Strategy, this_process
+from attention_transfer.training.defaults import Facts, explained, resolve, start_of
+from attention_transfer.training.digits import DIGITS, NAME, fits
+from attention_transfer.training.engine import fit, fit_problems, sharding_problems
+from attention_transfer.training.hardware import Device, Devices, Strategy, choose_hardware, this_process
 from attention_transfer.training.inputs import inputs_for, keep_overlap, subset_lines
 from attention_transfer.training.log import logging_to
 from attention_transfer.training.loggers import LoggerName
-from attention_transfer.training.networks import bind, make_networks
+from attention_transfer.training.networks import bind, make_networks, trained_network, warn_of_lost_pixels
 from attention_transfer.training.objective import Supervised
-from attention_transfer.training.recipe import Recipe
+from attention_transfer.training.recipe import AUTO, Recipe, ResolvedRecipe, with_values
 from attention_transfer.training.run_folder import RunFolder
 from attention_transfer.training.seeds import seeded
 from attention_transfer.training.train_problems import WHERE, train_problems
-from attention_transfer.transfer import OperandRule, Rule
+from attention_transfer.training.tune import Score, Tune, tune_problems, tuned
+from attention_transfer.transfer import AttentionTransfer, NetworkRule, OperandRule, Rule
 from attention_transfer.transfer import preset as find_preset
-from attention_transfer.vit import Pairing, Part, Pool, describe, freeze, save_vit
+from attention_transfer.vit import Pairing, Part, Pool, ViTSpec, describe, freeze, save_vit
 from attention_transfer.writing import write_whole
 
 log = logging.getLogger("attention_transfer")
@@ -73,6 +79,7 @@ def train(
     trained: list[Part] | None = None,
     rules: list[Rule] | None = None,
     tune_teacher: bool | None = None,
+    tune: Tune | None = None,
     recipe: Recipe | None = None,
     device: Device = "auto",
     devices: Devices = None,
@@ -111,7 +118,9 @@ def train(
         rules: what binds the student to the teacher; default the preset's.
         tune_teacher: fine-tune the teacher on the same images first, in a run of its own beside this one (preset
             finetune); default the preset's.
-        recipe: optimisation settings; default the preset's.
+        tune: lr looks for the learning rate first, from a ninth to nine times the recipe's, by short runs in a folder
+            beside this one and their validation accuracy; it takes about as long as the training itself.
+        recipe: optimisation settings; what they leave open follows from what is trained.
         device: where to compute: auto, cpu, cuda or mps; auto takes GPUs where there are any.
         devices: processes on each machine, one a device; auto takes every GPU; default what the launcher says, or 1.
         nodes: machines; default what torchrun or SLURM says, or 1.
@@ -163,13 +172,19 @@ def train(
         "out": place,
         "overwrite": False,
     }
-    raise_all(train_problems(config, settings, bound, tunes=tunes))
+    raise_all([*train_problems(config, settings, bound, tunes=tunes), *tune_problems(tune, devices, nodes)])
+    if data == "digits" and fits(trained_network(config)):
+        own = DIGITS[preset]
+        settings = with_values(settings, own.recipe)
+        bound = own.rules(bound) if rules is None else bound
+        config |= {"rules": [rule_config(rule) for rule in bound], "recipe": asdict(settings)}
+        log.info("what the recipe leaves open is %s", NAME)
     asked, config = config, {**config, "teacher": f"{place}-teacher", "pretrained": True} if tunes else config
     if this_process() == 0:
         RunFolder.checked(place, config, overwrite=overwrite, defaults=defaults)  # before the work that comes first
     if tunes:
         _tune(asked, config["teacher"])
-    return _train(config, settings, bound, overwrite=overwrite, defaults=defaults)
+    return _train(config, settings, bound, tune=tune, overwrite=overwrite, defaults=defaults)
 
 
 def _tune(config: dict[str, Any], out: str) -> None:
@@ -179,19 +194,37 @@ def _tune(config: dict[str, Any], out: str) -> None:
     train("finetune", **{key: config[key] for key in same}, out=out)
 
 
-def _train(
-    config: dict[str, Any], recipe: Recipe, rules: Sequence[Rule], *, overwrite: bool, defaults: dict[str, Any]
-) -> Run:
-    splits = load_data(config["data"], strict=config["strict"])
-    subset = labelled_subset(
-        splits.train.labels,
-        fraction=config["fraction"],
-        shots=config["shots"],
-        seed=config["seed"],
-        names=splits.classes,
-    )
+@dataclass(frozen=True)
+class _Built:
+    """What is trained, with its recipe."""
+
+    teacher: nn.Module | None
+    student: nn.Module
+    spec: ViTSpec
+    transfer: AttentionTransfer
+    objective: Supervised
+    facts: Facts
+    recipe: ResolvedRecipe
+
+
+def _built(config: dict[str, Any], asked: Recipe, rules: Sequence[Rule], *, classes: int, images: int) -> _Built:
+    """Networks and their objective; what the recipe leaves open follows from them."""
     with seeded(config["seed"]):
-        teacher, student = make_networks(config, len(splits.classes))
+        teacher, student = make_networks(config, classes)
+        spec = describe(student)
+        start = start_of(config["init"], config["init_parts"], config["trained"])
+        anchored = any(isinstance(rule, NetworkRule) and rule.reads_start for rule in rules)
+        facts = Facts(
+            start=start,
+            width=spec.width,
+            depth=spec.depth,
+            images=images,
+            anchored=anchored,
+            weights=sum(p.numel() for p in student.parameters()),
+            device=choose_hardware(*(config[key] for key in WHERE[:4])).device,
+        )
+        recipe = resolve(asked, facts, spec)
+        raise_all([*recipe.problems(), *fit_problems(recipe, **{key: config[key] for key in WHERE})])
         frozen = freeze(student, ["all"], but=config["trained"]) if config["trained"] else None
         transfer = bind(teacher, student, rules, config, recipe)
         objective = Supervised(
@@ -201,6 +234,34 @@ def _train(
             frozen_rows=[] if frozen is None else frozen.rows,
         )
     raise_all(sharding_problems(objective, config["strategy"]))
+    return _Built(teacher, student, spec, transfer, objective, facts, recipe)
+
+
+def _train(
+    config: dict[str, Any],
+    asked: Recipe,
+    rules: Sequence[Rule],
+    *,
+    tune: Tune | None,
+    overwrite: bool,
+    defaults: dict[str, Any],
+) -> Run:
+    splits = load_data(config["data"], strict=config["strict"])
+    subset = labelled_subset(
+        splits.train.labels,
+        fraction=config["fraction"],
+        shots=config["shots"],
+        seed=config["seed"],
+        names=splits.classes,
+    )
+    built = _built(config, asked, rules, classes=len(splits.classes), images=len(subset))
+    if tune is not None:
+        open_rate = {**config, "recipe": {**asdict(built.recipe), "lr": AUTO}}
+        RunFolder.checked(config["out"], open_rate, overwrite=overwrite, defaults=defaults)
+        trial = partial(_trial, config, rules, splits=splits, subset=subset, overwrite=overwrite)
+        built = replace(built, recipe=tuned(built.recipe, trial, name=_name(config)))
+    config = {**config, "recipe": asdict(built.recipe)}
+    warn_of_lost_pixels(built.student)
     with RunFolder.open(config["out"], config, overwrite=overwrite, defaults=defaults) as folder:
         if folder.finished:
             log.info("%s: done before, in %s", _name(config), folder.path)
@@ -208,7 +269,9 @@ def _train(
         if len(subset) < len(splits.train):
             folder.keep("labelled.txt", subset_lines(splits.train, subset), "labelled images")
         with logging_to(folder.path / "log.txt"):
-            summary = _trained(config, recipe, objective, folder, splits, subset)
+            if reasons := explained(asked, built.recipe, built.facts):
+                log.info("%s: %s", _name(config), reasons)
+            summary = _trained(config, built, folder, splits, subset)
             folder.write_json("summary.json", summary)
             log.info(
                 "%s: test accuracy %.1f %% after %.0f s, in %s",
@@ -225,22 +288,16 @@ def _name(config: dict[str, Any]) -> str:
 
 
 def _trained(
-    config: dict[str, Any],
-    recipe: Recipe,
-    objective: Supervised,
-    folder: RunFolder,
-    splits: Splits,
-    subset: NDArray[np.int64],
+    config: dict[str, Any], built: _Built, folder: RunFolder, splits: Splits, subset: NDArray[np.int64]
 ) -> dict[str, Any]:
     """Train into a folder, write the models there, and say what came of it."""
-    transfer, name = objective.transfer, _name(config)
-    teacher, student = transfer.teacher, transfer.student
-    spec, needs_teacher = describe(student), any(isinstance(rule, OperandRule) for rule in transfer.rules)
-    log.debug("%s: %d labelled images, student %s", name, len(subset), spec)
+    transfer, recipe, name = built.transfer, built.recipe, _name(config)
+    needs_teacher = any(isinstance(rule, OperandRule) for rule in transfer.rules)
+    log.debug("%s: %d labelled images, student %s", name, len(subset), built.spec)
     overlap = keep_overlap(splits, folder, data=config["data"], subset=subset)
-    images = inputs_for(spec, splits, recipe, name=name, subset=subset)
+    images = inputs_for(built.spec, splits, recipe, subset=subset)
     fitted = fit(
-        objective,
+        built.objective,
         folder,
         recipe,
         train=images.train,
@@ -266,8 +323,43 @@ def _trained(
         "test": {"images": len(splits.test.labels), **fitted.test},
     }
     if this_process() == 0:
-        save_vit(student, folder.model, labels=list(splits.classes))
-        if teacher is not None and needs_teacher:
-            save_vit(teacher, folder.path / "teacher")  # a copied student is not complete without it
-        write_whole(folder.model / "README.md", model_card(config, summary, spec, splits.classes))
+        save_vit(built.student, folder.model, labels=list(splits.classes))
+        if built.teacher is not None and needs_teacher:
+            save_vit(built.teacher, folder.path / "teacher")  # a copied student is not complete without it
+        write_whole(folder.model / "README.md", model_card(config, summary, built.spec, splits.classes))
     return summary
+
+
+def _trial(
+    config: dict[str, Any],
+    rules: Sequence[Rule],
+    recipe: ResolvedRecipe,
+    place: str,
+    *,
+    splits: Splits,
+    subset: NDArray[np.int64],
+    overwrite: bool,
+) -> Score:
+    """Train by a shorter recipe in a folder of its own, of which the scores are kept, and validate."""
+    config = {**config, "recipe": asdict(recipe), "loggers": [], "out": f"{config['out']}-tune/{place}"}
+    with RunFolder.open(config["out"], config, overwrite=overwrite) as folder:
+        if not folder.finished:
+            built = _built(config, recipe, rules, classes=len(splits.classes), images=len(subset))
+            images = inputs_for(built.spec, splits, recipe, subset=subset)
+            fitted = fit(
+                built.objective,
+                folder,
+                recipe,
+                train=images.train,
+                validation=images.validation,
+                classes=len(splits.classes),
+                prepare=images.prepare,
+                seed=config["seed"],
+                name=place,
+                **{key: config[key] for key in WHERE},
+            )
+            built.transfer.release()
+            folder.write_json("summary.json", {"trial": place, "validation": fitted.validation})
+            shutil.rmtree(folder.checkpoints)
+        scores = folder.summary()["validation"]
+    return Score(scores["accuracy"], scores["cross_entropy"])

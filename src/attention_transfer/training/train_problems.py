@@ -11,7 +11,7 @@ from attention_transfer.data import check_subset
 from attention_transfer.training.compiler import compiler_problems
 from attention_transfer.training.engine import fit_problems
 from attention_transfer.training.inputs import input_problems
-from attention_transfer.training.recipe import Recipe
+from attention_transfer.training.recipe import AUTO, Recipe
 from attention_transfer.training.run_folder import RunFolder
 from attention_transfer.transfer import Guide, NetworkRule, Rule
 from attention_transfer.vit import parts_problems
@@ -61,7 +61,7 @@ def _of_the_pair(config: dict[str, Any], recipe: Recipe, rules: Sequence[Rule]) 
         problems.append(f"pairing has no effect without rules, which preset {preset!r} does not have; leave it out")
     if init == "random" and any(isinstance(rule, Guide) for rule in rules):
         log.warning("Guide keeps attention where it was, but a student that starts at random has none to keep")
-    if recipe.share_drop_path and not (taught and recipe.drop_path > 0):
+    if recipe.share_drop_path and not (taught and recipe.drop_path != AUTO and recipe.drop_path > 0):
         problems.append("recipe.share_drop_path has no effect without rules and a drop_path above 0; leave it out")
     return problems
 

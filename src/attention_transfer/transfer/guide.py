@@ -21,15 +21,15 @@ On = Literal["logits", "maps"]
 class Guide(LossRule):
     """Keep the class token's attention logits close to those of the frozen source, while its weights are fine-tuned.
 
-    Per block the squared L2 distance of one row, averaged over images and heads, summed over blocks.
-    A row costs O(N·D), so that the rule is almost free.
+    The squared distance of one row of logits, the mean over keys, images, heads and blocks, so that a weight means the
+    same at any depth, number of heads and image size. A row costs O(N·D), so that the rule is almost free.
 
     Attributes:
         weight: factor on the loss (λ in the paper); the best one depends on the data. `schedule` and `until` may let
             it fall.
         layers: blocks that are guided; default all.
         heads: heads that are guided; default all.
-        reduction: over the keys of a row: "mean", which does not depend on the image size, or "sum", the plain norm.
+        reduction: over the keys of a row: "mean", or "sum", the plain norm, which grows with the image size.
         query: whose row: "class" (the paper's, the default), "mean" for the mean of the patches' rows, or "pool" for
             the attention-pool head, which is one call and has no layers. Models without a class token (SigLIP, I-JEPA)
             need one of the other two.
@@ -37,7 +37,7 @@ class Guide(LossRule):
         on: "logits" (the paper's), or "maps", the weights after the softmax, as an ablation.
     """
 
-    weight: float = 0.1
+    weight: float = 1.0
     reduction: Reduction = "mean"
     query: Query = "class"
     rows: Rows = "query"

@@ -46,7 +46,7 @@ class TransferOutput:
 
     Attributes:
         logits: the student's class logits, (B, classes).
-        losses: each loss rule's value, summed over its layers, before its weight.
+        losses: each loss rule's value, the mean over its layers, before its weight.
         weights: each loss rule's weight.
     """
 
@@ -87,7 +87,7 @@ class AttentionTransfer(nn.Module):
 
     Example:
         ```python
-        transfer = AttentionTransfer(teacher, student, [Distill(weight=3.0)])
+        transfer = AttentionTransfer(teacher, student, [Distill()])
         output = transfer(images)
         output.total(F.cross_entropy(output.logits, targets)).backward()
         ```
@@ -243,7 +243,7 @@ class AttentionTransfer(nn.Module):
         return [(p, slice(0, 2 * p.shape[0] // 3)) for p in parameters]
 
     def _loss(self, bond: Bond, index: int, step: Step) -> Tensor:
-        """A rule's loss, summed over its layers."""
+        """A rule's loss, the mean over its layers."""
         rule, losses = bond.loss(index), []
         for layer in bond.bound[index]:
             if (index, layer) in step.attended:
@@ -251,7 +251,7 @@ class AttentionTransfer(nn.Module):
                 continue
             call = step.student_calls[index, layer]
             losses.append(rule.layer_loss(call, step.teacher_call(bond, index, layer, self.head_pairs)))
-        return torch.stack(losses).sum()
+        return torch.stack(losses).mean()
 
     def _say(self, bond: Bond, ways: dict[tuple[int, str], list[int]]) -> None:
         """Log how the losses are computed, once."""

@@ -69,13 +69,14 @@ class FeatureKD(NetworkRule):
     """Distillation of the residual stream: what a block puts out, in the place of where it looks.
 
     Per block the mean squared distance of the student's tokens, through a linear projection that is trained along, to
-    the teacher's, which are normalised token by token (layer norm without parameters); summed over blocks. The
+    the teacher's, which are normalised token by token (layer norm without parameters); the mean over blocks. The
     comparison of Li et al. 2024 (arXiv 2411.09702, section 4), where it is worse than attention.
 
     Attributes:
         layers: blocks; `None` for all, n for the last n, indices, or words, as for attention rules.
     """
 
+    weight: float = 12.0
     layers: Indices = None
 
     @property
@@ -108,11 +109,11 @@ class FeatureKD(NetworkRule):
         return nn.ModuleDict({str(layer): nn.Linear(student.width, teacher.width) for layer in layers})
 
     def loss(self, seen: Seen, module: nn.Module | None) -> Tensor:
-        """Summed over blocks, a scalar."""
+        """Mean over blocks, a scalar."""
         assert isinstance(module, nn.ModuleDict)
         losses = []
         for name, projection in module.items():  # other rules may read other blocks
             known_BNC = widened(seen.teacher_blocks[int(name)])
             target_BNC = F.layer_norm(known_BNC, known_BNC.shape[-1:])
             losses.append(F.mse_loss(widened(projection(seen.student_blocks[int(name)])), target_BNC))
-        return torch.stack(losses).sum()
+        return torch.stack(losses).mean()

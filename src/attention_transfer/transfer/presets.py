@@ -26,7 +26,7 @@ class Preset:
         trained: parts that are trained; none is all of them.
         tune_teacher: fine-tune the teacher on the same images first.
         rules: what binds the student to its teacher.
-        recipe: values of the training recipe that differ from its defaults.
+        recipe: values of the training recipe that make the method what it is.
         source: where the method comes from.
     """
 
@@ -40,66 +40,57 @@ class Preset:
     source: str = ""
 
 
-# Learning rates and weights are those with the best validation accuracy on the embedded digits, 5 labels a class
-# (docs/log.md has the search).
+# Rates and budgets are no part of a method: they follow from what is trained (training/defaults.py).
 PRESETS: dict[str, Preset] = {
     "scratch": Preset(
         "random weights, no teacher: the floor",
         init="random",
-        recipe={"lr": 8e-3},
     ),
     "finetune": Preset(
         "the teacher's weights, fine-tuned",
         init="teacher",
-        recipe={"lr": 4e-3},
     ),
     "copy": Preset(
         "random weights, the teacher's attention in place of the student's own",
         init="random",
         rules=(Copy(),),
-        recipe={"lr": 4e-3},
         source="Attention Copy, Li et al. 2024",
     ),
     "distill": Preset(
         "random weights, learns to attend as the teacher does",
         init="random",
-        rules=(Distill(weight=1.0),),  # the paper's weight is 3
-        recipe={"lr": 8e-3},
+        rules=(Distill(),),
         source="Attention Distillation, Li et al. 2024",
     ),
     "gta": Preset(
         "the teacher's weights, fine-tuned with its class-token attention as a guide",
         init="teacher",
-        rules=(Guide(weight=0.03),),
-        recipe={"lr": 8e-3},
+        rules=(Guide(),),
         source="GTA, Seo et al. 2024",
     ),
     "gta-transmix": Preset(
         "GTA, with CutMix whose labels are weighed by attention",
         init="teacher",
-        rules=(Guide(weight=0.009),),
-        recipe={"lr": 4e-3, "cutmix": 1.0, "mix_probability": 0.5, "transmix": "student"},
+        rules=(Guide(),),
+        recipe={"cutmix": 1.0, "mix_probability": 0.5, "transmix": "student"},
         source="Seo et al. 2024; TransMix, Chen et al. 2022",
     ),
     "copy-q": Preset(
         "random weights, the teacher's queries in place of the student's own",
         init="random",
         rules=(Copy(parts="q"),),
-        recipe={"lr": 8e-3},
         source="Li et al. 2024",
     ),
     "distill-output": Preset(
         "random weights, learns what the teacher's heads read",
         init="random",
-        rules=(Distill(target="output", weight=30.0),),
-        recipe={"lr": 1.6e-2},
+        rules=(Distill(target="output", weight=120.0),),
         source="Qin et al. 2026",
     ),
     "feature-kd": Preset(
         "random weights, learns what the teacher's blocks put out",
         init="random",
         rules=(FeatureKD(),),
-        recipe={"lr": 1.6e-2},
         source="Li et al. 2024, for comparison",
     ),
     "logit-kd": Preset(
@@ -107,47 +98,40 @@ PRESETS: dict[str, Preset] = {
         init="random",
         rules=(LogitKD(),),
         tune_teacher=True,
-        recipe={"lr": 4e-3},
         source="Hinton et al. 2015",
     ),
     "tuned-distill": Preset(
         "random weights, learns to attend as the teacher does after its fine-tuning",
         init="random",
-        rules=(Distill(weight=1.0),),
+        rules=(Distill(),),
         tune_teacher=True,
-        recipe={"lr": 1.6e-2},
         source="Li et al. 2024",
     ),
     "linear-probe": Preset(
         "the teacher's weights, of which only a new classification layer is trained",
         init="teacher",
         trained=("head",),
-        recipe={"lr": 5e-2},
     ),
     "qkv-only": Preset(
         "the teacher's weights, of which queries, keys, values and the classification layer are trained",
         init="teacher",
         trained=("qkv", "head"),
-        recipe={"lr": 4e-3},
     ),
     "attention-init": Preset(
         "the teacher's attention weights, all else at random",
         init="teacher",
         init_parts=("attention",),
-        recipe={"lr": 4e-3},
     ),
     "l2sp": Preset(
         "the teacher's weights, fine-tuned near where they were",
         init="teacher",
         rules=(L2SP(),),
-        recipe={"lr": 8e-3},
         source="Li, Grandvalet and Davoine 2018",
     ),
     "bss": Preset(
         "the teacher's weights, fine-tuned with the smallest singular values of the features pressed down",
         init="teacher",
-        rules=(BSS(weight=0.003),),
-        recipe={"lr": 8e-3},
+        rules=(BSS(),),
         source="Chen et al. 2019",
     ),
 }

@@ -129,7 +129,7 @@ class OperandRule(AttentionRule, ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class LossRule(Weighted, AttentionRule, ABC):
-    """A rule that adds a loss on attention, summed over layers."""
+    """A rule that adds a loss on attention, the mean over layers."""
 
     def attend(self, student: AttentionCall, teacher: AttentionCall) -> tuple[Tensor, Tensor] | None:  # noqa: ARG002
         """The student's attention, (B, H, N, D), and the unweighted loss, computed in one; `None` where it can't be.

@@ -1,0 +1,94 @@
+"""The cut-outs of benchmarks/photos: exact masks and boxes, the same for the same seed, nothing shared by splits."""
+
+from __future__ import annotations
+
+import csv
+import runpy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+CUTOUTS = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "photos" / "cutouts.py"))
+SIZE = 28
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten cut-outs a class, discs each of a red of its own; backgrounds have no red."""
+    root, draw = tmp_path_factory.mktemp("prepared"), np.random.default_rng(0)
+    disc = np.hypot(*np.mgrid[-10:11, -10:11]) <= 9
+    for number, folder in enumerate(CUTOUTS["CLASSES"].values()):
+        (root / "cutouts" / folder).mkdir(parents=True)
+        for i in range(10):
+            pixels = np.zeros((21, 21, 4), dtype=np.uint8)
+            pixels[disc] = (100 + 10 * number + i, 0, 0, 255)
+            Image.fromarray(pixels).save(root / "cutouts" / folder / f"{i}.png")
+        Image.new("RGB", (9, 9)).save(root / "cutouts" / folder / "without-alpha.png")
+    (root / "backgrounds").mkdir()
+    names = {*CUTOUTS["SHIFT"], *(name for split in CUTOUTS["BACKGROUNDS"].values() for name in split)}
+    for i, name in enumerate(sorted(names)):
+        pixels = draw.integers(0, 256, (40, 50, 3), dtype=np.uint8)
+        pixels[..., 0], pixels[..., 2] = 0, 20 * i
+        Image.fromarray(pixels).save(root / "backgrounds" / name, quality=100, subsampling=0)
+    return root
+
+
+@pytest.fixture(scope="module")
+def made(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("made")
+    for variant in CUTOUTS["VARIANTS"]:
+        CUTOUTS["write"](variant, prepared, out, seed=0, size=SIZE)
+    return out
+
+
+def pictures(folder: Path, split: str) -> dict[str, Any]:
+    return {str(path.relative_to(folder)): np.asarray(Image.open(path)) for path in (folder / split).rglob("*.png")}
+
+
+def test_masks_and_boxes_are_exact(made: Path) -> None:
+    rows = {row["path"]: row for row in csv.DictReader((made / "boxes-plain.csv").open())}
+    count = 0
+    for split, number in CUTOUTS["SIZES"].items():
+        masks = pictures(made / "masks" / "plain", split)
+        for name, pixels in pictures(made / "plain", split).items():
+            assert np.array_equal(masks[name] == 255, pixels[..., 0].astype(int) - pixels[..., 1] > 50)
+            rows_, columns = np.nonzero(masks[name])
+            box = [columns.min(), rows_.min(), columns.max() + 1, rows_.max() + 1]
+            assert box == [int(rows[name][side]) for side in ("left", "top", "right", "bottom")]
+            count += 1
+        assert len(masks) == number * len(CUTOUTS["CLASSES"])
+    assert count == len(rows)
+
+
+def test_no_cutout_is_in_two_splits(prepared: Path) -> None:
+    for folder in CUTOUTS["CLASSES"].values():
+        split = CUTOUTS["parts"](sorted((prepared / "cutouts" / folder).glob("*.png")), 0)
+        assert sorted(path.stem for paths in split.values() for path in paths) == [str(i) for i in range(10)]
+        assert [len(paths) for paths in split.values()] == [5, 2, 3]
+
+
+def test_the_same_seed_gives_the_same_pictures_and_another_others(made: Path, prepared: Path, tmp_path: Path) -> None:
+    for seed in (0, 1):
+        CUTOUTS["write"]("photographs", prepared, tmp_path / str(seed), seed=seed, size=SIZE)
+    first = pictures(made / "photographs", "test")
+    same, other = (pictures(tmp_path / str(seed) / "photographs", "test") for seed in (0, 1))
+    assert all(np.array_equal(first[name], same[name]) for name in first)
+    assert not any(np.array_equal(first[name], other[name]) for name in first)
+
+
+def test_in_the_shift_the_background_goes_with_the_class_in_training_and_not_in_testing(made: Path) -> None:
+    def backgrounds(split: str) -> dict[str, set[int]]:
+        found: dict[str, set[int]] = {}
+        for name, pixels in pictures(made / "shift", split).items():
+            corner = pixels[pixels[..., 0] == 0]
+            found.setdefault(Path(name).parts[1], set()).add(round(float(np.median(corner[:, 2])) / 20))
+        return found
+
+    train, validation, test = map(backgrounds, ("train", "val", "test"))
+    assert train == validation
+    assert all(len(seen) == 1 for seen in train.values())
+    assert all(not train[label] & test[label] for label in train)
+    assert all(len(seen) > 1 for seen in test.values())

@@ -56,7 +56,7 @@ def test_the_files_and_classes_are_those_of_torchvision(write: Write, files: Fil
     assert list(splits.classes) == theirs.classes
     ours = {str(path): label for s in parts(splits) for path, label in zip(files(s), s.labels.tolist(), strict=True)}
     assert ours == dict(theirs.samples)
-    assert "Files in class folders that are no images are not used: 1 .txt." in said(splits)
+    assert "Not used in the class folders: 1 .txt." in said(splits)
     assert "Folders inside class folders belong to the class above them: 'b/deep'" in said(splits)
 
 
@@ -168,7 +168,7 @@ def test_damaged_files_are_left_out_with_their_reasons(write: Write, files: File
     assert splits.skipped[str(b[0])] == "is empty"
     assert not {a[3], b[0]} & {path for split in parts(splits) for path in files(split)}
     assert sum(map(len, parts(splits))) == 18
-    assert "Damaged files are left out: 2, such as" in said(splits)
+    assert "Damaged files are left out: 2 (1 is damaged and can't be read; 1 is empty), such as" in said(splits)
     with pytest.raises(UserErrors) as caught:
         load_folder(tmp_path, strict=True)
     assert [str(path) in str(caught.value) for path in (a[3], b[0])] == [True, True]
@@ -296,7 +296,9 @@ def test_a_link_to_nowhere_is_left_out(write: Write, tmp_path: Path) -> None:
     write("a", 5)
     write("b", 5)
     (tmp_path / "a" / "lost.png").symlink_to(tmp_path / "nothing.png")
-    assert load_folder(tmp_path).skipped == {str(tmp_path / "a" / "lost.png"): "is missing"}
+    splits = load_folder(tmp_path)
+    assert "Not used in the class folders: 1 broken link." in said(splits)
+    assert sum(map(len, parts(splits))) == 10
 
 
 def test_a_folder_that_may_not_be_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -216,7 +216,7 @@ def test_splits_that_cannot_be_told(names: list[str], sentence: str, tmp_path: P
 @pytest.mark.parametrize(
     ("members", "sentence"),
     [
-        ([("readme.txt", b"hello")], r"holds no images; a shard has members key.jpg and key.cls"),
+        ([("readme.txt", b"hello")], r"holds no images, but 1 others; a shard has members key.jpg and key.cls"),
         ([("0.jpg", b"")], r"1 of 1 images in .*train.tar have no key.cls, and no key.json with a label \(0\)"),
         ([("0.jpg", b""), ("0.cls", b"1"), ("1.cls", b"1")], r"1 labels in .*train.tar have no image \(1\)"),
         ([("0.jpg", b""), ("0.png", b""), ("0.cls", b"1")], r"train.tar has two images 0; give each image a key"),
@@ -259,5 +259,5 @@ def test_a_damaged_image_is_named_when_it_is_read(tmp_path: Path) -> None:
     shard(tmp_path / "train.tar", samples([0, 1]))
     shard(tmp_path / "val.tar", samples([0, 1]))
     shard(tmp_path / "test.tar", broken)
-    with pytest.raises(UserError, match=r"a/7.jpg in .*test.tar can't be read"):
+    with pytest.raises(UserError, match=r"a/7.jpg in .*test.tar is damaged and can't be read"):
         load_shards(tmp_path).test.images[0]

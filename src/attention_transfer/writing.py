@@ -16,13 +16,13 @@ _UNFINISHED = "unfinished"
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text file, in UTF-8, whole or not at all.
+    """Write a text file, in UTF-8, whole or not at all; bytes of names that are no UTF-8 are spelt as Python does.
 
     Raises:
         OSError: it can't be written; nothing is left then, and what was there before stays.
     """
     with whole_file(path) as file:
-        file.write_text(text, encoding="utf-8")
+        file.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def unfinished(path: Path) -> Path:

@@ -32,7 +32,7 @@ def label_problems(labels: Iterable[str]) -> list[str]:
     elif joined := _joined(names):
         problems.append(
             f"{len(joined):,} labels seem to hold several classes (the first: {joined[0]!r}); each image must have "
-            "one class, for several labels an image are not supported: choose one for each"
+            "the name or the number of one class; several labels an image are not supported"
         )
     elif fractions := _fractions(names):
         problems.append(

@@ -8,14 +8,14 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import BufferedReader, FileIO
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
 
 from attention_transfer.data.files import LARGEST_FILE
 from attention_transfer.data.find import is_picture, left_out_below
 from attention_transfer.data.labels import LONGEST, label_of
 from attention_transfer.errors import UserError, raise_all
-from attention_transfer.reading import Unsound, parse_json
+from attention_transfer.text_files import Unsound, parse_json
 
 Label = int | str
 Place = tuple[int, int]
@@ -122,7 +122,7 @@ def member_at(shard: Path, start: int) -> str:
 def _opened(shard: Path) -> Iterator[tarfile.TarFile]:
     """A tar file; whatever goes wrong while it is read is said in one sentence."""
     try:
-        with shard.open("rb") as file, tarfile.open(fileobj=_Bounded(file), mode="r:") as tar:
+        with _Bounded(FileIO(shard)) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             yield tar
     except UserError:
         raise
@@ -133,17 +133,13 @@ def _opened(shard: Path) -> Iterator[tarfile.TarFile]:
         ) from error
 
 
-class _Bounded:
+class _Bounded(BufferedReader):
     """A file of which only so much is read at once, whatever a header claims."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.seek, self.tell = file.seek, file.tell
-
-    def read(self, size: int = -1) -> bytes:
-        if not 0 <= size <= _LARGEST_READ:
-            raise tarfile.ReadError(f"a header of {size:,} bytes")
-        return self._file.read(size)
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or not 0 <= size <= _LARGEST_READ:
+            raise tarfile.ReadError(f"a header of {size} bytes")
+        return super().read(size)
 
 
 def _left_out(member: tarfile.TarInfo) -> str | None:

@@ -26,7 +26,7 @@ from attention_transfer.data.members import Index, Label, index_shard, member_at
 from attention_transfer.data.patterns import expand, is_pattern
 from attention_transfer.data.threads import bar
 from attention_transfer.errors import UserError, raise_all
-from attention_transfer.reading import Unsound, read_text
+from attention_transfer.text_files import Unsound, read_text
 
 CLASS_FILES = ("classes.txt", "classnames.txt")
 """Files beside the shards, or above their folders, that name the classes: a line each, in the order of the labels."""

@@ -16,7 +16,7 @@ from attention_transfer.data.images import Splits
 from attention_transfer.data.labels import label_of, label_problems
 from attention_transfer.data.listing import Listing, named, splits_of
 from attention_transfer.errors import UserError, raise_all
-from attention_transfer.reading import Unsound, check_size
+from attention_transfer.text_files import Unsound, check_size
 
 SUFFIXES = (".csv", ".tsv")
 

@@ -16,7 +16,6 @@ import torch
 import yaml
 
 from attention_transfer.errors import UserError
-from attention_transfer.reading import read_yaml as read_any_yaml
 from attention_transfer.training.hardware import this_process
 from attention_transfer.writing import unfinished, write_whole
 
@@ -182,10 +181,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         UserError: it is damaged.
     """
-    content = read_any_yaml(path)
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not readable YAML{_line(error)}; mend or restore it") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} is not a configuration, which has names with values; mend or restore it")
     return content
+
+
+def _line(error: Exception) -> str:
+    mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
+    return f" (line {mark.line + 1})" if mark is not None else ""
 
 
 def environment() -> dict[str, Any]:

@@ -13,7 +13,7 @@ from scipy.io import loadmat
 
 from attention_transfer.data.images import FileImages, Split
 from attention_transfer.errors import UserError, raise_all
-from attention_transfer.reading import Unsound, check_size, parse_json, read_text
+from attention_transfer.text_files import Unsound, check_size, parse_json, read_text
 
 AGAIN = "unpack its archive again"
 

@@ -104,8 +104,9 @@ def subfolders(folder: Path) -> list[Path]:
 
 def said(counts: Counter[str]) -> str:
     """What was left out, the most frequent first: "3 hidden, 2 .txt"."""
-    shown = ", ".join(f"{count:,} {reason}" for reason, count in counts.most_common(_SHOWN))
-    more = sum(counts.values()) - sum(count for _, count in counts.most_common(_SHOWN))
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    shown = ", ".join(f"{count:,} {reason}" for reason, count in ordered[:_SHOWN])
+    more = sum(count for _, count in ordered[_SHOWN:])
     return shown + (f" and {more:,} more" if more else "")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path, PurePath
 from attention_transfer.data.cut import SPLIT_NAMES
 from attention_transfer.data.find import left_out_below, said, there
 from attention_transfer.data.images import Splits
-from attention_transfer.data.labels import label_of, label_problems
+from attention_transfer.data.labels import LONGEST, label_of, label_problems
 from attention_transfer.data.listing import Listing, named, splits_of
 from attention_transfer.errors import UserError, raise_all
 from attention_transfer.text_files import Unsound, check_size
@@ -188,5 +188,5 @@ def _split_problems(path: Path, given: dict[str, list[_Row]]) -> list[str]:
 
 def _in_order(labels: set[str]) -> tuple[str, ...]:
     names = sorted(label for label in labels if label)
-    numbers = all(name.isdecimal() for name in names)
+    numbers = all(name.isdecimal() and len(name) <= LONGEST for name in names)
     return tuple(sorted(names, key=int) if numbers else names)

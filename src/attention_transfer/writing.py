@@ -29,13 +29,13 @@ _EXCHANGE, _HERE = 2, -100  # of Linux's renameat2: swap the two, and paths from
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text file, in UTF-8, whole or not at all.
+    """Write a text file, in UTF-8, whole or not at all; bytes of names that are no UTF-8 are spelt as Python does.
 
     Raises:
         OSError: it can't be written; nothing is left then, and what was there before stays.
     """
     with whole_file(path) as file:
-        file.write_text(text, encoding="utf-8")
+        file.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def unfinished(path: Path) -> Path:

@@ -1,16 +1,18 @@
 from __future__ import annotations
 
 import io
+import os
+import struct
 import warnings
 from pathlib import Path
 from typing import Any, Never
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from attention_transfer.data import read_image
-from attention_transfer.data.files import damage, in_mode
+from attention_transfer.data.files import LARGEST_FILE, damage, in_mode
 from attention_transfer.errors import UserError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
@@ -118,3 +120,101 @@ def test_cmyk_is_brought_to_colours(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8), (200, 30, 60)).convert("CMYK").save(tmp_path / "print.jpg", quality=100)
     colours = np.asarray(in_mode(read_image(tmp_path / "print.jpg"), "RGB")).astype(int)
     assert np.abs(colours - [200, 30, 60]).max() <= 3
+
+
+def test_postscript_is_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow's decoder of EPS starts Ghostscript."""
+    ghostscript = tmp_path / "gs"
+    ghostscript.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\nexit 1\n")
+    ghostscript.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    path = tmp_path / "x.jpg"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
+    assert "is not an image that can be read" in str(damage(path))
+    with pytest.raises(UserError, match=r"x\.jpg is not an image that can be read"):
+        read_image(path)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyError, ZeroDivisionError, AssertionError, NotImplementedError])
+def test_whatever_a_decoder_raises_is_damage(
+    error: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*arguments: Any) -> Never:
+        raise error("of this decoder")
+
+    path = tmp_path / "image.bmp"
+    path.write_bytes(encoded("bmp"))
+    monkeypatch.setattr(ImageFile.ImageFile, "load", fails)
+    assert "is damaged and can't be read" in str(damage(path))
+    with pytest.raises(UserError, match="of this decoder"):
+        read_image(path)
+    monkeypatch.setattr(Image, "open", fails)
+    assert "is damaged and can't be read" in str(damage(path))
+
+
+def test_sizes_are_bounded_before_anything_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a program has turned off Pillow's own limit, as many do."""
+    path = tmp_path / "bomb.bmp"
+    content = bytearray(encoded("bmp"))
+    content[18:26] = struct.pack("<ii", 60_000, 60_000)
+    path.write_bytes(content)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    assert damage(path) == "is too large (60,000x60,000 pixels); make it smaller"
+    with path.open("r+b") as file:
+        file.truncate(LARGEST_FILE + 1)  # sparse
+    assert damage(path) == "is too large (1.0 GB); make it smaller"
+
+
+def test_what_is_no_file_is_never_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "zeros.png").symlink_to("/dev/zero")
+    (tmp_path / "folder.png").mkdir()
+    for name, kind in {"pipe": "named pipe", "zeros": "device", "folder": "folder"}.items():
+        assert damage(tmp_path / f"{name}.png") == f"is a {kind}; name image files"
+        with pytest.raises(UserError, match=rf"{name}\.png is a {kind}"):
+            read_image(tmp_path / f"{name}.png")
+
+
+RAMP = np.linspace(0, 1, 64)[None].repeat(8, 0)
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.tif", "x.pgm"])
+def test_sixteen_bits_become_eight(name: str, tmp_path: Path) -> None:
+    Image.fromarray((RAMP * 65535).astype(np.uint16)).save(tmp_path / name)
+    grey = np.asarray(in_mode(read_image(tmp_path / name), "L"))
+    assert np.abs(grey - RAMP * 255).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("x.png", (RAMP * 4095).astype(np.uint16)),
+        ("x.tif", (RAMP * 255).astype(np.uint16)),
+        ("x.tif", (RAMP * 255).astype(np.int32)),
+        ("x.tif", (RAMP * 2000 - 1000).astype(np.int32)),
+        ("x.tif", (RAMP * 100_000).astype(np.int32)),
+        ("x.tif", RAMP.astype(np.float32)),
+    ],
+)
+def test_what_would_be_black_is_refused_when_the_set_is_loaded(name: str, values: Any, tmp_path: Path) -> None:
+    Image.fromarray(values).save(tmp_path / name)
+    assert "bits" in str(damage(tmp_path / name))
+    with pytest.raises(UserError, match=r"bits"):
+        read_image(tmp_path / name)
+    with pytest.raises(UserError, match="an image h"):
+        in_mode(Image.fromarray(values), "RGB")
+
+
+def test_a_black_image_of_sixteen_bits_is_one(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((4, 4), dtype=np.uint16)).save(tmp_path / "x.png")
+    assert damage(tmp_path / "x.png") is None
+    assert not np.asarray(in_mode(read_image(tmp_path / "x.png"), "L")).any()
+
+
+@pytest.mark.parametrize("kind", ["gif", "png", "webp", "tiff"])
+def test_the_first_of_several_pictures_is_used(kind: str, tmp_path: Path) -> None:
+    first, second = Image.new("RGB", (8, 8), (250, 0, 0)), Image.new("RGB", (8, 8), (0, 0, 250))
+    first.save(tmp_path / f"x.{kind}", save_all=True, append_images=[second])
+    colours = np.asarray(in_mode(read_image(tmp_path / f"x.{kind}"), "RGB")).astype(int)
+    assert np.abs(colours - [250, 0, 0]).max() <= 6

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Never
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 from torchvision.datasets import ImageFolder
 
 from attention_transfer.data import Split, Splits
-from attention_transfer.data.folders import load_folder
+from attention_transfer.data.folders import is_flat, load_flat, load_folder
 from attention_transfer.data.listing import Listing, splits_of
 from attention_transfer.errors import UserError, UserErrors
 
@@ -56,7 +58,7 @@ def test_the_files_and_classes_are_those_of_torchvision(write: Write, files: Fil
     assert list(splits.classes) == theirs.classes
     ours = {str(path): label for s in parts(splits) for path, label in zip(files(s), s.labels.tolist(), strict=True)}
     assert ours == dict(theirs.samples)
-    assert "Files in class folders that are no images are not used: 1 .txt." in said(splits)
+    assert "Not used in the class folders: 1 .txt." in said(splits)
     assert "Folders inside class folders belong to the class above them: 'b/deep'" in said(splits)
 
 
@@ -168,7 +170,7 @@ def test_damaged_files_are_left_out_with_their_reasons(write: Write, files: File
     assert splits.skipped[str(b[0])] == "is empty"
     assert not {a[3], b[0]} & {path for split in parts(splits) for path in files(split)}
     assert sum(map(len, parts(splits))) == 18
-    assert "Damaged files are left out: 2, such as" in said(splits)
+    assert "Damaged files are left out: 2 (1 is damaged and can't be read; 1 is empty), such as" in said(splits)
     with pytest.raises(UserErrors) as caught:
         load_folder(tmp_path, strict=True)
     assert [str(path) in str(caught.value) for path in (a[3], b[0])] == [True, True]
@@ -296,7 +298,9 @@ def test_a_link_to_nowhere_is_left_out(write: Write, tmp_path: Path) -> None:
     write("a", 5)
     write("b", 5)
     (tmp_path / "a" / "lost.png").symlink_to(tmp_path / "nothing.png")
-    assert load_folder(tmp_path).skipped == {str(tmp_path / "a" / "lost.png"): "is missing"}
+    splits = load_folder(tmp_path)
+    assert "Not used in the class folders: 1 broken link." in said(splits)
+    assert sum(map(len, parts(splits))) == 10
 
 
 def test_a_folder_that_may_not_be_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,3 +310,54 @@ def test_a_folder_that_may_not_be_read_is_refused(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(Path, "iterdir", forbidden)
     with pytest.raises(UserError, match="may not be read; change its permissions"):
         load_folder(tmp_path)
+
+
+def test_class_names_are_one_whatever_their_unicode_form(write: Write, files: Files, tmp_path: Path) -> None:
+    composed, decomposed = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+    train = [*write(f"train/{composed}", 3), *write("train/tea", 3)]
+    test = [*write(f"test/{decomposed}", 2), *write("test/tea", 2)]
+    splits = load_folder(tmp_path)
+    assert splits.classes == (composed, "tea")
+    assert files(splits.test) == test and splits.test.labels.tolist() == [0, 0, 1, 1]
+    more = write(f"train/{decomposed}", 3)
+    if len({*train, *more}) > 6:  # some file systems take both names for one
+        splits = load_folder(tmp_path)
+        assert len(splits.train) + len(splits.validation) == 9
+        assert "names differ in their Unicode form only are one class: 'café'" in said(splits)
+
+
+def test_class_names_that_are_no_utf8_can_be_written(write: Write, tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    try:
+        write(name, 5)
+    except OSError:
+        pytest.skip("this file system takes UTF-8 only")
+    write("tea", 5)
+    splits = load_folder(tmp_path)
+    assert splits.classes == (r"caf\xe9", "tea")
+    assert "Class folders whose names are not UTF-8 are called" in said(splits)
+    said(splits).encode()
+
+
+def test_pipes_links_and_folders_of_systems_add_nothing_and_are_counted(write: Write, tmp_path: Path) -> None:
+    for name in ("a", "b", "@eaDir", "a/@eaDir", "lost+found"):
+        write(name, 5)
+    os.mkfifo(tmp_path / "a" / "pipe.png")
+    (tmp_path / "a" / "up").symlink_to(tmp_path)
+    (tmp_path / "a" / "b").symlink_to(tmp_path / "b")
+    splits = load_folder(tmp_path)
+    assert splits.classes == ("a", "b")
+    assert sum(map(len, parts(splits))) == 10
+    assert "2 link to a folder that is searched anyway, 1 named pipe, 1 of the system" in said(splits)
+    assert "Hidden folders and those of systems are not used: '@eaDir', 'lost+found'" in said(splits)
+
+
+def test_images_without_classes_are_found_by_the_same_rule(write: Write, files: Files, tmp_path: Path) -> None:
+    paths = write("", 5)
+    for name in (".hidden.png", "._000.png"):
+        (tmp_path / name).write_bytes(paths[0].read_bytes())
+    os.mkfifo(tmp_path / "pipe.png")
+    assert is_flat(tmp_path)
+    splits = load_flat(tmp_path)
+    assert sorted(path for split in parts(splits) for path in files(split)) == paths
+    assert "Not used: 2 hidden, 1 named pipe." in said(splits)

@@ -208,7 +208,7 @@ def test_images_that_cannot_be_read_are_named(datasets: Any, tmp_path: Path) -> 
     rows = [{"bytes": picture(0, quality=90)[:200], "path": "tabby.jpg"}, None]
     broken = datasets.Dataset.from_dict({"pixels": rows, "kind": [0, 1], "caption": ["", ""]}, features=features)
     test = load_hub(saved(datasets, tmp_path / "pets", train=table(datasets, [0, 1] * 5), test=broken)).test
-    with pytest.raises(UserError, match=r"the image in tabby.jpg \(row 0\) can't be read"):
+    with pytest.raises(UserError, match=r"the image in tabby.jpg \(row 0\) is damaged and can't be read"):
         test.images[0]
     with pytest.raises(UserError, match="row 1 has no image in column 'pixels'"):
         test.images[1]

@@ -216,7 +216,7 @@ def test_splits_that_cannot_be_told(names: list[str], sentence: str, tmp_path: P
 @pytest.mark.parametrize(
     ("members", "sentence"),
     [
-        ([("readme.txt", b"hello")], r"holds no images; a shard has members key.jpg and key.cls"),
+        ([("readme.txt", b"hello")], r"holds no images, but 1 others; a shard has members key.jpg and key.cls"),
         ([("0.jpg", b"")], r"1 of 1 images in .*train.tar have no key.cls, and no key.json with a label \(0\)"),
         ([("0.jpg", b""), ("0.cls", b"1"), ("1.cls", b"1")], r"1 labels in .*train.tar have no image \(1\)"),
         ([("0.jpg", b""), ("0.png", b""), ("0.cls", b"1")], r"train.tar has two images 0; give each image a key"),
@@ -259,5 +259,87 @@ def test_a_damaged_image_is_named_when_it_is_read(tmp_path: Path) -> None:
     shard(tmp_path / "train.tar", samples([0, 1]))
     shard(tmp_path / "val.tar", samples([0, 1]))
     shard(tmp_path / "test.tar", broken)
-    with pytest.raises(UserError, match=r"a/7.jpg in .*test.tar can't be read"):
+    with pytest.raises(UserError, match=r"a/7.jpg in .*test.tar is damaged and can't be read"):
         load_shards(tmp_path).test.images[0]
+
+
+def everything(path: Path) -> tuple[int, str]:
+    """How many images there are, and the notes."""
+    splits = load_shards(path)
+    return sum(map(len, (splits.train, splits.validation, splits.test))), "\n".join(splits.notes)
+
+
+def test_keys_may_have_dots(tmp_path: Path) -> None:
+    plain = samples([0, 1] * 5)
+    dotted = [(f"22.{name}", content) for name, content in samples([0, 1] * 5, first=10)]
+    count, notes = everything(shard(tmp_path / "half.tar", [*plain, *dotted]))
+    assert count == 20
+    assert "Keys of 10 images have dots (such as 22.0010)" in notes
+    assert everything(shard(tmp_path / "all.tar", dotted))[0] == 10
+    splits = load_shards(tmp_path / "all.tar")
+    for split in (splits.train, splits.validation, splits.test):
+        assert [shade % 2 for shade in shades(split.images)] == split.labels.tolist()
+
+
+def test_what_is_not_used_of_a_shard_is_counted(tmp_path: Path) -> None:
+    more = [
+        ("0000.mask.png", picture(0)),
+        ("0000.boxes.json", b'{"label": [1, 2]}'),
+        ("0000.txt", b"a caption"),
+        ("._0000.png", b"what macOS leaves behind"),
+        ("__MACOSX/0001.png", picture(0)),
+    ]
+    path = shard(tmp_path / "train.tar", [*samples([0, 1] * 5), *more])
+    with tarfile.open(path, "a") as tar:
+        for name, kind in {"a.png": tarfile.SYMTYPE, "b.png": tarfile.LNKTYPE, "c.png": tarfile.CHRTYPE}.items():
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, "../../etc/passwd"
+            tar.addfile(member)
+    count, notes = everything(path)
+    assert count == 10
+    for text in ("2 with a further dot", "1 .txt", "1 hidden", "1 of the system", "2 link", "1 special file"):
+        assert text in notes
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (("0.json", b'{"label": 0.37}'), "has the label 0.37; it must be the number or the name of one class"),
+        (("0.cls", b"9" * 5000), "has a label of 5,000 characters"),
+        (("0.cls", b"1" * (2**20 + 1)), "is no label, for it has 1,048,577 bytes"),
+        (("0.json", b"[" * 100_000), "is damaged .*too deep"),
+        (("0.json", b'{"label": ' + b"9" * 5000 + b"}"), "is damaged"),
+    ],
+)
+def test_labels_are_bounded(content: Member, sentence: str, tmp_path: Path) -> None:
+    shard(tmp_path / "train.tar", [("0.jpg", picture(0, "jpeg")), content])
+    with pytest.raises(UserError, match=sentence):
+        load_shards(tmp_path)
+
+
+def test_labels_of_several_classes_and_measurements_are_refused(tmp_path: Path) -> None:
+    shard(tmp_path / "train.tar", samples(["cat|dog", "cat", "dog"] * 3))
+    with pytest.raises(UserError, match="seem to hold several classes"):
+        load_shards(tmp_path)
+    shard(tmp_path / "train.tar", samples(["0.5", "1", "1.25"] * 3))
+    with pytest.raises(UserError, match="measurements are not supported"):
+        load_shards(tmp_path)
+
+
+def test_headers_in_headers_and_of_any_size_are_damage(tmp_path: Path) -> None:
+    long_name = tarfile.TarInfo("././@LongLink")
+    long_name.type, long_name.size = tarfile.GNUTYPE_LONGNAME, 1
+    (tmp_path / "deep.tar").write_bytes((long_name.tobuf() + bytes(512)) * 5000)
+    long_name.size = 2**33
+    with (tmp_path / "large.tar").open("wb") as file:
+        file.write(long_name.tobuf())
+        file.truncate(2**33 + 4096)  # sparse
+    for name in ("deep.tar", "large.tar"):
+        with pytest.raises(UserError, match=rf"{name} can't be read as a tar file"):
+            load_shards(tmp_path / name)
+
+
+def test_hidden_shards_are_not_read(tmp_path: Path) -> None:
+    shard(tmp_path / "birds.tar", samples([0, 1] * 5))
+    (tmp_path / "._birds.tar").write_bytes(b"what macOS leaves behind")
+    assert everything(tmp_path)[0] == 10

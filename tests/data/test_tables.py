@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -158,3 +159,51 @@ def test_damaged_images_are_left_out(rows: list[str], table: Callable[..., Path]
     assert load_table(path).skipped == {str(tmp_path / "pictures/cat/002.png"): "is empty"}
     with pytest.raises(UserError, match=r"002\.png is empty"):
         load_table(path, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("labels", "sentence"),
+    [
+        (["cat", "dog", "cat|dog"], r"1 labels seem to hold several classes \(the first: 'cat\|dog'\)"),
+        (["cat", "dog", "cat; dog"], "seem to hold several classes"),
+        (["cat", "dog", '"cat, dog"'], "seem to hold several classes"),
+        (["['cat' 'dog']", "['dog']"], "seem to hold several classes"),
+        (["1", "2", "1 2"], "seem to hold several classes"),
+        (["0.37", "1.5", "2"], "numbers that are not whole .*measurements are not supported"),
+        (["9" * 5000, "1"], r"1 labels have more than 255 characters \(the first: 9{40}…\)"),
+    ],
+)
+def test_labels_that_are_no_classes_are_refused(
+    labels: list[str], sentence: str, rows: list[str], table: Callable[..., Path]
+) -> None:
+    lines = [f"{row.split(',')[0]},{labels[number % len(labels)]}" for number, row in enumerate(rows)]
+    with pytest.raises(UserError, match=sentence):
+        load_table(table("path,label", *lines))
+
+
+@pytest.mark.parametrize(
+    "labels", [["tench, Tinca tinca", "crane, bird", "crane"], ["1.0", "2.0"], ["(wild) boar (male)", "a+b", "a & b"]]
+)
+def test_unusual_names_are_classes(labels: list[str], rows: list[str], table: Callable[..., Path]) -> None:
+    lines = [f'{row.split(",")[0]},"{labels[number % len(labels)]}"' for number, row in enumerate(rows)]
+    assert set(load_table(table("path,label", *lines)).classes) == set(labels)
+
+
+def test_rows_with_hidden_files_are_left_out_and_counted(
+    rows: list[str], table: Callable[..., Path], tmp_path: Path
+) -> None:
+    more = ["pictures/cat/._000.png,cat", "pictures/@eaDir/000.png,cat"]
+    splits = load_table(table("path,label", *rows, *more))
+    assert sum(map(len, (splits.train, splits.validation, splits.test))) == 20
+    assert any("left out by their files' names: 1 hidden, 1 of the system" in note for note in splits.notes)
+
+
+def test_a_table_that_is_a_pipe_or_too_large_is_refused(table: Callable[..., Path], tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.csv")
+    with pytest.raises(UserError, match="it is no regular file"):
+        load_table(tmp_path / "pipe.csv")
+    path = table("path,label")
+    with path.open("r+b") as file:
+        file.truncate(2**30 + 1)
+    with pytest.raises(UserError, match="it has 1,073,741,825 bytes, more than"):
+        load_table(path)

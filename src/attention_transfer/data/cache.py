@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from attention_transfer.data.files import UNREADABLE
+from attention_transfer.data.files import Damaged, opened
 from attention_transfer.data.images import FileImages, Images, ImageSet
 from attention_transfer.data.threads import in_threads
 
@@ -139,10 +139,10 @@ def _decoded_bytes(images: FileImages, *, enough: int) -> int:
     total = 0
     for path in images.paths:
         try:
-            with Image.open(path) as image:
+            with opened(path) as image:
                 wide = 4 if image.mode.startswith(("I", "F")) else 1 if len(image.getbands()) == 1 else 4
                 total += image.width * image.height * wide  # Pillow stores three channels in four bytes
-        except UNREADABLE:
+        except Damaged:
             continue  # said, by its name, when it is decoded
         if total > enough:
             break

@@ -1,44 +1,124 @@
-"""Image files, read as people see them, and what is wrong with those that can't be."""
+"""Image files, read as people see them, and what is wrong with those that can't be.
+
+Every image of the package, from a file, an archive or a table, is opened by `opened`: by the decoders of a few formats
+only, and of a bounded size. Whatever a decoder raises then makes the image a damaged one.
+"""
 
 from __future__ import annotations
 
 import os
-import struct
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from attention_transfer.errors import UserError
 
-UNREADABLE = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
-"""What Pillow raises for a file that is missing, no image, too large or damaged."""
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""Pillow's decoders that are used, whatever a file is called. Others start programs (EPS), or few people test them."""
+
+LARGEST_IMAGE = 178_956_970
+"""Pixels; twice what Pillow warns of, and 0.7 GB in memory. Held also where a program has turned off Pillow's limit."""
+
+LARGEST_FILE = 2**30
+"""Bytes; some decoders read the whole file at once."""
+
+_FAINT = 2**12
+"""Values of 16 bits that stay below this would be almost black with 8 bits: they are of 12 bits or fewer."""
 
 _NO_COLOURS = {
     "F": "holds floats, whose range is not known; save it with 8 or 16 bits",
     "LAB": "is in the colour space Lab; save it in RGB",
 }
+_SIGNED = "holds integers that are signed or of 32 bits, whose range is not known; save it with 8 or 16 bits, unsigned"
+_COLOURS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV")
+_NO_FILES = {
+    stat.S_IFDIR: "folder",
+    stat.S_IFIFO: "named pipe",
+    stat.S_IFSOCK: "socket",
+    stat.S_IFCHR: "device",
+    stat.S_IFBLK: "device",
+}
 _ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82", "GIF": b";"}
 
 
+class Damaged(Exception):
+    """Why an image can't be used, as the rest of a sentence that begins with its name."""
+
+
+class Missing(Damaged):
+    """There is no file."""
+
+
+@contextmanager
+def opened(source: str | Path | bytes) -> Iterator[ImageFile.ImageFile]:
+    """Open an image, by its path or as the bytes of a file; its pixels are not decoded yet.
+
+    Raises:
+        Damaged: it is no regular file, no image of `FORMATS`, or too large; or whatever is raised inside the block.
+    """
+    _check_size(source)
+    try:
+        with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
+            if image.width * image.height > LARGEST_IMAGE:
+                raise Damaged(f"is too large ({image.width:,}x{image.height:,} pixels); make it smaller")  # noqa: TRY301
+            yield image
+    except Damaged:
+        raise
+    except Exception as error:
+        raise Damaged(_reason(error)) from error
+
+
 def read_image(path: str | Path) -> Image.Image:
-    """Open an image file, upright, in its own mode.
+    """Open an image file, upright, in its own mode; of several pictures (an animation, pages) the first.
 
     Raises:
         UserError: there is no such file, or it is not an image, or it is truncated, or it holds no colours.
     """
     try:
-        with Image.open(path) as image:
-            turned = upright(image)
-    except FileNotFoundError as error:
+        with opened(path) as image:
+            return decoded(image)
+    except Missing as error:
         raise UserError(f"there is no image {path}; check the path") from error
-    except IsADirectoryError as error:
-        raise UserError(f"{path} is a folder; name image files") from error
-    except UNREADABLE as error:
-        raise UserError(f"{path} {'is empty' if _is_empty(Path(path)) else _reason(error)}") from error
-    if turned.mode in _NO_COLOURS:
-        raise UserError(f"{path} {_NO_COLOURS[turned.mode]}")
-    return turned
+    except Damaged as error:
+        raise UserError(f"{path} {error}") from error
+
+
+def decode(data: bytes) -> Image.Image:
+    """As `read_image`, of the bytes of a file.
+
+    Raises:
+        Damaged: they are no image, or can't be used.
+    """
+    with opened(data) as image:
+        return decoded(image)
+
+
+def decoded(image: ImageFile.ImageFile) -> Image.Image:
+    """A decoded copy, turned as its EXIF note says; as it is where the note can't be read.
+
+    Raises:
+        Damaged: it holds no colours, or so little of its 16 bits is used that it would be almost black.
+        Exception: whatever the decoder raises; `opened` makes that `Damaged`.
+    """
+    deep = any(";16" in str(tile) for tile in image.tile)  # Pillow keeps the upper 8 of 16 bits of colours
+    image.load()
+    if refused := _refused(image):
+        raise Damaged(refused)
+    if image.mode.startswith("I"):
+        _eight_bits(np.asarray(image))
+    elif deep and image.mode in ("LA", "RGB", "RGBA", "RGBX"):
+        colours = np.asarray(image)[..., : 1 if image.mode == "LA" else 3]
+        _check_bright(int(colours.max()) * 256)
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # noqa: BLE001 – the pixels are there; a note that can't be read says no direction
+        return image.copy()
 
 
 def in_mode(image: Image.Image, mode: str) -> Image.Image:
@@ -46,58 +126,103 @@ def in_mode(image: Image.Image, mode: str) -> Image.Image:
 
     Grey values of 16 bits are divided by 256. Transparency is left out and the colours beneath it are kept, as
     torchvision and timm do (nothing is laid on white): what a model was trained with is what it should see.
+
+    Raises:
+        UserError: it holds floats, or integers that are not of 16 bits: their range is not known.
     """
     if image.mode == mode:
         return image
+    if image.mode in _NO_COLOURS:
+        raise UserError(f"an image {_NO_COLOURS[image.mode]}")
+    if image.mode.startswith("I"):
+        try:
+            return Image.fromarray(_eight_bits(np.asarray(image))).convert(mode)
+        except Damaged as error:
+            raise UserError(f"an image {error}") from error
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # the same colours; Pillow warns when it has to leave transparency out itself
-    return _eight_bits(image).convert(mode)
+    return image.convert(mode)
 
 
 def damage(path: str | Path) -> str | None:
     """Why a file is not readable as an image, by its header and its end; None where both are in order.
 
-    JPEG, PNG, GIF and WebP have an end that can be looked at; files of another kind, and those whose end looks wrong
-    (some cameras append to it), are decoded. Damage in the middle of a file is found by reading it.
+    JPEG, PNG, GIF and WebP have an end that can be looked at; files of another kind, those with 16 bits, and those
+    whose end looks wrong (some cameras append to it), are decoded. Damage in the middle of a file is found by reading.
     """
     try:
-        with Image.open(path) as image:
-            if image.mode in _NO_COLOURS:
-                return _NO_COLOURS[image.mode]
-            if not _ends_well(image):
-                image.load()
-    except FileNotFoundError:
-        return "is missing"
-    except UNREADABLE as error:
-        return "is empty" if _is_empty(Path(path)) else _reason(error)
+        with opened(path) as image:
+            if refused := _refused(image):
+                return refused
+            if not _ends_well(image) or any(";16" in str(tile) for tile in image.tile):
+                decoded(image)
+    except Damaged as error:
+        return str(error)
     return None
+
+
+def _check_size(source: str | Path | bytes) -> None:
+    """Refuse what must not be opened (a pipe would wait for ever), is empty, or too large to be read."""
+    if isinstance(source, bytes):
+        size = len(source)
+    else:
+        try:
+            there = os.stat(source)  # noqa: PTH116 – a million Path objects take a minute
+        except FileNotFoundError as error:
+            raise Missing("is missing") from error
+        except (OSError, ValueError) as error:
+            raise Damaged(_reason(error)) from error
+        if not stat.S_ISREG(there.st_mode):
+            raise Damaged(f"is a {_NO_FILES.get(stat.S_IFMT(there.st_mode), 'special file')}; name image files")
+        size = there.st_size
+    if not size:
+        raise Damaged("is empty")
+    if size > LARGEST_FILE:
+        raise Damaged(f"is too large ({size / 2**30:.1f} GB); make it smaller")
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return "is not an image that can be read; convert it to PNG or JPEG"
-    if isinstance(error, Image.DecompressionBombError):
-        return f"is too large ({error}); make it smaller"
+        return f"is not an image that can be read ({', '.join(FORMATS)}); convert it to PNG or JPEG"
+    if isinstance(error, Image.DecompressionBombError | MemoryError):
+        return f"is too large ({str(error) or 'for the memory'}); make it smaller"
     if isinstance(error, PermissionError):
         return "may not be read; change its permissions"
-    return f"is damaged and can't be read ({error}); replace it"
+    said = " ".join(str(error).split()) or type(error).__name__
+    return f"is damaged and can't be read ({said[:200]}); replace it"
 
 
-def upright(image: Image.Image) -> Image.Image:
-    """A decoded copy, turned as its EXIF note says; as it is where the note can't be read.
+def _refused(image: Image.Image) -> str | None:
+    """Why the pixels are no colours, by their mode. PGM and PNG have 16 bits where Pillow says "I"; TIFF has 32."""
+    if image.mode in _NO_COLOURS:
+        return _NO_COLOURS[image.mode]
+    if image.mode == "I" and image.format == "TIFF":
+        return _SIGNED
+    if image.mode.startswith("I") or image.mode in _COLOURS:
+        return None
+    return f"has pixels of mode {image.mode}; save it in RGB"
+
+
+def _eight_bits(values: NDArray[np.generic]) -> NDArray[np.uint8]:
+    """16-bit greys brought to 8 bits; Pillow's own conversion would cut everything above 255 to white.
 
     Raises:
-        OSError: and the others of `UNREADABLE`, where the pixels can't be decoded.
+        Damaged: they are not of 16 bits, or would be almost black.
     """
-    image.load()
-    try:
-        return ImageOps.exif_transpose(image)
-    except (SyntaxError, ValueError, struct.error):  # the pixels are there; a note that can't be read says no direction
-        return image.copy()
+    wide = values.astype(np.int64)
+    if wide.size and (wide.min() < 0 or wide.max() >= 2**16):
+        raise Damaged(_SIGNED)
+    _check_bright(int(wide.max(initial=0)))
+    return (wide // 256).astype(np.uint8)
 
 
-def _is_empty(path: Path) -> bool:
-    return path.is_file() and path.stat().st_size == 0
+def _check_bright(largest: int) -> None:
+    """Whether the largest of an image's 16-bit values is above what 12 bits hold; an image that is black may be."""
+    if 0 < largest < _FAINT:
+        raise Damaged(
+            f"has 16 bits, but uses {largest:,} of 65,535 at most and would be almost black; scale it to all 16 bits, "
+            "or to 8"
+        )
 
 
 def _ends_well(image: ImageFile.ImageFile) -> bool:
@@ -116,10 +241,3 @@ def _ends_well(image: ImageFile.ImageFile) -> bool:
         well = file.read() == end
     file.seek(position)
     return well
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit greys brought to 8 bits; Pillow's own conversion would cut everything above 255 to white."""
-    if not image.mode.startswith("I"):
-        return image
-    return Image.fromarray((np.asarray(image).astype(np.int64) // 256).clip(0, 255).astype(np.uint8))

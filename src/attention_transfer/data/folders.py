@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections import Counter
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
-
 from attention_transfer.data.cut import SPLIT_NAMES
+from attention_transfer.data.find import SUFFIXES, Finder, as_text, is_picture, left_out, said, subfolders
 from attention_transfer.data.images import Splits
 from attention_transfer.data.listing import Listing, named, splits_of
 from attention_transfer.errors import UserError, raise_all
 
-_NOT_CLASSES = ("__MACOSX",)
+Classes = Mapping[str, Sequence[Path]]
+"""The folders of each class; several where their names differ in their Unicode form only."""
 
 
 def load_folder(path: Path, *, strict: bool = False) -> Splits:
     """Load images by class folders.
 
     `PATH/<class>/…` or `PATH/train/<class>/…` with `val` and `test` beside it, in any case and by their other usual
-    names. Splits that are not given are cut from the training images. Files are taken by torchvision's suffixes;
-    hidden files and folders are not looked at.
+    names. Splits that are not given are cut from the training images. Pictures are found as `find` says; names of
+    classes are compared in Unicode's composed form.
 
     Args:
         path: the folder.
@@ -35,29 +34,23 @@ def load_folder(path: Path, *, strict: bool = False) -> Splits:
     folders = _folders(path)
     splits = _split_folders(path, folders)
     parts = splits or {"train": path}
-    classes = tuple(folder.name for folder in _folders(parts["train"]))
-    raise_all(_problems(parts, classes))
-    finder = _Finder(classes)
-    found = {part: finder.find(folder) for part, folder in parts.items()}
-    raise_all(_empty(parts["train"], classes, {label for _, label in found["train"]}))
-    notes = finder.notes()
-    if unused := [folder.name for folder in folders if splits and folder not in splits.values()]:
-        notes.append(f"Folders beside the splits are not used: {named(unused)}.")
-    if loose := [file.name for folder in {path, *parts.values()} for file in _loose_images(folder)]:
-        notes.append(f"Images beside the class folders are not used: {named(loose)}.")
-    listing = Listing(
-        name=path.resolve().name,
-        classes=classes,
-        paths={part: [file for file, _ in pairs] for part, pairs in found.items()},
-        labels={part: [label for _, label in pairs] for part, pairs in found.items()},
-        notes=tuple(notes),
-    )
+    given = {part: _classes(folder) for part, folder in parts.items()}
+    classes = tuple(sorted(given["train"]))
+    raise_all(_problems(parts, given, classes))
+    finder = Finder()
+    paths, labels = _find(finder, given, classes)
+    raise_all(_empty(given["train"], [name for n, name in enumerate(classes) if n not in labels["train"]], finder))
+    notes = [
+        *_notes(given, paths, finder),
+        *_unused(path, [folder for folder in folders if splits and folder not in splits.values()], parts),
+    ]
+    listing = Listing(path.resolve().name, classes, paths, labels, tuple(notes))
     return splits_of(listing, strict=strict)
 
 
 def is_flat(path: Path) -> bool:
     """Whether a folder holds images and no folders, so that nothing says their classes."""
-    return path.is_dir() and not _folders(path) and any(not file.name.startswith(".") for file in _loose_images(path))
+    return path.is_dir() and not _folders(path) and bool(_loose_images(path))
 
 
 def load_flat(path: Path, *, strict: bool = False) -> Splits:
@@ -70,63 +63,82 @@ def load_flat(path: Path, *, strict: bool = False) -> Splits:
     Raises:
         UserError: there are too few images to cut splits off; or, with `strict`, some are damaged.
     """
-    files = [str(file) for file in _loose_images(path) if not file.name.startswith(".")]
-    listing = Listing(
-        name=path.resolve().name,
-        classes=("image",),
-        paths={"train": files},
-        labels={"train": [0] * len(files)},
-        notes=("There are no class folders: the images have no labels.",),
-    )
+    finder = Finder()
+    (files,) = finder.find([path])
+    notes = ["There are no class folders: the images have no labels."]
+    notes += [f"Not used: {said(finder.left_out)}."] if finder.left_out else []
+    listing = Listing(path.resolve().name, ("image",), {"train": files}, {"train": [0] * len(files)}, tuple(notes))
     return splits_of(listing, strict=strict)
 
 
-class _Finder:
-    """Finds images, and remembers what else there was."""
+def _find(
+    finder: Finder, given: Mapping[str, Classes], classes: Sequence[str]
+) -> tuple[dict[str, list[str]], dict[str, list[int]]]:
+    """The pictures of each split, by class, and their labels."""
+    every = [
+        (part, label, folder)
+        for part, found in given.items()
+        for label, name in enumerate(classes)
+        for folder in found.get(name, ())
+    ]
+    paths: dict[str, list[str]] = {part: [] for part in given}
+    labels: dict[str, list[int]] = {part: [] for part in given}
+    for (part, label, _), pictures in zip(every, finder.find([folder for *_, folder in every]), strict=True):
+        paths[part] += pictures
+        labels[part] += [label] * len(pictures)
+    return paths, labels
 
-    def __init__(self, classes: Sequence[str]) -> None:
-        self.labels = {name: label for label, name in enumerate(classes)}
-        self.others: Counter[str] = Counter()
-        self.nested: dict[str, None] = {}
 
-    def find(self, folder: Path) -> list[tuple[str, int]]:
-        present = {name: label for name, label in self.labels.items() if (folder / name).is_dir()}
-        if not present:
-            return []
-        found: list[tuple[str, int]] = make_dataset(folder, present, is_valid_file=self._is_image, allow_empty=True)
-        folders = dict.fromkeys(os.path.dirname(file) for file, _ in found)  # noqa: PTH120 – a million files
-        inner = [Path(name).relative_to(folder) for name in folders]
-        self.nested |= {str(name): None for name in inner if len(name.parts) > 1}
-        return found
+def _notes(given: Mapping[str, Classes], paths: Mapping[str, Sequence[str]], finder: Finder) -> list[str]:
+    """What a reader should know of what was found."""
+    notes = []
+    if finder.left_out:
+        notes.append(f"Not used in the class folders: {said(finder.left_out)}.")
+    outer = {str(folder) for found in given.values() for folders in found.values() for folder in folders}
+    inner = dict.fromkeys(os.path.dirname(file) for files in paths.values() for file in files)  # noqa: PTH120
+    if nested := [_inside(folder, outer) for folder in inner if folder not in outer]:
+        notes.append(f"Folders inside class folders belong to the class above them: {named(nested)}.")
+    several = dict.fromkeys(name for found in given.values() for name, folders in found.items() if len(folders) > 1)
+    if several:
+        notes.append(f"Folders whose names differ in their Unicode form only are one class: {named([*several])}.")
+    names = {folder.name for found in given.values() for folders in found.values() for folder in folders}
+    if foreign := [as_text(name) for name in sorted(names) if not name.isprintable() and as_text(name).isprintable()]:
+        notes.append(f"Class folders whose names are not UTF-8 are called: {named(foreign)}.")
+    return notes
 
-    def notes(self) -> list[str]:
-        """What a reader should know of what was found."""
-        notes = []
-        if self.others:
-            kinds = ", ".join(f"{count:,} {kind}" for kind, count in self.others.most_common(5))
-            notes.append(f"Files in class folders that are no images are not used: {kinds}.")
-        if self.nested:
-            notes.append(f"Folders inside class folders belong to the class above them: {named([*self.nested])}.")
-        return notes
 
-    def _is_image(self, file: str) -> bool:
-        path = Path(file)
-        if path.name.startswith(".") or path.parent.name.startswith("."):
-            self.others["hidden"] += 1
-            return False
-        if path.suffix.lower() not in IMG_EXTENSIONS:
-            self.others[path.suffix.lower() or "without a suffix"] += 1
-            return False
-        return True
+def _inside(folder: str, outer: set[str]) -> str:
+    """A folder's path from the class folder on that it is in."""
+    top = next(parent for parent in Path(folder).parents if str(parent) in outer)
+    return str(Path(folder).relative_to(top.parent))
+
+
+def _unused(path: Path, beside: Sequence[Path], parts: Mapping[str, Path]) -> list[str]:
+    """What lies beside the folders of the splits and classes."""
+    notes = []
+    if beside:
+        notes.append(f"Folders beside the splits are not used: {named([folder.name for folder in beside])}.")
+    roots = dict.fromkeys([path, *parts.values()])
+    if loose := [file.name for folder in roots for file in _loose_images(folder)]:
+        notes.append(f"Images beside the class folders are not used: {named(loose)}.")
+    if hidden := [e.name for folder in roots for e in sorted(folder.iterdir()) if left_out(e.name) and e.is_dir()]:
+        notes.append(f"Hidden folders and those of systems are not used: {named(hidden)}.")
+    return notes
 
 
 def _folders(path: Path) -> list[Path]:
     """Folders in it by name, but hidden ones and what archives leave behind."""
     try:
-        entries = sorted(path.iterdir())
+        return subfolders(path)
     except PermissionError as error:
         raise UserError(f"{path} may not be read; change its permissions") from error
-    return [e for e in entries if e.is_dir() and not e.name.startswith(".") and e.name not in _NOT_CLASSES]
+
+
+def _classes(path: Path) -> Classes:
+    found: dict[str, list[Path]] = {}
+    for folder in _folders(path):
+        found.setdefault(as_text(folder.name), []).append(folder)
+    return found
 
 
 def _split_folders(path: Path, folders: Sequence[Path]) -> dict[str, Path]:
@@ -149,39 +161,38 @@ def _split_folders(path: Path, folders: Sequence[Path]) -> dict[str, Path]:
     return parts
 
 
-def _problems(parts: dict[str, Path], classes: tuple[str, ...]) -> list[str]:
+def _problems(parts: Mapping[str, Path], given: Mapping[str, Classes], classes: tuple[str, ...]) -> list[str]:
     train = parts["train"]
     if not classes:
         return [_nothing(train)]
     if len(classes) == 1:
-        inner = [folder.name for folder in _folders(train / classes[0])]
-        hint = f"; did you mean {train / classes[0]}?" if inner else ", of which nothing can be learnt; add others"
+        inner = [folder for folders in given["train"].values() for folder in folders if _folders(folder)]
+        hint = f"; did you mean {inner[0]}?" if inner else ", of which nothing can be learnt; add others"
         return [f"{train} holds a single class, {classes[0]!r}{hint}"]
     problems = []
-    for folder in parts.values():
-        extra = [f.name for f in _folders(folder) if f.name not in classes]
+    for part, folder in parts.items():
+        extra = [name for name in given[part] if name not in classes]
         if extra:
             close = difflib.get_close_matches(extra[0], classes, n=1)
             hint = f" (did you mean {close[0]!r}?)" if close else ""
             problems.append(
                 f"{folder} has classes that {train.name} has not: {named(extra)}{hint}; rename or remove them"
             )
-        elif not _folders(folder):
+        elif not given[part]:
             problems.append(_nothing(folder))
     return problems
 
 
-def _empty(train: Path, classes: Sequence[str], found: Set[int]) -> list[str]:
-    suffixes = ", ".join(suffix.removeprefix(".") for suffix in IMG_EXTENSIONS)
+def _empty(train: Classes, empty: Sequence[str], finder: Finder) -> list[str]:
+    suffixes = ", ".join(suffix.removeprefix(".") for suffix in SUFFIXES)
+    others = f"; not used in all classes: {said(finder.left_out)}" if finder.left_out else ""
     return [
-        f"class folder {train / name} holds no images ({suffixes}); fill it or remove it"
-        for label, name in enumerate(classes)
-        if label not in found
+        f"class folder {train[name][0]} holds no images ({suffixes}); fill it or remove it{others}" for name in empty
     ]
 
 
 def _loose_images(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.iterdir() if file.suffix.lower() in IMG_EXTENSIONS and file.is_file())
+    return sorted(e for e in folder.iterdir() if not left_out(e.name) and is_picture(e.name) and e.is_file())
 
 
 def _nothing(folder: Path) -> str:

@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from attention_transfer.data.cut import SPLIT_NAMES, complete
-from attention_transfer.data.files import UNREADABLE, read_image
+from attention_transfer.data.files import Damaged, decode, read_image
 from attention_transfer.data.images import Split, Splits
-from attention_transfer.data.shards import decode
 from attention_transfer.errors import UserError
 
 UNLABELLED = -1
@@ -46,9 +45,9 @@ class HubImages:
             return read_image(stored["path"])
         try:
             return decode(stored["bytes"])
-        except UNREADABLE as error:
+        except Damaged as error:
             where = f"{stored['path']} (row {index})" if stored["path"] else f"row {index}"
-            raise UserError(f"the image in {where} can't be read ({error}); leave the row out") from error
+            raise UserError(f"the image in {where} {error}") from error
 
     def take(self, indices: NDArray[np.int64]) -> HubImages:
         """The images at these indices."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +14,7 @@ from numpy.typing import NDArray
 
 from attention_transfer.data.cut import complete
 from attention_transfer.data.files import damage
+from attention_transfer.data.find import as_text
 from attention_transfer.data.images import FileImages, Split, Splits
 from attention_transfer.data.threads import in_threads
 from attention_transfer.errors import raise_all
@@ -108,7 +111,11 @@ def with_remarks(splits: Splits) -> Splits:
             notes.append(f"The {name} split has no image of {named(missing)}.")
     if splits.skipped:
         path, reason = next(iter(splits.skipped.items()))
-        notes.append(f"Damaged files are left out: {len(splits.skipped):,}, such as {path}, which {reason}.")
+        kinds = Counter(re.split("[(;]", reason)[0].strip() for reason in splits.skipped.values())
+        counted = "; ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
+        notes.append(
+            f"Damaged files are left out: {len(splits.skipped):,} ({counted}), such as {as_text(path)}, which {reason}."
+        )
     return replace(splits, notes=tuple(notes))
 
 

@@ -159,10 +159,9 @@ def _digest(path: Path, start: int) -> bytes:
     try:
         with path.open("rb") as file:
             file.seek(start)
-            content = file.read()
+            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
     except OSError as error:
         raise _gone(path, error) from error
-    return hashlib.blake2b(content, digest_size=16).digest()
 
 
 def _gone(path: Path, error: OSError) -> UserError:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import glob
+import math
 import re
+from collections import Counter
 from itertools import product
 from pathlib import Path
 
+from attention_transfer.data.find import left_out_below, special
 from attention_transfer.errors import UserError
+
+MOST = 100_000
+"""Files that braces may name."""
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_DIGITS = 18
 
 
 def is_pattern(path: Path) -> bool:
@@ -22,14 +29,17 @@ def expand(path: Path) -> list[Path]:
     """The files of a pattern: "{000..012}" (with zeros as given) and "{train,val}" in every combination, then globs.
 
     Raises:
-        UserError: files that are named are missing, or nothing matches.
+        UserError: files that are named are missing, nothing matches, or more than `MOST` are named.
     """
     pieces = _BRACES.split(str(path))
-    choices = [_choices(piece) if place % 2 else [piece] for place, piece in enumerate(pieces)]
+    choices = [_choices(path, piece) if place % 2 else [piece] for place, piece in enumerate(pieces)]
+    if (number := math.prod(map(len, choices))) > MOST:
+        raise UserError(f"{_short(path)} names {number:,} files; name at most {MOST:,}, or a folder")
     found: list[Path] = []
     absent: list[str] = []
     for name in map("".join, product(*choices)):
-        present = [file for file in _matches(Path(name)) if file.is_file()]
+        magic = glob.has_magic(name) and not Path(name).exists()
+        present = match_files(Path(name))[0] if magic else [Path(name)] if Path(name).is_file() else []
         found += present
         absent += [] if present else [name]
     if absent:
@@ -39,16 +49,39 @@ def expand(path: Path) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def _matches(path: Path) -> list[Path]:
-    if not glob.has_magic(str(path)) or path.exists():
-        return [path]
-    return sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+def match_files(pattern: Path) -> tuple[list[Path], Counter[str]]:
+    """The files that a glob matches, by name, and how many entries were left out, by their reason (see `find`).
+
+    `**` is any number of folders, without links to folders, which may lead in circles.
+    """
+    if pattern.name == "**":
+        pattern /= "*"
+    start = Path(pattern.anchor)
+    parts = pattern.relative_to(start).parts
+    fixed = len(start.parts) + next(n for n, part in enumerate(parts) if glob.has_magic(part))
+    found: list[Path] = []
+    left_out: Counter[str] = Counter()
+    for match in sorted(start.glob(str(Path(*parts)))):
+        reason = left_out_below(Path(*match.parts[fixed:])) or special(match)
+        if reason is None:
+            found.append(match)
+        elif reason != "folder":
+            left_out[reason] += 1
+    return found, left_out
 
 
-def _choices(inside: str) -> list[str]:
+def _choices(path: Path, inside: str) -> list[str]:
     numbers = _RANGE.fullmatch(inside)
     if numbers is None:
         return inside.split(",")
     first, last = numbers.groups()
+    if max(len(first), len(last)) > _DIGITS or int(last) - int(first) >= MOST:
+        raise UserError(f"{_short(path)} names more than {MOST:,} files; name fewer, or a folder")
+    if int(last) < int(first):
+        raise UserError(f"{_short(path)} counts from {first} down to {last}; write the smaller number first")
     width = len(first) if first.startswith("0") else 0
     return [f"{number:0{width}d}" for number in range(int(first), int(last) + 1)]
+
+
+def _short(path: Path) -> str:
+    return str(path) if len(str(path)) <= 200 else f"{str(path)[:200]}…"

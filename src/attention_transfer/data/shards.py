@@ -6,31 +6,30 @@ that can't be sent to another process; `ReaderWds` streams, so that there is no 
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import tarfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from attention_transfer.data.cut import SPLIT_NAMES, complete
-from attention_transfer.data.files import UNREADABLE, upright
+from attention_transfer.data.files import Damaged, decode
+from attention_transfer.data.find import as_text, left_out, said, subfolders
 from attention_transfer.data.images import Split, Splits
+from attention_transfer.data.labels import label_of, label_problems
+from attention_transfer.data.members import Index, Label, index_shard, member_at
 from attention_transfer.data.patterns import expand, is_pattern
 from attention_transfer.data.threads import bar
 from attention_transfer.errors import UserError, raise_all
+from attention_transfer.text_files import Unsound, read_text
 
 CLASS_FILES = ("classes.txt", "classnames.txt")
 """Files beside the shards, or above their folders, that name the classes: a line each, in the order of the labels."""
-
-Label = int | str
 
 
 @dataclass(frozen=True)
@@ -58,19 +57,12 @@ class ShardImages:
             data = file.read(size)
         try:
             return decode(data)
-        except UNREADABLE as error:
-            name = _member_at(self.shards[which], start)
-            raise UserError(f"{name} in {self.shards[which]} can't be read ({error}); make the shard again") from error
+        except Damaged as error:
+            raise UserError(f"{member_at(self.shards[which], start)} in {self.shards[which]} {error}") from error
 
     def take(self, indices: NDArray[np.int64]) -> ShardImages:
         """The images at these indices."""
         return ShardImages(self.shards, self.places[indices])
-
-
-def decode(data: bytes) -> Image.Image:
-    """The image of a file's bytes, upright. Raises what Pillow raises (`files.UNREADABLE`)."""
-    with Image.open(BytesIO(data)) as image:
-        return upright(image)
 
 
 def is_shards(path: Path) -> bool:
@@ -78,25 +70,24 @@ def is_shards(path: Path) -> bool:
 
     The folder may have them in folders of the splits. Nothing is opened.
     """
-    if is_pattern(path):
-        return path.suffix == ".tar"
-    if path.is_file():
-        return path.suffix == ".tar"
+    if is_pattern(path) or path.is_file():
+        return path.suffix.lower() == ".tar"
     if not path.is_dir():
         return False
-    folders = [entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+    folders = subfolders(path)
     if not folders:
-        return any(path.glob("*.tar"))
-    return all(folder.name.lower() in SPLIT_NAMES and any(folder.glob("*.tar")) for folder in folders)
+        return bool(_tar_files(path))
+    return all(folder.name.lower() in SPLIT_NAMES and _tar_files(folder) for folder in folders)
 
 
 def load_shards(path: Path) -> Splits:
     """Index tar files, and cut the splits that are not there.
 
     A member `key.cls` holds the number or the name of the class of `key.jpg` (or .png, .webp and so on);
-    `key.json` may do so instead, under "label". Splits are told by folders (`train/`, `val/`, `test/`) or by a part
-    of the names (`birds-train-0000.tar`); shards without either are training images. Numbers are labels where a
-    `classes.txt` names the classes; else classes are in the order of the numbers that occur.
+    `key.json` may do so instead, under "label". What is left out of the members is counted in the notes. Splits are
+    told by folders (`train/`, `val/`, `test/`) or by a part of the names (`birds-train-0000.tar`); shards without
+    either are training images. Numbers are labels where a `classes.txt` names the classes; else classes are in the
+    order of the numbers that occur.
 
     Args:
         path: a folder, a .tar file, or a pattern as "birds-{train,val}-{0000..0012}.tar" or "*.tar".
@@ -107,13 +98,14 @@ def load_shards(path: Path) -> Splits:
     part_of = _parts(path)
     shards = tuple(part_of)
     with bar(len(shards) >= 20) as progress:
-        indexed = [_index(shard) for shard in progress.track(shards, description="indexing shards")]
-    classes, index, notes = _classes(path, shards, [label for _, labels in indexed for label in labels])
+        indexed = [index_shard(shard) for shard in progress.track(shards, description="indexing shards")]
+    classes, index, notes = _classes(path, shards, [label for shard in indexed for label in shard.labels])
+    notes += _notes(indexed)
     splits: dict[str, Split] = {}
     for part in set(part_of.values()):
         which = [n for n, shard in enumerate(shards) if part_of[shard] == part]
-        places = np.array([(n, *place) for n in which for place in indexed[n][0]], dtype=np.int64)
-        labels = np.array([index[label] for n in which for label in indexed[n][1]], dtype=np.int64)
+        places = np.array([(n, *place) for n in which for place in indexed[n].places], dtype=np.int64)
+        labels = np.array([index[label] for n in which for label in indexed[n].labels], dtype=np.int64)
         splits[part] = Split(ShardImages(shards, places), labels)
     name = path.stem if path.is_file() else Path(os.path.commonpath([shard.parent for shard in shards])).resolve().name
     return complete(
@@ -128,7 +120,10 @@ def load_shards(path: Path) -> Splits:
 
 def _parts(path: Path) -> dict[Path, str]:
     """The shards and the split of each."""
-    files = sorted([*path.glob("*.tar"), *path.glob("*/*.tar")]) if path.is_dir() else expand(path)
+    if path.is_dir():
+        files = sorted(file for folder in (path, *subfolders(path)) for file in _tar_files(folder))
+    else:
+        files = expand(path)
     if not files:
         raise UserError(f"{path} holds no .tar files; name the folder or the files")
     parts = {file: _part(file, in_folder=file.parent != path) for file in files}
@@ -154,67 +149,23 @@ def _part(file: Path, *, in_folder: bool) -> str:
     return named.pop() if named else ""
 
 
-def _index(shard: Path) -> tuple[list[tuple[int, int]], list[Label]]:
-    """Where the images of a shard are (first byte, bytes), and their labels, in the shard's order."""
-    places: dict[str, tuple[int, int]] = {}
-    labels: dict[str, dict[str, Label]] = {"cls": {}, "json": {}}
-    try:
-        with tarfile.open(shard, "r:") as tar:
-            for member in tar:
-                folder, slash, name = member.name.rpartition("/")
-                stem, _, suffix = name.partition(".")  # as WebDataset does: at the first dot
-                if not member.isfile() or not stem or not suffix:
-                    continue
-                key, suffix = folder + slash + stem, suffix.lower()
-                if f".{suffix}" in IMG_EXTENSIONS:
-                    if key in places:
-                        raise UserError(f"{shard} has two images {key}; give each image a key of its own")
-                    places[key] = (member.offset_data, member.size)
-                elif suffix in labels:
-                    content = tar.extractfile(member)
-                    text = b"" if content is None else content.read()
-                    label = _label(text, suffix, f"{member.name} in {shard}")
-                    labels[suffix] |= {} if label is None else {key: label}
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise UserError(
-            f"{shard} can't be read as a tar file without compression ({error}); fetch it again, or unpack .gz"
-        ) from error
-    told = labels["json"] | labels["cls"]
-    _check(shard, places, told)
-    return list(places.values()), [told[key] for key in places]
+def _tar_files(folder: Path) -> list[Path]:
+    entries = [entry for entry in folder.iterdir() if not left_out(entry.name) and entry.suffix.lower() == ".tar"]
+    return sorted(entry for entry in entries if entry.is_file())
 
 
-def _check(shard: Path, places: dict[str, tuple[int, int]], told: dict[str, Label]) -> None:
-    unlabelled = [key for key in places if key not in told]
-    without = [key for key in told if key not in places]
-    problems = []
-    if not places:
-        problems.append(f"{shard} holds no images; a shard has members key.jpg and key.cls, or key.json with a label")
-    if unlabelled:
-        problems.append(
-            f"{len(unlabelled)} of {len(places)} images in {shard} have no key.cls, and no key.json with a label "
-            f"({', '.join(unlabelled[:5])}); make the shard with labels"
+def _notes(indexed: Sequence[Index]) -> list[str]:
+    notes = []
+    others = sum((shard.left_out for shard in indexed), Counter[str]())
+    if others:
+        notes.append(f"Not used of the members of the shards: {said(others)}.")
+    dotted = [key for shard in indexed for key in shard.dotted]
+    if dotted:
+        notes.append(
+            f"Keys of {len(dotted):,} images have dots (such as {as_text(dotted[0])}): their names are divided at the "
+            "last dot, where WebDataset divides at the first, because each has a label of its own so."
         )
-    if places and without:
-        problems.append(f"{len(without)} labels in {shard} have no image ({', '.join(without[:5])}); make it again")
-    raise_all(problems)
-
-
-def _label(content: bytes, suffix: str, where: str) -> Label | None:
-    """A class number or name; `None` for a JSON file that is about something else."""
-    try:
-        text = content.decode().strip()
-        told = json.loads(text) if suffix == "json" else None
-    except ValueError as error:
-        raise UserError(f"{where} is damaged ({error}); make the shard again") from error
-    if suffix == "json":
-        label = told.get("label") if isinstance(told, dict) else None
-        if label is None or (isinstance(label, int | str) and not isinstance(label, bool)):
-            return label
-        raise UserError(f"{where} has the label {label!r}; it must be a number or a name")
-    if not text:
-        raise UserError(f"{where} is empty; write the class into it")
-    return int(text) if re.fullmatch(r"-?\d+", text) else text
+    return notes
 
 
 def _classes(
@@ -224,13 +175,17 @@ def _classes(
     found = set(labels)
     numbers = sorted(label for label in found if isinstance(label, int))
     names = sorted(label for label in found if isinstance(label, str))
+    raise_all([f"{path}: {problem}" for problem in label_problems(map(str, found))])
     if numbers and names:
         raise UserError(f"{path} has labels of both kinds, numbers ({numbers[0]}) and names ({names[0]}); choose one")
     folders = {shard.parent for shard in shards}
     folders |= {folder.parent for folder in folders if folder.name.lower() in SPLIT_NAMES}
     listed = sorted(folder / name for folder in folders for name in CLASS_FILES if (folder / name).is_file())
     if listed:
-        classes = [line.strip() for line in listed[0].read_text(encoding="utf-8").splitlines() if line.strip()]
+        try:
+            classes = [label_of(line) for line in read_text(listed[0]).splitlines() if line.strip()]
+        except Unsound as error:
+            raise UserError(f"{listed[0]} can't be read ({error}); write a class name a line") from error
         index: dict[Label, int] = {name if names else label: label for label, name in enumerate(classes)}
         unknown = sorted(str(label) for label in found if label not in index)
         if unknown:
@@ -240,9 +195,3 @@ def _classes(
     ordered: list[Label] = [*numbers, *names]
     notes = ["Classes are called by their numbers; a classes.txt beside the shards would name them."] if numbers else []
     return [str(label) for label in ordered], {label: n for n, label in enumerate(ordered)}, notes
-
-
-def _member_at(shard: Path, start: int) -> str:
-    """What a member is called; looked up when something is wrong with it, for a million names would fill memory."""
-    with tarfile.open(shard, "r:") as tar:
-        return next((member.name for member in tar if member.offset_data == start), f"byte {start}")

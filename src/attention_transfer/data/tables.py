@@ -5,14 +5,18 @@ from __future__ import annotations
 import csv
 import difflib
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from attention_transfer.data.cut import SPLIT_NAMES
+from attention_transfer.data.find import left_out_below, said, there
 from attention_transfer.data.images import Splits
+from attention_transfer.data.labels import LONGEST, label_of, label_problems
 from attention_transfer.data.listing import Listing, named, splits_of
 from attention_transfer.errors import UserError, raise_all
+from attention_transfer.text_files import Unsound, check_size
 
 SUFFIXES = (".csv", ".tsv")
 
@@ -39,6 +43,7 @@ class _Table:
     rows: list[_Row]
     unused: list[str]
     has_splits: bool
+    left_out: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
 
     def complain(self, wrong: Callable[[_Row], bool], what: str, mend: str) -> None:
@@ -53,8 +58,8 @@ def load_table(path: Path, *, strict: bool = False) -> Splits:
     """Load the images that a table lists.
 
     Columns: path (or file, image, filename), label (or class, category), and optionally split (train, val, test). Paths
-    are relative to the table's folder. Classes are in alphabetical order, or by number where all are numbers. Splits
-    that are not given are cut from the training images.
+    are relative to the table's folder; rows that name hidden files, or those of systems, are left out. Classes are in
+    alphabetical order, or by number where all are numbers. Splits that are not given are cut from the training images.
 
     Args:
         path: a .csv file, separated by commas or semicolons, or a .tsv file.
@@ -74,11 +79,14 @@ def load_table(path: Path, *, strict: bool = False) -> Splits:
         "name files that are not there",
         f"paths are relative to {path.parent}",
     )
+    table.problems += label_problems(row.label for row in table.rows)
     classes = _in_order({row.label for row in table.rows})
     if len(classes) == 1:
         table.problems.append(f"there is a single class, {named(classes)}, of which nothing can be learnt; add others")
     raise_all([f"{path}: {problem}" for problem in table.problems])
     notes = [f"Columns of {path.name} that are not used: {named(table.unused)}."] if table.unused else []
+    if table.left_out:
+        notes.append(f"Rows that are left out by their files' names: {said(table.left_out)}.")
     if repeated:
         notes.append(f"Rows that repeat an image are left out: {len(repeated):,}.")
     rows = [row for row in table.rows if row.number not in repeated]
@@ -101,6 +109,7 @@ def load_table(path: Path, *, strict: bool = False) -> Splits:
 
 def _read(path: Path) -> _Table:
     try:
+        check_size(path)
         with path.open(encoding="utf-8-sig", newline="") as file:
             header = file.readline()
             separator = "\t" if path.suffix.lower() == ".tsv" else max(",;", key=header.count)
@@ -117,13 +126,22 @@ def _read(path: Path) -> _Table:
             for cells in lines:
                 if any(cell.strip() for cell in cells):
                     row = {k: cells[place].strip() if place < len(cells) else "" for k, place in places.items()}
-                    file_path = os.path.normpath(path.parent / row["path"])
-                    table.rows.append(_Row(lines.line_num, file_path, row["label"], row.get("split", "")))
-    except (UnicodeDecodeError, csv.Error) as error:
+                    if reason := _left_out(row["path"]):
+                        table.left_out[reason] += 1
+                        continue
+                    file_path = there(os.path.normpath(path.parent / row["path"]))
+                    table.rows.append(_Row(lines.line_num, file_path, label_of(row["label"]), row.get("split", "")))
+    except (UnicodeDecodeError, csv.Error, Unsound) as error:
         raise UserError(f"{path} is no readable table ({error}); save it as CSV in UTF-8") from error
     if not table.rows:
         raise UserError(f"{path} lists no images; add a row for each")
     return table
+
+
+def _left_out(name: str) -> str | None:
+    """Why a row's file is not looked at; where a path is absolute, or leads out of the folder, by its last part."""
+    path = PurePath(os.path.normpath(name))
+    return left_out_below(PurePath(path.name) if path.is_absolute() or path.parts[:1] == ("..",) else path)
 
 
 def _columns(path: Path, names: Sequence[str]) -> dict[str, str]:
@@ -170,5 +188,5 @@ def _split_problems(path: Path, given: dict[str, list[_Row]]) -> list[str]:
 
 def _in_order(labels: set[str]) -> tuple[str, ...]:
     names = sorted(label for label in labels if label)
-    numbers = all(name.isdecimal() for name in names)
+    numbers = all(name.isdecimal() and len(name) <= LONGEST for name in names)
     return tuple(sorted(names, key=int) if numbers else names)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import glob
+import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from torchvision.datasets.folder import IMG_EXTENSIONS
-
+from attention_transfer.data.find import SUFFIXES, Finder, said
+from attention_transfer.data.patterns import match_files
 from attention_transfer.errors import UserError, raise_all
+
+log = logging.getLogger("attention_transfer")
 
 
 @dataclass(frozen=True)
@@ -31,8 +35,8 @@ def find_images(images: Sequence[str]) -> list[ImageFile]:
     """The files that are meant, in the order given; those of a folder or a pattern by name, each once.
 
     Args:
-        images: files, folders (with all below them, but hidden ones; by torchvision's suffixes), or patterns such as
-            "photos/**/*.jpg".
+        images: files, folders (with all pictures below them, as `data.find` says), or patterns such as
+            "photos/**/*.jpg". What is left out of folders and patterns is counted, and logged.
 
     Raises:
         UserError: one of them stands for no file; each is named.
@@ -42,35 +46,44 @@ def find_images(images: Sequence[str]) -> list[ImageFile]:
     found: list[ImageFile] = []
     problems = []
     for name in images:
-        path = Path(name)
+        path = Path(name).expanduser()
+        counts: Counter[str] = Counter()
         if path.is_dir():
-            below = _below(path)
+            below = _below(path, counts)
             found += below
             if not below:
-                suffixes = ", ".join(suffix.removeprefix(".") for suffix in IMG_EXTENSIONS)
-                problems.append(f"folder {name} holds no images ({suffixes}); name another")
+                suffixes = ", ".join(suffix.removeprefix(".") for suffix in SUFFIXES)
+                besides = f", but {said(counts)}" if counts else ""
+                problems.append(f"folder {name} holds no images ({suffixes}){besides}; name another")
         elif not path.exists() and glob.has_magic(name):
-            everything = glob.glob(name, recursive=True)  # noqa: PTH207 – pathlib takes no absolute patterns
-            matches = [match for match in sorted(everything) if Path(match).is_file()]
-            found += [ImageFile(match, Path(Path(match).name), named=False) for match in matches]
+            matches = _matches(path, counts)
+            found += matches
             if not matches:
                 problems.append(f"no file matches {name}; check the pattern")
         else:
-            found.append(ImageFile(name, Path(path.name), named=True))
+            found.append(ImageFile(str(path), Path(path.name), named=True))
+        if counts:
+            log.info("%s: not used: %s", name, said(counts))
     if problems:  # else it is said together with what can't be read
         problems += [f"there is no image {f.path}; check the path" for f in found if not Path(f.path).exists()]
     raise_all(problems)
     return _once(found)
 
 
-def _below(folder: Path) -> list[ImageFile]:
-    return [
-        ImageFile(str(file), file.relative_to(folder), named=False)
-        for file in sorted(folder.rglob("*"))
-        if file.suffix.lower() in IMG_EXTENSIONS
-        and file.is_file()
-        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
-    ]
+def _below(folder: Path, counts: Counter[str]) -> list[ImageFile]:
+    finder = Finder()
+    try:
+        (files,) = finder.find([folder])
+    except OSError as error:
+        raise UserError(f"folder {folder} can't be read ({error.strerror}); change its permissions") from error
+    counts += finder.left_out
+    return [ImageFile(file, Path(file).relative_to(folder), named=False) for file in files]
+
+
+def _matches(pattern: Path, counts: Counter[str]) -> list[ImageFile]:
+    matches, hidden = match_files(pattern)
+    counts += hidden
+    return [ImageFile(str(match), Path(match.name), named=False) for match in matches]
 
 
 def _once(files: Sequence[ImageFile]) -> list[ImageFile]:

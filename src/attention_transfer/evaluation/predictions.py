@@ -16,6 +16,7 @@ from rich.text import Text
 
 from attention_transfer.folders import MODEL_FILES
 from attention_transfer.places import expanded, file_problems
+from attention_transfer.text_files import as_utf8
 from attention_transfer.training import console
 
 _LONG = 40  # characters of a path that a table has room for
@@ -79,7 +80,8 @@ def _folder_of(images: Sequence[str]) -> str:
 
 def as_json(predictions: Sequence[Prediction], classes: Sequence[str]) -> str:
     """An object an image; with every probability under `every`, by class, where all were asked for."""
-    return json.dumps([_row(prediction, classes) for prediction in predictions], indent=2, ensure_ascii=False) + "\n"
+    rows = [_row(prediction, classes) for prediction in predictions]
+    return as_utf8(json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
 
 
 def as_csv(predictions: Sequence[Prediction], classes: Sequence[str]) -> str:
@@ -94,7 +96,7 @@ def as_csv(predictions: Sequence[Prediction], classes: Sequence[str]) -> str:
     else:
         writer.writerow(["image", "class", *(f"probability of {name}" for name in classes)])
         writer.writerows([p.image, p.classes[0], *(p.every or ())] for p in predictions)
-    return text.getvalue()
+    return as_utf8(text.getvalue())
 
 
 def _row(prediction: Prediction, classes: Sequence[str]) -> dict[str, Any]:

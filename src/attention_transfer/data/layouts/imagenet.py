@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from attention_transfer.data.cut import complete
+from attention_transfer.data.find import Finder, said
 from attention_transfer.data.images import FileImages, Split, Splits
 from attention_transfer.data.layouts.layout import Boxes, Layout
 from attention_transfer.data.layouts.reading import (
@@ -35,7 +36,6 @@ WNID = re.compile(r"n\d{8}")
 GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 SYNSET_LABELS = "imagenet_2012_validation_synset_labels.txt"
 DEVKIT = Path("ILSVRC2012_devkit_t12") / "data"
-IMAGES = (".jpeg", ".jpg", ".png")
 
 
 def load_imagenet(path: Path) -> Splits:
@@ -47,9 +47,12 @@ def load_imagenet(path: Path) -> Splits:
     require(home, ("train", "val"))
     wnids = _class_folders(home / "train")
     index = {wnid: label for label, wnid in enumerate(wnids)}
-    train = _from_folders(home / "train", index)
-    validation = _from_folders(home / "val", index) if _class_folders(home / "val") else _flat(path, home, index)
+    finder = Finder()
+    train = _from_folders(home / "train", index, finder)
+    folders = _class_folders(home / "val")
+    validation = _from_folders(home / "val", index, finder) if folders else _flat(path, home, index)
     notes = [f"The folder has {len(wnids)} of the {CLASSES:,} classes."] if len(wnids) != CLASSES else []
+    notes += [f"Not used in the class folders: {said(finder.left_out)}."] if finder.left_out else []
     return complete(IMAGENET.name, _names(path, home, wnids), train=train, validation=validation, notes=notes)
 
 
@@ -59,20 +62,17 @@ def imagenet_boxes(path: Path) -> Boxes:
     annotations = _beside(path, home, Path("Annotations") / "CLS-LOC" / "val")
     if annotations is None:
         raise UserError(f"{path} has no Annotations/CLS-LOC/val; unpack the validation bounding boxes there")
-    files = [file for file in (home / "val").rglob("*") if file.suffix.lower() in IMAGES]
-    return {file: read_xml_box(annotations / f"{file.stem}.xml") for file in sorted(files)}
+    (files,) = Finder().find([home / "val"])
+    return {Path(file): read_xml_box(annotations / f"{Path(file).stem}.xml") for file in files}
 
 
-def _from_folders(folder: Path, index: dict[str, int]) -> Split:
-    samples: list[tuple[Path, int]] = []
-    empty = []
-    for wnid in _class_folders(folder):
-        if wnid not in index:
-            raise UserError(f"{folder / wnid} is a class that train/ does not have; {AGAIN}")
-        names = sorted(file.name for file in (folder / wnid).iterdir() if file.name.lower().endswith(IMAGES))
-        samples += [(folder / wnid / name, index[wnid]) for name in names]
-        empty += [] if names else [wnid]
-    if empty:
+def _from_folders(folder: Path, index: dict[str, int], finder: Finder) -> Split:
+    wnids = _class_folders(folder)
+    if unknown := [wnid for wnid in wnids if wnid not in index]:
+        raise UserError(f"{folder / unknown[0]} is a class that train/ does not have; {AGAIN}")
+    found = finder.find([folder / wnid for wnid in wnids])
+    samples = [(file, index[wnid]) for wnid, files in zip(wnids, found, strict=True) for file in files]
+    if empty := [wnid for wnid, files in zip(wnids, found, strict=True) if not files]:
         raise UserError(f"{len(empty)} folders in {folder} have no image (the first: {', '.join(empty[:5])}); {AGAIN}")
     paths, labels = zip(*samples, strict=True)
     return Split(FileImages(paths), np.array(labels, dtype=np.int64))

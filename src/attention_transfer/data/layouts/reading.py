@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +10,10 @@ from xml.etree import ElementTree
 import numpy as np
 from numpy.typing import NDArray
 from scipy.io import loadmat
-from scipy.io.matlab import MatReadError
 
 from attention_transfer.data.images import FileImages, Split
 from attention_transfer.errors import UserError, raise_all
+from attention_transfer.text_files import Unsound, check_size, parse_json, read_text
 
 AGAIN = "unpack its archive again"
 
@@ -58,10 +56,10 @@ def require(home: Path, names: Sequence[str]) -> None:
 def read_lines(path: Path) -> list[str]:
     """The lines of a text file that are not empty, without space around them."""
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in read_text(path).splitlines()]
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing; {AGAIN}") from error
-    except (UnicodeDecodeError, OSError) as error:
+    except (Unsound, OSError) as error:
         raise UserError(f"{path} is damaged ({error}); {AGAIN}") from error
     lines = [line for line in lines if line]
     if not lines:
@@ -92,7 +90,7 @@ def read_joined(home: Path, names: Sequence[str]) -> list[list[str]]:
 def read_json(path: Path, keys: Sequence[str] = ()) -> Any:
     """A JSON file, that must be an object with these keys where any are given."""
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(read_text(path))
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing; {AGAIN}") from error
     except (ValueError, OSError) as error:
@@ -106,12 +104,13 @@ def read_json(path: Path, keys: Sequence[str] = ()) -> Any:
 def read_mat(path: Path, key: str, fields: Sequence[str] = ()) -> NDArray[Any]:
     """A variable of a MATLAB file, with at least one dimension and with these fields."""
     try:
+        check_size(path)
         value = np.atleast_1d(loadmat(str(path), squeeze_me=True)[key])
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing; {AGAIN}") from error
     except KeyError as error:
         raise UserError(f"{path} is damaged: it has no {key!r}; {AGAIN}") from error
-    except (ValueError, TypeError, OSError, EOFError, NotImplementedError, MatReadError, zlib.error) as error:
+    except Exception as error:  # of many kinds, as of scipy's readers, zlib and struct
         raise UserError(f"{path} is damaged ({error}); {AGAIN}") from error
     absent = [field for field in fields if field not in (value.dtype.names or ())]
     if absent:
@@ -122,6 +121,7 @@ def read_mat(path: Path, key: str, fields: Sequence[str] = ()) -> NDArray[Any]:
 def read_xml_box(path: Path) -> tuple[float, float, float, float]:
     """The box around all objects of an annotation in the form of PASCAL VOC: x, y, width, height."""
     try:
+        check_size(path)
         corners = np.array(
             [
                 [float(box.findtext(tag, "")) for tag in ("xmin", "ymin", "xmax", "ymax")]

@@ -1,0 +1,64 @@
+"""Text files that others wrote: bounded, whatever they hold, and read as plain data; nothing in them is run.
+
+Configurations in YAML are read elsewhere, with bounds of their own.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+LARGEST = 2**30
+"""Bytes of a table, a list or the annotations of a data set."""
+
+
+class Unsound(ValueError):
+    """What is wrong with a text, as a part of a sentence."""
+
+
+def read_text(path: Path, largest: int = LARGEST) -> str:
+    """A text file in UTF-8, with or without a mark at its beginning.
+
+    Raises:
+        Unsound: it is too large, no regular file, or no UTF-8.
+        OSError: it is missing, or can't be read.
+    """
+    check_size(path, largest)
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise Unsound(f"it is not text in UTF-8: {error}") from error
+
+
+def check_size(path: Path, largest: int = LARGEST) -> None:
+    """Check the size of a file before it is read.
+
+    Raises:
+        Unsound: it is too large, or no regular file: a named pipe would be waited for, for ever.
+        OSError: it is missing, or can't be looked at.
+    """
+    size = path.stat().st_size
+    if not path.is_file():
+        raise Unsound("it is no regular file")
+    if size > largest:
+        raise Unsound(f"it has {size:,} bytes, more than {largest:,}")
+
+
+def parse_json(text: str | bytes) -> Any:
+    """JSON as plain data.
+
+    Raises:
+        Unsound: it is no JSON, or lies too deep in itself, or holds a number of thousands of digits.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise Unsound("its lists or objects lie too deep in each other") from error
+    except ValueError as error:
+        raise Unsound(str(error)) from error
+
+
+def as_utf8(text: str) -> str:
+    r"""Text that can be written as UTF-8: bytes of names that are none are spelt as Python does, `\udce9`."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

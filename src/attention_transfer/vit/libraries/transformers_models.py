@@ -225,6 +225,12 @@ class Transformers:
             for name, value in weights.renamed(state, student).items()
             if name in target and target[name].shape == value.shape and not name.startswith(heads)
         }
+        lost = sorted(name for name in target.keys() - backbone.keys() if not name.startswith(heads))
+        if lost:
+            raise UserError(
+                f"{len(lost)} weights of a {type(student).__name__} are not in the model that it is a copy of "
+                f"({lost[0]}, …), so they would be random; take adapters and replaced layers off it"
+            )
         student.load_state_dict(backbone, strict=False)
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from attention_transfer.errors import UserError, nearest
 from attention_transfer.vit.files import read_state, unfit, weights_in
 from attention_transfer.vit.initialise import initialise
-from attention_transfer.vit.libraries.base import SUPPORTED, Anatomy, ViTSpec, missing_part, per_channel
+from attention_transfer.vit.libraries.base import SUPPORTED, Anatomy, ViTSpec, deviation, missing_part, per_channel
 from attention_transfer.vit.tokens import Tokens
 
 _PLAIN = (VisionTransformer, VisionTransformerRelPos, Beit, Eva, NaFlexVit)
@@ -84,7 +84,7 @@ class Timm:
             image_size=image_size,
             channels=channels,
             mean=per_channel(config["mean"], channels),
-            std=per_channel(config["std"], channels),
+            std=deviation(config["std"], channels),
             classes=int(vit.num_classes),
             pool=isinstance(getattr(vit, "attn_pool", None), AttentionPoolLatent),
             pool_tokens=_pool_tokens(vit),

@@ -24,6 +24,7 @@ from attention_transfer.vit.tokens import Tokens
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # all of its published weights
 _POSITION = "encoder.pos_embedding"
 _ARGUMENTS = ("image_size", "patch_size", "hidden_dim", "mlp_dim", "representation_size")
+_RENAMED = {".mlp.linear_1.": ".mlp.0.", ".mlp.linear_2.": ".mlp.3."}
 _NORM_EPS = 1e-6  # torchvision's own
 
 
@@ -156,8 +157,10 @@ class Torchvision:
         return cast("list[str] | None", getattr(model, "label_names", None))
 
     def adapted(self, state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-        """Position embeddings resampled to the model's grid."""
+        """Names of the published files, which are older than the library's; positions for the model's grid."""
         vit: Any = model
+        for old, new in _RENAMED.items():
+            state = {key.replace(old, new): value for key, value in state.items()}
         if _POSITION in state and state[_POSITION].shape[1] != vit.seq_length:
             side = vit.image_size // vit.patch_size
             state = {**state, _POSITION: resample_abs_pos_embed(state[_POSITION], [side, side])}

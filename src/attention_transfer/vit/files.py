@@ -204,9 +204,8 @@ def weights_in(folder: Path) -> Path:
 
 
 def unfit(folder: Path, error: Exception) -> UserError:
-    """The error for a folder whose configuration is damaged, or does not belong to its weights."""
-    reason = (str(error).strip().splitlines() or [""])[0] or type(error).__name__
+    """The error for a folder whose configuration and weights do not belong together, or to their library."""
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return UserError(
-        f"{folder} cannot be loaded: its config.json is damaged, or does not fit the library that it names or its "
-        f"weights ({reason[:160]})"
+        f"{folder} cannot be loaded: its config.json and weights do not fit ({reason[:160]}); export or download it again"
     )

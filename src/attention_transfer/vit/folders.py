@@ -35,6 +35,11 @@ def open_folder(folder: Path, *, pretrained: bool, **options: Any) -> nn.Module:
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} holds no model (no config.json); name a finished run or an exported model")
     config = _configuration(folder / "config.json")
+    if not {"model_type", "architecture", "library"} & config.keys():
+        raise UserError(
+            f"{folder / 'config.json'} describes no model: it has no architecture (of timm), model_type (of "
+            "transformers) or library; export or download it again"
+        )
     library = "hf" if "model_type" in config else config.get("library", "timm")
     if not isinstance(library, str) or library not in LIBRARIES:
         raise UserError(
@@ -65,7 +70,9 @@ def _configuration(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} describes no model (it holds no names); export the model again")
     for key, value in _numbers(config):
         if abs(value) > (_BLOCKS if key in _DEPTH else _MOST):
-            raise UserError(f"{path} gives {key} as {value:.3g}, which no vision transformer has; export the model again")
+            raise UserError(
+                f"{path} gives {key} as {value:.3g}, which no vision transformer has; export the model again"
+            )
     return config
 
 

@@ -91,6 +91,7 @@ def load_vit(
         load_weights(model, Path(weights), spec, network=network)
     if pretrained is not False:
         _refuse_not_finite(model, spec)
+    _say_cut(model, spec)
     return model.eval()
 
 
@@ -101,9 +102,16 @@ def save_vit(model: nn.Module, folder: Path, *, labels: list[str] | None = None)
     and `load_vit` any. The folder appears whole or not at all; one that is there is replaced.
 
     Raises:
+        UserError: the model has weights beside those of its vision transformer.
         OSError: the folder can't be written; it is named.
     """
     bare = unwrapped(model)
+    kept = {id(parameter) for parameter in bare.parameters()}
+    if lost := [name for name, parameter in model.named_parameters() if id(parameter) not in kept]:
+        raise UserError(
+            f"{len(lost)} weights of {type(model).__name__} are not of the {type(bare).__name__} in it ({lost[0]}, …), "
+            "and its format has no place for them; save that network alone, or this one by torch.save"
+        )
     with whole_folder(folder) as written:
         library_of(bare).save(bare, written, labels)
         for file in written.iterdir():
@@ -158,7 +166,7 @@ def _located(text: str) -> tuple[str, str | None]:
         UserError: it is empty.
     """
     if not text.strip():
-        raise UserError(f"the name of a model is empty; it is {_FORMS}")
+        raise UserError(f"no model is named; a model is {_FORMS}")
     for start in ("hf/", "timm/local-dir:", ""):
         if text.startswith(start):
             text = start + os.path.expanduser(text.removeprefix(start))
@@ -167,6 +175,23 @@ def _located(text: str) -> tuple[str, str | None]:
     if mark and network and os.path.isfile(file) and not os.path.exists(text):
         return file, network
     return text, None
+
+
+def _say_cut(model: nn.Module, spec: str) -> None:
+    """Say which pixels of an image no patch covers."""
+    known = describe(model)
+    kernel = next((m.kernel_size for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    if kernel is None:
+        return
+    cut = [size - rows * int(side) for size, rows, side in zip(known.image_size, known.grid, kernel, strict=True)]
+    if any(pixels > 0 for pixels in cut):
+        log.warning(
+            "%s: patches of %d×%d leave out %d rows and %d columns of an image of %d×%d; give an image size that they fill",
+            spec,
+            *kernel,
+            *cut,
+            *known.image_size,
+        )
 
 
 def _refuse_not_finite(model: nn.Module, spec: str) -> None:

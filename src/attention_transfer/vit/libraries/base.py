@@ -164,7 +164,9 @@ def per_channel(values: Any, channels: int) -> tuple[float, ...]:
     except (TypeError, ValueError):
         found = ()
     if not found or not all(map(math.isfinite, found)):
-        raise UserError(f"a model's mean or standard deviation is {values!r}; give a number a channel in its config.json")
+        raise UserError(
+            f"a model's mean or standard deviation is {values!r}; give a number a channel in its config.json"
+        )
     return found if len(found) == channels else (sum(found) / len(found),) * channels
 
 

@@ -128,7 +128,9 @@ class Torchvision:
 
     def with_head(self, model: nn.Module, num_classes: int) -> nn.Module:
         """A new `.heads` on a copy."""
-        student: Any = copy.deepcopy(model).cpu()
+        student: Any = copy.deepcopy(model)
+        if not student.class_token.is_meta:  # of which only the size is asked
+            student = student.cpu()
         student.heads = nn.Sequential()
         student.heads.add_module(
             "head", nn.Linear(student.hidden_dim, num_classes) if num_classes > 0 else nn.Identity()

@@ -210,6 +210,8 @@ def read_configuration(name: str) -> Any:
         del config.auto_map  # else transformers would ask for that code when what is saved from here is opened
     for key, value in processor.items():
         setattr(config, key, list(value))
+    if not processor:
+        log.info("hf/%s says no normalisation; mean %s and deviation %s are assumed", name, *normalisation(config))
     return config
 
 

@@ -207,5 +207,6 @@ def unfit(folder: Path, error: Exception) -> UserError:
     """The error for a folder whose configuration and weights do not belong together, or to their library."""
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return UserError(
-        f"{folder} cannot be loaded: its config.json and weights do not fit ({reason[:160]}); export or download it again"
+        f"{folder} cannot be loaded: its config.json and weights do not fit ({reason[:160]}); export or download it "
+        "again"
     )

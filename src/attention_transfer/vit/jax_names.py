@@ -36,7 +36,7 @@ def from_jax(content: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _unstacked(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The blocks of a scanned network, each for itself."""
-    found = {}
+    found: dict[str, Tensor] = {}
     for name, value in state.items():
         if match := _SCANNED.fullmatch(name):
             found |= {f"{match[1]}_{index}/{match[2]}": one for index, one in enumerate(value)}

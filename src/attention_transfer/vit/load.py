@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import timm
 import torch
@@ -78,11 +78,11 @@ def load_vit(
     spec, inside = _located(spec)
     weights, chosen = _located(pretrained) if isinstance(pretrained, str) else (None, None)
     network = network or inside or chosen
-    if network is not None and weights is None and not os.path.isfile(spec):
+    if network is not None and weights is None and _kind(spec) != "file":
         raise UserError("network chooses among those of a weights file, but no file is named; leave it out")
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     options: dict[str, Any] = {"num_classes": num_classes, "image_size": size, "patch_size": patch_size}
-    if os.path.isfile(spec):
+    if _kind(spec) == "file":
         model = _from_file(Path(spec), pretrained if weights is None else weights, network, options)
     else:
         model = _from_name(spec, pretrained is True, options)
@@ -127,17 +127,17 @@ def labels_of(model: nn.Module) -> list[str] | None:
 def _from_name(spec: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
     source, _, name = spec.partition("/")
     folder = name.removeprefix(_LOCAL) if source == "timm" else name
-    if source == "hf" and os.path.isdir(name):
+    if source == "hf" and _kind(name) == "folder":
         return open_folder(Path(name), pretrained=pretrained, **options)
     if source == "timm" and name.startswith(_LOCAL):
-        if not os.path.isdir(folder):
+        if _kind(folder) != "folder":
             raise UserError(f"{folder} is no folder; a model is {_FORMS}")
         return open_folder(Path(folder), pretrained=pretrained, **options)
-    if source in LIBRARIES and name and not (source != "hf" and os.path.exists(spec)):
+    if source in LIBRARIES and name and (source == "hf" or not _kind(spec)):
         return LIBRARIES[source].build(name, pretrained=pretrained, **options)
     if source == "builtin":
         return _builtin(name, options, pretrained)
-    if not os.path.isdir(spec):
+    if _kind(spec) != "folder":
         raise UserError(f"{spec} not found; a model is {_FORMS}")
     return open_folder(Path(spec), pretrained=pretrained, **options)
 
@@ -169,12 +169,21 @@ def _located(text: str) -> tuple[str, str | None]:
         raise UserError(f"no model is named; a model is {_FORMS}")
     for start in ("hf/", "timm/local-dir:", ""):
         if text.startswith(start):
-            text = start + os.path.expanduser(text.removeprefix(start))
+            text = start + os.path.expanduser(text.removeprefix(start))  # noqa: PTH111 (which fails for a ~name of nobody)
             break
     file, mark, network = text.rpartition("#")
-    if mark and network and os.path.isfile(file) and not os.path.exists(text):
+    if mark and network and _kind(file) == "file" and not _kind(text):
         return file, network
     return text, None
+
+
+def _kind(text: str) -> Literal["", "file", "folder"]:
+    """What a name is on the disk; one that is too long for a path, or can't be one, is nothing."""
+    path = Path(text)
+    try:
+        return "folder" if path.is_dir() else "file" if path.is_file() else ""
+    except (OSError, ValueError):
+        return ""
 
 
 def _say_cut(model: nn.Module, spec: str) -> None:
@@ -186,7 +195,7 @@ def _say_cut(model: nn.Module, spec: str) -> None:
     cut = [size - rows * int(side) for size, rows, side in zip(known.image_size, known.grid, kernel, strict=True)]
     if any(pixels > 0 for pixels in cut):
         log.warning(
-            "%s: patches of %d×%d leave out %d rows and %d columns of an image of %d×%d; give an image size that they fill",
+            "%s: patches of %d×%d leave out %d rows and %d columns of images of %d×%d; give a size that they fill",
             spec,
             *kernel,
             *cut,

@@ -4,7 +4,7 @@
 |---|---|
 | safetensors | the format holds numbers only |
 | `.npz` | `allow_pickle=False` |
-| PyTorch | `weights_only=True`; where that meets other objects, an unpickler that puts inert stand-ins in their places |
+| PyTorch | `weights_only=True`; where that meets other objects, an unpickler that puts inert stand-ins there |
 | PyTorch archive, `.npz` | one that unpacks to many times its size is refused before it is read |
 """
 
@@ -46,6 +46,7 @@ _TENSORS = {
     "torch._utils._rebuild_tensor",
     "torch._utils._rebuild_tensor_v2",
 }
+_PATHS = {"PosixPath", "PurePath", "PurePosixPath", "PureWindowsPath", "WindowsPath"}
 # What the standard library has for data. Of other packages, names of classes (capital letters) are taken for data.
 _DATA = {
     "argparse": {"Namespace"},
@@ -64,9 +65,8 @@ _DATA = {
     "types": {"SimpleNamespace"},
     "typing": {"Any", "Dict", "List", "Optional", "Tuple", "Union"},
     "uuid": {"UUID"},
-    **dict.fromkeys(
-        ("pathlib", "pathlib._local"), {"PosixPath", "PurePath", "PurePosixPath", "PureWindowsPath", "WindowsPath"}
-    ),
+    "pathlib": _PATHS,
+    "pathlib._local": _PATHS,
 }
 _RENAMED = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # by Python 3
 
@@ -90,7 +90,12 @@ class _Inert(dict[Any, Any]):
         """Nor their parts."""
 
     add = append
-    __hash__ = object.__hash__  # objects are also keys
+
+    def __hash__(self) -> int:  # type: ignore[override]  # objects are also keys
+        return id(self)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
 
 
 def read_content(path: Path) -> Mapping[str, Any]:

@@ -53,9 +53,9 @@ def take_weights(model: nn.Module, state: dict[str, Tensor], path: Path, name: s
     optional = {key for key in wanted if key.startswith(heads) or _DERIVED.search(key)}
     _refuse(path, name, wanted, state, used, optional)
     bare.load_state_dict(used, strict=False)
-    for key in used:
-        if key in before and before[key] != tuple(used[key].shape):
-            log.info("%s: %s resampled from %s to %s", path, key, before[key], tuple(used[key].shape))
+    for key, value in used.items():
+        if key in before and before[key] != tuple(value.shape):
+            log.info("%s: %s resampled from %s to %s", path, key, before[key], tuple(value.shape))
     new = _listed(set(wanted) - set(used))
     log.info("%s: %d weights loaded; new: %s; left over: %s", path, len(used), new, _listed(set(state) - set(used)))
 

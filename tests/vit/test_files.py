@@ -189,7 +189,7 @@ def test_the_network_that_its_authors_evaluate_is_read(
     if file.log:
         assert len(messages) == 1
         assert messages[0].startswith("weights.pth holds ")
-        assert f"{file.log} (another can be named)" in messages[0]
+        assert f"{file.log} (another can be named: weights.pth#" in messages[0]
     else:
         assert messages == []
 

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from attention_transfer.errors import UserError
-from attention_transfer.evaluation.network import LoadedRun
+from attention_transfer.evaluation.network import LoadedRun, Network
 from attention_transfer.evaluation.preprocessing import as_data
+from attention_transfer.vit import AttentionCall, describe, listen
 from attention_transfer.writing import write_whole
 
 FILE = "model.onnx"
@@ -40,15 +41,16 @@ def write_onnx(loaded: LoadedRun, folder: Path, batch_size: int | None) -> None:
     images = torch.zeros(batch_size or 2, spec.channels, *spec.image_size)
     any_number = {"images": {0: torch.export.Dim("batch", min=1)}}
     try:
-        program = torch.onnx.export(
-            loaded.network,
-            (images,),
-            dynamo=True,
-            dynamic_shapes=None if batch_size else any_number,
-            input_names=["images"],
-            output_names=["logits"],
-            verbose=False,
-        )
+        with _biases_in_the_open(loaded.network):
+            program = torch.onnx.export(
+                loaded.network,
+                (images,),
+                dynamo=True,
+                dynamic_shapes=None if batch_size else any_number,
+                input_names=["images"],
+                output_names=["logits"],
+                verbose=False,
+            )
     except torch.onnx.errors.OnnxExporterError as error:
         reason = (str(error.__cause__ or error).strip().splitlines() or [""])[0]
         raise UserError(
@@ -63,6 +65,23 @@ def write_onnx(loaded: LoadedRun, folder: Path, batch_size: int | None) -> None:
     weights = sum(value.nbytes for value in _weights(program.model))
     program.save(str(folder / FILE), external_data=weights > _LARGEST)
     write_whole(folder / "preprocessing.json", json.dumps(content, indent=2) + "\n")
+
+
+@contextmanager
+def _biases_in_the_open(network: Network) -> Iterator[None]:
+    """Attention with a position bias as products and a softmax: torch can't trace its fused form for any batch."""
+
+    def attended(call: AttentionCall) -> AttentionCall | Tensor:
+        return call if call.mask is None else call.maps() @ call.v
+
+    vits = [vit for vit in (network.student, network.transfer.teacher) if vit is not None]
+    biased = [vit for vit in vits if "relative position bias" in describe(vit).components]
+    handles = [handle for vit in biased for handle in listen(vit, dict.fromkeys(range(describe(vit).depth), attended))]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def open_onnx(folder: Path, batch_size: int | None) -> Callable[[Tensor], Tensor]:

@@ -34,7 +34,9 @@ from attention_transfer.vit import (
     carries_gradient,
     check_shared_drop_path,
     describe,
+    half_precision,
     logits_of,
+    part_of,
 )
 
 _log = logging.getLogger(__name__)
@@ -77,6 +79,7 @@ class AttentionTransfer(nn.Module):
         pairing: how a teacher of other depth, heads, patch grid or prefix tokens is mapped; default `Pairing()`.
         share_drop_path: in training, drop the same residual branches in teacher and student (as the paper does).
         teacher_dtype: autocast the teacher alone to this precision, e.g. `torch.bfloat16`; default that of the student.
+            A teacher with half-precision weights runs in their precision.
         compile_teacher: run the teacher alone through `torch.compile`.
 
     Attributes:
@@ -106,6 +109,9 @@ class AttentionTransfer(nn.Module):
     ) -> None:
         super().__init__()
         _check(teacher, student, rules, pairing, share_drop_path)
+        for role, network in (("teacher", teacher), ("student", student)):
+            if network is not None and (part := part_of(network)):
+                _log.info("the %s is %s of a %s", role, part, type(network).__name__)
         attention = [rule for rule in rules if isinstance(rule, AttentionRule)]
         self._pairing = pairing or Pairing()
         bond = Bond(teacher, student, attention, self._pairing) if attention and teacher is not None else None
@@ -129,6 +135,8 @@ class AttentionTransfer(nn.Module):
         self.progress = 0.0
         if teacher is not None and any(rule.needs_teacher for rule in rules):
             self._unregistered = (teacher.eval().requires_grad_(False),)
+            if (half := half_precision(teacher)) is not None:
+                _log.info("the teacher runs in the precision of its weights, %s; the rules compute in float32", half)
             self._input = InputFor(describe(teacher), describe(student))
             if share_drop_path:
                 self._drop_path = SharedDropPath(student, teacher, partial(_masks, self._replay))
@@ -298,17 +306,39 @@ class AttentionTransfer(nn.Module):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> AttentionTransfer:
         """A copy with a student of its own; the frozen teacher is shared."""
-        student = copy.deepcopy(self.student, memo)
-        twin = AttentionTransfer(self.teacher, student, self.rules, **self._options)
+        twin = AttentionTransfer(self.teacher, copy.deepcopy(self.student, memo), self.rules, **self._options)
         memo[id(self)] = twin
-        twin.training = self.training
-        if twin.networks is not None and self.networks is not None:
-            twin.networks.load_state_dict(self.networks.state_dict())
-            twin.networks.take_start(self.networks)
-        twin.progress = self.progress
-        if twin.head_pairs is not None and self.head_pairs is not None:
-            twin.head_pairs.load_state_dict(self.head_pairs.state_dict())
+        twin.__setstate__(copy.deepcopy(self._state()))
         return twin
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A pickle holds teacher and student, and binds them again; what else was attached stays behind."""
+        return _bound, (self.teacher, self.student, self.rules, self._options), self._state()
+
+    def _state(self) -> dict[str, Any]:
+        """What a copy takes over, beside what it is made of."""
+        return {
+            "training": self.training,
+            "progress": self.progress,
+            "networks": None if self.networks is None else self.networks.state_dict(),
+            "start": None if self.networks is None else self.networks.start,
+            "head_pairs": None if self.head_pairs is None else self.head_pairs.state_dict(),
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over the state of the one that this is a copy of."""
+        self.training, self.progress = state["training"], state["progress"]
+        if self.networks is not None:
+            self.networks.load_state_dict(state["networks"])
+            self.networks.start = state["start"]
+        if self.head_pairs is not None:
+            self.head_pairs.load_state_dict(state["head_pairs"])
+
+
+def _bound(
+    teacher: nn.Module | None, student: nn.Module, rules: Sequence[Rule], options: dict[str, Any]
+) -> AttentionTransfer:
+    return AttentionTransfer(teacher, student, rules, **options)
 
 
 def _check(

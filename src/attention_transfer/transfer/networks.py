@@ -30,6 +30,9 @@ class NetworkLosses(nn.Module):
         rules: the rules by name.
         pairing: which teacher's block each block of the student is paired with.
 
+    Attributes:
+        start: the student's weights that rules count from, by name; empty where no rule does.
+
     Raises:
         UserError: a rule cannot bind the pair; every reason is listed.
     """
@@ -55,7 +58,7 @@ class NetworkLosses(nn.Module):
         self._teacher = None if teacher is None else OutputWatch(teacher, set(self._pairs.values()))
         reads_start = any(rule.reads_start for rule in rules.values())
         own = unwrapped(student).named_parameters() if reads_start else ()
-        self._start = {name: parameter.detach().clone() for name, parameter in own}
+        self.start = {name: parameter.detach().clone() for name, parameter in own}
 
     @property
     def handles(self) -> list[TapHandle]:
@@ -79,7 +82,7 @@ class NetworkLosses(nn.Module):
         there = {} if watches.teacher is None else watches.teacher.blocks
         seen = Seen(
             student=unwrapped(student),
-            start=self._start,
+            start=self.start,
             student_logits=logits,
             teacher_logits=teacher_logits,
             student_blocks=watches.student.blocks,
@@ -88,10 +91,6 @@ class NetworkLosses(nn.Module):
         )
         own = dict(self.modules_of.items())
         return {name: rule.loss(seen, own.get(name)) for name, rule in self.rules.items()}
-
-    def take_start(self, other: NetworkLosses) -> None:
-        """Count from the weights that another one counts from."""
-        self._start = other._start
 
 
 def _pairs(layers: Sequence[int], pairing: Pairing, teacher: ViTSpec, student: ViTSpec) -> dict[int, int]:

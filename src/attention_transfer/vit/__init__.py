@@ -4,6 +4,7 @@ from attention_transfer.vit.call import POOL as POOL
 from attention_transfer.vit.call import AttentionCall as AttentionCall
 from attention_transfer.vit.capture import capture as capture
 from attention_transfer.vit.choices import wrong_choices as wrong_choices
+from attention_transfer.vit.copies import half_precision as half_precision
 from attention_transfer.vit.describe import describe as describe
 from attention_transfer.vit.drop_path import SharedDropPath as SharedDropPath
 from attention_transfer.vit.drop_path import check_shared_drop_path as check_shared_drop_path
@@ -15,6 +16,7 @@ from attention_transfer.vit.initialise import initialise as initialise
 from attention_transfer.vit.inputs import InputFor as InputFor
 from attention_transfer.vit.libraries import ViTSpec as ViTSpec
 from attention_transfer.vit.libraries import anatomy as anatomy
+from attention_transfer.vit.libraries import part_of as part_of
 from attention_transfer.vit.libraries import unwrapped as unwrapped
 from attention_transfer.vit.load import labels_of as labels_of
 from attention_transfer.vit.load import load_vit as load_vit

@@ -2,37 +2,36 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import logging
-import pathlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from attention_transfer.errors import UserError
+from attention_transfer.vit.jax_names import from_jax
+from attention_transfer.vit.reading import INDEX, read_content
 
 log = logging.getLogger("attention_transfer")
 
 # Names of networks in published files, best first: where a file holds several, the one that its authors evaluate.
 _NETWORKS = {
-    "model_ema": "the moving average of the weights",
-    "state_dict_ema": "the moving average of the weights",
-    "target_encoder": "the encoder that its authors evaluate (I-JEPA, MSN)",
-    "base_encoder": "the encoder that its authors evaluate (MoCo v3)",
-    "teacher": "the network that its authors evaluate (DINO, DINOv2, iBOT)",
-    "student": "the network that was trained",
-    "momentum_encoder": "the moving average of the encoder (MoCo v3)",
-    "encoder": "the encoder",
-    "model": "the model",
-    "state_dict": "the model",
-    "module": "the model",
+    r"(.+_)?(ema|swa)(_.+)?": "the moving average of the weights",
+    r"online_.+": "the network that its authors evaluate (BYOL)",
+    r"target_encoder": "the encoder that its authors evaluate (I-JEPA, MSN)",
+    r"base_encoder": "the encoder that its authors evaluate (MoCo v3)",
+    r"teacher(_.+)?": "the network that its authors evaluate (DINO, DINOv2, iBOT)",
+    r"student(_.+)?": "the network that was trained",
+    r"backbone|encoder_q": "the network that was trained",
+    r"(momentum|target|key)_.+|encoder_k": "the moving average of the encoder (MoCo v3)",
+    r"encoder": "the encoder",
+    r"model": "the model",
+    r"state_dict": "the model",
+    r"module": "the model",
+    r"current_model_state": "the weights before they were averaged",
 }
 # A weight that every plain ViT has tells where a network is in a file.
 _SIGNS = (
@@ -45,21 +44,8 @@ _SIGNS = (
 )
 # Heads that stand beside their backbone in a file.
 _HEAD = re.compile(r"(cls_|distillation_)?classifier\.|head\.(weight|bias)$")
-# Many published files carry the arguments of their training. A namespace and a path hold data only; paths are read as
-# pure ones, which exist on every system, under the names that the versions of Python give their classes.
-_DATA: list[Any] = [
-    argparse.Namespace,
-    *(
-        (pure, f"{module}.{name}")
-        for module in ("pathlib", "pathlib._local")
-        for pure, names in (
-            (pathlib.PurePosixPath, ("PosixPath", "PurePosixPath")),
-            (pathlib.PureWindowsPath, ("WindowsPath", "PureWindowsPath")),
-        )
-        for name in names
-    ),
-]
-_INDEX = ".index.json"  # ends the name of the list of a folder's several weights files
+# Nested dictionaries and entries of a file that are looked through, at most.
+_DEPTH, _ENTRIES = 16, 1_000_000
 
 
 @dataclass(frozen=True)
@@ -99,8 +85,8 @@ def read_state(path: Path, *, network: str | None = None) -> dict[str, Tensor]:
 
 def read_network(path: Path, *, network: str | None = None) -> Network:
     """As [`read_state`][attention_transfer.vit.read_state], with where the weights were found in the file."""
-    content = _read(path)
-    networks = _networks(_flat(content))
+    content = from_jax(read_content(path))
+    networks = _networks(_flat(content, path))
     if not any(networks.values()):
         raise UserError(f"{path} holds no tensors; name a file of model weights")
     place = _chosen(path, sorted(networks, key=_rank), network)
@@ -117,29 +103,42 @@ def _chosen(path: Path, places: list[str], network: str | None) -> str:
             raise UserError(f"{path} holds no network {network!r}; it holds {there}")
         places = named
     if len(places) > 1:
-        reason = next((why for name, why in _NETWORKS.items() if name in places[0].split(".")), "it has no prefix")
+        reason = next((why for name, why in _NETWORKS.items() if _named(name, places[0])), "it has no prefix")
         log.info(
-            "%s holds %s; taken: %s, %s (another can be named)",
+            "%s holds %s; taken: %s, %s (another can be named: %s#%s)",
             path.name,
             ", ".join(place.strip(".") or "one without a name" for place in places),
             places[0].strip(".") or "the one without a name",
             reason,
+            path.name,
+            places[1].strip("."),
         )
     return places[0]
 
 
-def _flat(content: Mapping[str, Any], prefix: str = "", around: tuple[int, ...] = ()) -> dict[str, Tensor]:
+def _named(name: str, place: str) -> bool:
+    return any(re.fullmatch(name, part) for part in place.split("."))
+
+
+def _flat(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
     """All tensors under their full names, through nested dictionaries such as optimiser states' neighbours.
 
-    `around` are the dictionaries that this one is in; one that holds itself is not followed.
+    Raises:
+        UserError: the dictionaries are nested deeper, or have more entries, than any weights have.
     """
     found: dict[str, Tensor] = {}
-    around = (*around, id(content))
-    for key, value in content.items():
-        if isinstance(value, Tensor):
-            found[f"{prefix}{key}"] = value
-        elif isinstance(value, Mapping) and key not in ("optimizer", "scaler", "lr_scheduler"):
-            found |= {} if id(value) in around else _flat(value, f"{prefix}{key}.", around)
+    waiting: list[tuple[str, Mapping[str, Any], int]] = [("", content, 0)]
+    seen = 0
+    while waiting:
+        prefix, entries, depth = waiting.pop()
+        seen += len(entries)
+        if depth > _DEPTH or seen > _ENTRIES:
+            raise UserError(f"{path} is no file of weights: its dictionaries are too many or too deep")
+        for key, value in entries.items():
+            if isinstance(value, Tensor):
+                found[f"{prefix}{key}"] = value
+            elif isinstance(value, Mapping) and key not in ("optimizer", "scaler", "lr_scheduler"):
+                waiting.append((f"{prefix}{key}.", value, depth + 1))
     return found
 
 
@@ -183,63 +182,31 @@ def _unnested(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _rank(place: str) -> tuple[int, ...]:
     """Position in the order of preference: the moving average first, then by what kind of network it is."""
-    names = list(_NETWORKS)
-    found = sorted(names.index(part) for part in place.split(".") if part in names)
-    # An Attention Transfer file keeps its frozen teacher beside the student that was trained.
-    beside = "teacher" in place.split(".")[1:]
-    return (beside, *found)
+    parts = place.split(".")
+    found = sorted(
+        next((rank for rank, name in enumerate(_NETWORKS) if re.fullmatch(name, part)), len(_NETWORKS))
+        for part in parts
+        if part
+    )
+    # A teacher with a backbone learns by its student's moving average, as DINO's does. One without, inside a model, is
+    # the frozen teacher of an Attention Transfer file, beside the student that was trained.
+    frozen = "teacher" in parts[1:] and not any("backbone" in part for part in parts)
+    return (frozen, *found)
 
 
 def weights_in(folder: Path) -> Path:
     """The weights file of a model's folder, or the index of several."""
     names = ("model.safetensors", "pytorch_model.bin")
-    for name in (*names, *(f"{name}{_INDEX}" for name in names)):
+    for name in (*names, *(f"{name}{INDEX}" for name in names)):
         if (folder / name).is_file():
             return folder / name
     return folder / "model.safetensors"
 
 
 def unfit(folder: Path, error: Exception) -> UserError:
-    """The error for a folder whose configuration and weights do not belong together."""
+    """The error for a folder whose configuration and weights do not belong together, or to their library."""
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return UserError(f"{folder} cannot be loaded: its config.json and weights do not fit ({reason[:160]})")
-
-
-def _read(path: Path) -> Mapping[str, Any]:
-    if path.name.endswith(_INDEX) and path.is_file():
-        return {key: value for part in _parts(path) for key, value in _read_one(part).items()}
-    return _read_one(path)
-
-
-def _read_one(path: Path) -> Mapping[str, Any]:
-    if not path.is_file():
-        raise UserError(f"there is no weights file {path}; check the path")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        with torch.serialization.safe_globals(_DATA):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged bytes make the readers fail in any way; all of them mean the same to the user
-        raise UserError(
-            f"{path} is not a readable checkpoint (truncated, of another kind, or with pickled code, which is not "
-            f"run): {_reason(error)}; download it again or save it as safetensors"
-        ) from error
-    if not isinstance(content, Mapping):
-        raise UserError(f"{path} holds no tensors; name a file of model weights")
-    return content
-
-
-def _parts(index: Path) -> list[Path]:
-    """The weights files that an index lists."""
-    try:
-        return [index.parent / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{index} is no index of weights files (no weight_map); download it again") from error
-
-
-def _reason(error: Exception) -> str:
-    """What a reader found, without torch's advice to run the code."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
-    found = re.search(r"(Unsupported (global|operand|class)|Trying to load unsupported GLOBAL)[^\n]*", text)
-    line = found[0].partition(". Please use")[0] if found else (text.splitlines() or [type(error).__name__])[0]
-    return line[:160]
+    return UserError(
+        f"{folder} cannot be loaded: its config.json and weights do not fit ({reason[:160]}); export or download it "
+        "again"
+    )

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import os
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import timm
+import torch
 from torch import nn
 
 from attention_transfer.errors import UserError, nearest
 from attention_transfer.folders import MODEL
 from attention_transfer.vit.describe import describe
 from attention_transfer.vit.files import read_network
+from attention_transfer.vit.folders import open_folder
 from attention_transfer.vit.libraries import LIBRARIES, library_of, unwrapped
 from attention_transfer.vit.recognise import architecture_of
 from attention_transfer.vit.weights import load_weights, take_weights
@@ -36,6 +38,7 @@ _BUILTIN: dict[str, dict[str, Any]] = {
         "pretrained_cfg_overlay": {"mean": (0.5,), "std": (0.5,)},
     },
 }
+_LOCAL = "local-dir:"
 _FORMS = (
     "timm/<name>, hf/<name or folder>, torchvision/<name>, builtin/vit_digits, the folder of a run or of an exported "
     "model, or a weights file"
@@ -73,22 +76,23 @@ def load_vit(
         UserError: the name does not exist (the nearest is named), weights are missing, damaged or of another
             architecture, or the model's attention is not supported.
     """
-    size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    if network is not None and not (isinstance(pretrained, str) or Path(spec).is_file()):
+    spec, inside = _located(spec)
+    weights, chosen = _located(pretrained) if isinstance(pretrained, str) else (None, None)
+    network = network or inside or chosen
+    if network is not None and weights is None and _kind(spec) != "file":
         raise UserError("network chooses among those of a weights file, but no file is named; leave it out")
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
     options: dict[str, Any] = {"num_classes": num_classes, "image_size": size, "patch_size": patch_size}
-    source, _, name = spec.partition("/")
-    if Path(spec).is_file():
-        model = _from_file(Path(spec), pretrained, network, options)
-    elif source in LIBRARIES and name and not (source != "hf" and Path(spec).exists()):
-        model = LIBRARIES[source].build(name, pretrained=pretrained is True, **options)
-    elif source == "builtin":
-        model = _builtin(name, options, pretrained is True)
+    if _kind(spec) == "file":
+        model = _from_file(Path(spec), pretrained if weights is None else weights, network, options)
     else:
-        model = _from_folder(Path(spec), options, pretrained is True)
+        model = _from_name(spec, pretrained is True, options)
     describe(model)  # refuses what is not a plain ViT
-    if isinstance(pretrained, str):
-        load_weights(model, Path(pretrained), spec, network=network)
+    if weights is not None:
+        load_weights(model, Path(weights), spec, network=network)
+    if pretrained is not False:
+        _refuse_not_finite(model, spec)
+    _say_cut(model, spec)
     return model.eval()
 
 
@@ -100,9 +104,16 @@ def save_vit(model: nn.Module, folder: Path, *, labels: list[str] | None = None)
     else it holds stays.
 
     Raises:
+        UserError: the model has weights beside those of its vision transformer.
         OSError: the folder can't be written; it is named.
     """
     bare = unwrapped(model)
+    kept = {id(parameter) for parameter in bare.parameters()}
+    if lost := [name for name, parameter in model.named_parameters() if id(parameter) not in kept]:
+        raise UserError(
+            f"{len(lost)} weights of {type(model).__name__} are not of the {type(bare).__name__} in it ({lost[0]}, …), "
+            "and its format has no place for them; save that network alone, or this one by torch.save"
+        )
     with whole_folder(folder, MODEL) as written:
         library_of(bare).save(bare, written, labels)
         for file in written.iterdir():
@@ -113,6 +124,24 @@ def labels_of(model: nn.Module) -> list[str] | None:
     """Names of a model's classes, where they were saved with it."""
     bare = unwrapped(model)
     return library_of(bare).labels(bare)
+
+
+def _from_name(spec: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
+    source, _, name = spec.partition("/")
+    folder = name.removeprefix(_LOCAL) if source == "timm" else name
+    if source == "hf" and _kind(name) == "folder":
+        return open_folder(Path(name), pretrained=pretrained, **options)
+    if source == "timm" and name.startswith(_LOCAL):
+        if _kind(folder) != "folder":
+            raise UserError(f"{folder} is no folder; a model is {_FORMS}")
+        return open_folder(Path(folder), pretrained=pretrained, **options)
+    if source in LIBRARIES and name and (source == "hf" or not _kind(spec)):
+        return LIBRARIES[source].build(name, pretrained=pretrained, **options)
+    if source == "builtin":
+        return _builtin(name, options, pretrained)
+    if _kind(spec) != "folder":
+        raise UserError(f"{spec} not found; a model is {_FORMS}")
+    return open_folder(Path(spec), pretrained=pretrained, **options)
 
 
 def _builtin(name: str, options: dict[str, Any], pretrained: bool) -> nn.Module:
@@ -132,26 +161,58 @@ def _builtin(name: str, options: dict[str, Any], pretrained: bool) -> nn.Module:
     return cast(nn.Module, timm.create_model(**{**_BUILTIN[name], **chosen}))
 
 
-def _from_folder(folder: Path, options: dict[str, Any], pretrained: bool) -> nn.Module:
-    if not folder.is_dir():
-        raise UserError(f"{folder} not found; a model is {_FORMS}")
-    if (folder / "model" / "config.json").is_file():
-        folder = folder / "model"
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder} holds no model (no config.json); name a finished run or an exported model")
+def _located(text: str) -> tuple[str, str | None]:
+    """A name with `~` expanded; and the network of a weights file that FILE#NETWORK names.
+
+    Raises:
+        UserError: it is empty.
+    """
+    if not text.strip():
+        raise UserError(f"no model is named; a model is {_FORMS}")
+    for start in ("hf/", "timm/local-dir:", ""):
+        if text.startswith(start):
+            text = start + os.path.expanduser(text.removeprefix(start))  # noqa: PTH111 (which fails for a ~name of nobody)
+            break
+    file, mark, network = text.rpartition("#")
+    if mark and network and _kind(file) == "file" and not _kind(text):
+        return file, network
+    return text, None
+
+
+def _kind(text: str) -> Literal["", "file", "folder"]:
+    """What a name is on the disk; one that is too long for a path, or can't be one, is nothing."""
+    path = Path(text)
     try:
-        config = json.loads((folder / "config.json").read_text())
-    except ValueError as error:
-        raise UserError(f"{folder / 'config.json'} is no JSON ({error}); export the model again") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{folder / 'config.json'} describes no model (it holds no names); export the model again")
-    library = "hf" if "model_type" in config else config.get("library", "timm")
-    if not isinstance(library, str) or library not in LIBRARIES:
-        raise UserError(
-            f"{folder / 'config.json'} names the library {library!r}, which is not known; "
-            f"{nearest(str(library), LIBRARIES)}"
+        return "folder" if path.is_dir() else "file" if path.is_file() else ""
+    except (OSError, ValueError):
+        return ""
+
+
+def _say_cut(model: nn.Module, spec: str) -> None:
+    """Say which pixels of an image no patch covers."""
+    known = describe(model)
+    kernel = next((m.kernel_size for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    if kernel is None:
+        return
+    cut = [size - rows * int(side) for size, rows, side in zip(known.image_size, known.grid, kernel, strict=True)]
+    if any(pixels > 0 for pixels in cut):
+        log.warning(
+            "%s: patches of %d×%d leave out %d rows and %d columns of images of %d×%d; give a size that they fill",
+            spec,
+            *kernel,
+            *cut,
+            *known.image_size,
         )
-    return LIBRARIES[library].open(folder, pretrained=pretrained, **options)
+
+
+def _refuse_not_finite(model: nn.Module, spec: str) -> None:
+    """Refuse weights with NaN or infinity: of a training that diverged, or damaged."""
+    lost = [name for name, parameter in model.named_parameters() if not bool(torch.isfinite(parameter).all())]
+    if lost:
+        raise UserError(
+            f"{len(lost)} weights of {spec} hold NaN or infinity ({lost[0]}, …), from damage or a training that "
+            "diverged; take another checkpoint"
+        )
 
 
 def _from_file(path: Path, pretrained: bool | str, network: str | None, options: dict[str, Any]) -> nn.Module:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from attention_transfer.errors import UserError, nearest, raise_all
+from attention_transfer.vit.copies import plain
 from attention_transfer.vit.libraries import anatomy, library_of, unwrapped
 
 Part = Literal["all", "embeddings", "blocks", "attention", "qkv", "qk", "mlp", "norms", "pool", "head"]
@@ -95,7 +96,7 @@ def take_part(student: nn.Module, source: nn.Module, parts: Sequence[Part]) -> l
             another shape in one of the two; nothing is taken then.
     """
     raise_all(parts_problems(parts))
-    here, there = _Network(student), _Network(source)
+    here, there = _Network(student), _Network(plain(source))
     if here.library.name != there.library.name:
         raise UserError(
             f"a student of {here.library.name} can't take parts of a model of {there.library.name}; "

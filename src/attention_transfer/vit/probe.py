@@ -63,10 +63,13 @@ class AttentionProbe:
 
     @torch.no_grad()
     def run(self, images: Tensor) -> tuple[dict[int, AttentionCall], Any]:
-        """The calls by layer, and the output of a model that runs as a whole (else `None`)."""
+        """The calls by layer, and the output of a model that runs as a whole (else `None`).
+
+        A model with half-precision weights gets the images in its own precision.
+        """
         precision = nullcontext() if self.dtype is None else torch.autocast(images.device.type, self.dtype)
         with precision:
-            return self._run(images)
+            return self._run(images.to(next(self.model.parameters()).dtype))
 
     def release(self) -> None:
         """Take everything off the model that this probe attached."""

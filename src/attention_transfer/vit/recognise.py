@@ -61,20 +61,23 @@ def architecture_of(network: Network, path: Path, image_size: tuple[int, int] | 
         "num_heads": _heads(network, kernel.shape[0]),
     }
     log.info(
-        "%s: read as a ViT with %d blocks of width %d and %d heads, patches of %s, images of %d×%d, which are "
-        "normalised as for ImageNet",
+        "%s: read as a ViT with %d blocks of width %d and %d heads, patches of %s, images of %d×%d; it says no "
+        "normalisation: that of ImageNet is assumed (mean %s, deviation %s)",
         path,
         architecture["depth"],
         architecture["embed_dim"],
         architecture["num_heads"],
         patch[0] if patch[0] == patch[1] else f"{patch[0]}×{patch[1]}",
         *pixels,
+        IMAGENET_DEFAULT_MEAN,
+        IMAGENET_DEFAULT_STD,
     )
     return architecture
 
 
 def _refuse_unreadable(state: State, path: Path) -> None:
-    mend = f"name the architecture and give the file as its weights: timm/<name> --pretrained {path}"
+    library = "torchvision" if "conv_proj.weight" in state else "timm"
+    mend = f"name the architecture and give the file as its weights: {library}/<name> --pretrained {path}"
     if any(sign in key for key in state for sign in _UNTOLD):
         raise UserError(
             f"{path} holds a network whose details can't be read from its weights (a BEiT, an EVA, a CLIP, or one with "

@@ -9,9 +9,10 @@ from timm.layers import trunc_normal_
 from torch import nn
 
 from attention_transfer.errors import UserError, nearest
+from attention_transfer.vit.copies import check_copied, plain
 from attention_transfer.vit.describe import describe
 from attention_transfer.vit.initialise import initialise
-from attention_transfer.vit.libraries import library_of, unwrapped
+from attention_transfer.vit.libraries import library_of
 from attention_transfer.vit.pooling import Pool, set_pool
 
 Components = Literal["native", "standard"]
@@ -43,7 +44,7 @@ def student_like(
         UserError: the teacher is not supported, or holds a parameter with no known initialisation.
     """
     describe(teacher)
-    bare = unwrapped(teacher)
+    bare = plain(teacher)
     if components not in get_args(Components):
         raise UserError(f"components is {components!r}; {nearest(components, get_args(Components))}")
     student = library_of(bare).fresh(bare, num_classes) if components == "native" else _standard(bare, num_classes)
@@ -55,12 +56,22 @@ def student_like(
 def student_from(weights: nn.Module, *, num_classes: int, pool: Pool | None = None) -> nn.Module:
     """A trainable copy of a network, with a new head (truncated normal, standard deviation 2e-5, as MAE fine-tunes).
 
-    `pool` says what the head reads, "token" or "avg"; default as in the network.
+    Adapters of peft are merged, parametrised weights become plain ones, half precision becomes float32; each is logged.
+    That the copy attends as its source does is checked on an image of noise.
+
+    Args:
+        weights: a plain vision transformer; it is left as it is.
+        num_classes: outputs of the student's head.
+        pool: what the head reads, "token" or "avg"; default as in the network.
+
+    Raises:
+        UserError: the network is not supported, or a copy of it would be another network.
     """
     describe(weights)
-    bare = unwrapped(weights)
+    bare = plain(weights)
     library = library_of(bare)
     student = library.with_head(bare, num_classes)
+    check_copied(weights, student)
     if head := library.head(student):
         trunc_normal_(head.weight, std=2e-5)
         if head.bias is not None:

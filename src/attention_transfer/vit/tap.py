@@ -2,7 +2,7 @@
 
 A tap is an instance attribute `forward` over the class's own. Unlike a `with` block around a model, it is also there
 when gradient checkpointing runs the forward again during the backward pass. Unlike a hook, it does not leak
-into copies: a deep copy of a tapped module gets an empty tap of its own.
+into copies: a deep copy or a pickle of a tapped module gets an empty tap of its own.
 """
 
 from __future__ import annotations
@@ -50,6 +50,10 @@ class _Tap:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Tap:
         return _Tap(copy.deepcopy(self.module, memo), copy.deepcopy(self.previous, memo))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A pickle, like a deep copy, has an empty tap."""
+        return {"module": self.module, "previous": self.previous, "wrappers": ()}
 
 
 def is_bare(forward: Forward) -> bool:

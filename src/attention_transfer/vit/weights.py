@@ -41,6 +41,7 @@ def take_weights(model: nn.Module, state: dict[str, Tensor], path: Path, name: s
     bare = unwrapped(model)
     library, wanted = library_of(bare), bare.state_dict()
     state = _fused(_expanded(state, wanted), wanted)
+    before = {key: tuple(value.shape) for key, value in state.items()}
     try:
         state = library.adapted(state, bare)
     except (RuntimeError, ValueError, KeyError, AttributeError, AssertionError) as error:
@@ -52,6 +53,9 @@ def take_weights(model: nn.Module, state: dict[str, Tensor], path: Path, name: s
     optional = {key for key in wanted if key.startswith(heads) or _DERIVED.search(key)}
     _refuse(path, name, wanted, state, used, optional)
     bare.load_state_dict(used, strict=False)
+    for key, value in used.items():
+        if key in before and before[key] != tuple(value.shape):
+            log.info("%s: %s resampled from %s to %s", path, key, before[key], tuple(value.shape))
     new = _listed(set(wanted) - set(used))
     log.info("%s: %d weights loaded; new: %s; left over: %s", path, len(used), new, _listed(set(state) - set(used)))
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from attention_transfer.errors import UserError
 from attention_transfer.vit.tokens import Tokens
 
 SUPPORTED = (
@@ -152,9 +154,28 @@ class Library(Protocol):
 
 
 def per_channel(values: Any, channels: int) -> tuple[float, ...]:
-    """Normalisation for the model's channels; one grey channel takes the mean of three colours."""
-    found = tuple(float(value) for value in values)
+    """Normalisation for the model's channels; one grey channel takes the mean of three colours.
+
+    Raises:
+        UserError: these are no finite numbers.
+    """
+    try:
+        found = tuple(float(value) for value in (() if isinstance(values, str) else values))
+    except (TypeError, ValueError):
+        found = ()
+    if not found or not all(map(math.isfinite, found)):
+        raise UserError(
+            f"a model's mean or standard deviation is {values!r}; give a number a channel in its config.json"
+        )
     return found if len(found) == channels else (sum(found) / len(found),) * channels
+
+
+def deviation(values: Any, channels: int) -> tuple[float, ...]:
+    """As [`per_channel`][attention_transfer.vit.libraries.base.per_channel], for what pixels are divided by."""
+    found = per_channel(values, channels)
+    if min(found) <= 0:
+        raise UserError(f"a model's standard deviation is {values!r}; give numbers above 0 in its config.json")
+    return found
 
 
 def missing_part(module: Any, name: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import logging
 import re
 import sys
 from pathlib import Path
@@ -22,8 +23,10 @@ from torch import Tensor, nn
 from attention_transfer.errors import UserError, nearest
 from attention_transfer.vit.files import read_state, unfit, weights_in
 from attention_transfer.vit.initialise import initialise
-from attention_transfer.vit.libraries.base import SUPPORTED, Anatomy, ViTSpec, missing_part, per_channel
+from attention_transfer.vit.libraries.base import SUPPORTED, Anatomy, ViTSpec, deviation, missing_part, per_channel
 from attention_transfer.vit.tokens import Tokens
+
+log = logging.getLogger("attention_transfer")
 
 _PLAIN = (VisionTransformer, VisionTransformerRelPos, Beit, Eva, NaFlexVit)
 
@@ -84,7 +87,7 @@ class Timm:
             image_size=image_size,
             channels=channels,
             mean=per_channel(config["mean"], channels),
-            std=per_channel(config["std"], channels),
+            std=deviation(config["std"], channels),
             classes=int(vit.num_classes),
             pool=isinstance(getattr(vit, "attn_pool", None), AttentionPoolLatent),
             pool_tokens=_pool_tokens(vit),
@@ -101,13 +104,15 @@ class Timm:
         patch_size: int | None,
     ) -> nn.Module:
         """`timm.create_model`, with its failures said in a sentence."""
+        options: dict[str, Any] = {"num_classes": num_classes, "img_size": image_size, "patch_size": patch_size}
+        if re.match(r"hf[-_]hub:", name):
+            return _from_hub(name, num_classes, pretrained=pretrained, **options)
         architecture = name.split(".", maxsplit=1)[0]
         if not timm.is_model(architecture):
             close = difflib.get_close_matches(architecture, timm.list_models(), n=3)
             hint = f"did you mean {', '.join(f'timm/{c}' for c in close)}?" if close else "see timm.list_models()"
             raise UserError(f"timm has no model {name!r}; {hint}")
         _refuse_tag(name, pretrained)
-        options: dict[str, Any] = {"num_classes": num_classes, "img_size": image_size, "patch_size": patch_size}
         if image_size is not None and architecture.startswith("naflexvit"):  # takes any image; this only says which
             del options["img_size"]
             options["pretrained_cfg_overlay"] = {"input_size": (3, *image_size)}
@@ -141,6 +146,14 @@ class Timm:
             model = timm.create_model(f"local-dir:{folder.resolve()}", pretrained=pretrained, **given)
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise unfit(folder, error) from error
+        settings = resolve_data_config({}, model=model)
+        if not model.pretrained_cfg.get("mean") and pretrained:
+            log.info(
+                "%s says no normalisation; mean %s and deviation %s are assumed",
+                folder,
+                settings["mean"],
+                settings["std"],
+            )
         return _named(model, num_classes)
 
     def with_head(self, model: nn.Module, num_classes: int) -> nn.Module:
@@ -186,6 +199,20 @@ class Timm:
             model_config={"pretrained_cfg": {"label_names": labels, "num_classes": len(labels)} if labels else {}},
             safe_serialization=True,
         )
+
+
+def _from_hub(name: str, classes: int | None, **options: Any) -> nn.Module:
+    """A model that lies on the Hugging Face hub in timm's layout."""
+    given = {key: value for key, value in options.items() if value is not None}
+    try:
+        return _named(timm.create_model(name, **given), classes)
+    except OSError as error:
+        raise UserError(
+            f"timm/{name} could not be fetched ({type(error).__name__}); check the name, connect to the network, or "
+            "name a folder that it was downloaded to (timm/local-dir:FOLDER)"
+        ) from error
+    except Exception as error:  # values of a wrong type or size make timm fail in any way
+        raise unfit(Path(name), error) from error
 
 
 def _refuse_tag(name: str, pretrained: bool) -> None:

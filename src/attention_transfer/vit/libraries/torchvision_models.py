@@ -24,6 +24,7 @@ from attention_transfer.vit.tokens import Tokens
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # all of its published weights
 _POSITION = "encoder.pos_embedding"
 _ARGUMENTS = ("image_size", "patch_size", "hidden_dim", "mlp_dim", "representation_size")
+_RENAMED = {".mlp.linear_1.": ".mlp.0.", ".mlp.linear_2.": ".mlp.3."}
 _NORM_EPS = 1e-6  # torchvision's own
 
 
@@ -127,7 +128,9 @@ class Torchvision:
 
     def with_head(self, model: nn.Module, num_classes: int) -> nn.Module:
         """A new `.heads` on a copy."""
-        student: Any = copy.deepcopy(model).cpu()
+        student: Any = copy.deepcopy(model)
+        if not student.class_token.is_meta:  # of which only the size is asked
+            student = student.cpu()
         student.heads = nn.Sequential()
         student.heads.add_module(
             "head", nn.Linear(student.hidden_dim, num_classes) if num_classes > 0 else nn.Identity()
@@ -156,8 +159,10 @@ class Torchvision:
         return cast("list[str] | None", getattr(model, "label_names", None))
 
     def adapted(self, state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-        """Position embeddings resampled to the model's grid."""
+        """Names of the published files, which are older than the library's; positions for the model's grid."""
         vit: Any = model
+        for old, new in _RENAMED.items():
+            state = {key.replace(old, new): value for key, value in state.items()}
         if _POSITION in state and state[_POSITION].shape[1] != vit.seq_length:
             side = vit.image_size // vit.patch_size
             state = {**state, _POSITION: resample_abs_pos_embed(state[_POSITION], [side, side])}

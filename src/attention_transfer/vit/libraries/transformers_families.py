@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from torch import nn
 from attention_transfer.errors import UserError
 from attention_transfer.vit.libraries.base import SUPPORTED, missing_part
 from attention_transfer.vit.tokens import Tokens
+
+log = logging.getLogger("attention_transfer")
 
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 _IMAGENET: Normalisation = (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
@@ -194,7 +197,7 @@ def read_configuration(name: str) -> Any:
     except ImportError as error:
         raise UserError("models of Hugging Face need transformers; pip install 'attention-transfer[hf]'") from error
     with fetching(name):
-        config = transformers.AutoConfig.from_pretrained(name)
+        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
         processor = _preprocessor(name)
     if config.model_type == "vit_mae":  # the pre-training network hides three quarters of the patches, at random
         shared = {key: value for key, value in config.to_dict().items() if key != "model_type"}
@@ -202,8 +205,13 @@ def read_configuration(name: str) -> Any:
         processor = {"image_mean": _IMAGENET[0], "image_std": _IMAGENET[1]} | processor
     if vision(config).model_type not in _FAMILIES:
         raise UserError(f"hf/{name} is a {config.model_type}, which is not supported: {SUPPORTED}")
+    if hasattr(config, "auto_map"):
+        log.info("hf/%s brings code of its own, which is not run: the network is transformers' own", name)
+        del config.auto_map  # else transformers would ask for that code when what is saved from here is opened
     for key, value in processor.items():
         setattr(config, key, list(value))
+    if not processor:
+        log.info("hf/%s says no normalisation; mean %s and deviation %s are assumed", name, *normalisation(config))
     return config
 
 

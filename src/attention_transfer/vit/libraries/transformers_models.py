@@ -18,7 +18,7 @@ from attention_transfer.errors import UserError
 from attention_transfer.vit.files import read_state, unfit, weights_in
 from attention_transfer.vit.libraries import transformers_families as families
 from attention_transfer.vit.libraries import transformers_weights as weights
-from attention_transfer.vit.libraries.base import Anatomy, ViTSpec, per_channel
+from attention_transfer.vit.libraries.base import Anatomy, ViTSpec, deviation, per_channel
 
 
 class BackboneClassifier(nn.Module):
@@ -98,7 +98,7 @@ class Transformers:
             image_size=image_size,
             channels=int(vision.num_channels),
             mean=per_channel(mean, int(vision.num_channels)),
-            std=per_channel(std, int(vision.num_channels)),
+            std=deviation(std, int(vision.num_channels)),
             classes=0 if head is None else head.out_features,
             pool=anatomy.pool is not None,
             components=families.components(model, vision),
@@ -225,6 +225,12 @@ class Transformers:
             for name, value in weights.renamed(state, student).items()
             if name in target and target[name].shape == value.shape and not name.startswith(heads)
         }
+        lost = sorted(name for name in target.keys() - backbone.keys() if not name.startswith(heads))
+        if lost:
+            raise UserError(
+                f"{len(lost)} weights of a {type(student).__name__} are not in the model that it is a copy of "
+                f"({lost[0]}, …), so they would be random; take adapters and replaced layers off it"
+            )
         student.load_state_dict(backbone, strict=False)
 
 

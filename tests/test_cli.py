@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from rich.console import Console
 
-from attention_transfer import UserError, cli
+from attention_transfer import UserError, cli, parser, ui
 from attention_transfer.training import Recipe, read_metrics, read_yaml
 
 
@@ -95,7 +94,7 @@ def test_the_first_ctrl_c_shows_the_cursor_that_a_bar_hides(monkeypatch: pytest.
     try:
         with monkeypatch.context() as patch:
             patch.setattr("os.write", lambda _, data: written.append(data))
-            patch.setattr(cli, "console", Console(stderr=True, force_terminal=True))
+            patch.setattr(ui, "console", ui.Console(stderr=True, force_terminal=True))
             patch.setattr(cli, "run", lambda _: signal.raise_signal(signal.SIGINT))
             patch.setattr("sys.argv", ["attention-transfer", "presets"])
             with pytest.raises(SystemExit) as caught:
@@ -141,25 +140,24 @@ def test_print_config_shows_what_would_be_run(capsys: pytest.CaptureFixture[str]
 
 
 def test_switches_stand_alone_and_dashes_are_underscores() -> None:
-    parser = cli.build_parser()
-    settings = parser.parse_args(["train", "--overwrite", "--image-size", "16", "--recipe.batch-size", "4"]).train
+    parse = parser.build_parser().parse_args
+    settings = parse(["train", "--overwrite", "--image-size", "16", "--recipe.batch-size", "4"]).train
     assert (settings.overwrite, settings.image_size, settings.recipe.batch_size) == (True, 16, 4)
-    assert parser.parse_args(["train", "--image_size", "16"]).train.image_size == 16
+    assert parse(["train", "--image_size", "16"]).train.image_size == 16
 
 
 def test_the_help_of_a_preset_shows_its_own_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
     from attention_transfer.transfer import PRESETS, Preset
 
     monkeypatch.setitem(PRESETS, "gta", Preset("x", init="teacher", recipe={"lr": 0.123}))
-    settings = cli.build_parser(["train", "--preset=gta"]).parse_args(["train", "--preset", "gta"]).train
+    settings = parser.build_parser(["train", "--preset=gta"]).parse_args(["train", "--preset", "gta"]).train
     assert settings.recipe.lr == 0.123
-    assert cli.build_parser().parse_args(["train"]).train.recipe.lr == Recipe(**PRESETS["distill"].recipe).lr  # type: ignore[arg-type]
+    assert parser.build_parser().parse_args(["train"]).train.recipe.lr == Recipe(**PRESETS["distill"].recipe).lr  # type: ignore[arg-type]
 
 
 def test_the_flags_are_these() -> None:
     """A new flag is a promise: it changes this list, the docs and the changelog together."""
-    parser = cli.build_parser()
-    subparsers = parser._subcommands_action._name_parser_map
+    subparsers = parser.build_parser().verbs
     flags = {
         verb: {o for a in sub._actions for o in a.option_strings if re.fullmatch("--(?!recipe)[a-z-_]+", o)}
         - {"--help", "--config", "--print_config"}

@@ -28,8 +28,9 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def torchrun(monkeypatch: pytest.MonkeyPatch, *, rank: int, local: int, world: int) -> None:
+    ranks = {"LOCAL_RANK": rank % local, "GROUP_RANK": rank // local}
     sizes = {"LOCAL_WORLD_SIZE": local, "GROUP_WORLD_SIZE": -(-world // local), "WORLD_SIZE": world}
-    for name, value in {"TORCHELASTIC_RUN_ID": "1", "RANK": rank, **sizes}.items():
+    for name, value in {"TORCHELASTIC_RUN_ID": "1", "RANK": rank, **ranks, **sizes}.items():
         monkeypatch.setenv(name, str(value))
 
 

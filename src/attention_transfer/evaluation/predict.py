@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import torch
-from rich.markup import escape
 from torch import Tensor
 
+from attention_transfer.arguments import verb
 from attention_transfer.data import Normalise, Transform, eval_pixels, read_image
 from attention_transfer.errors import UserError, nearest, raise_all
 from attention_transfer.evaluation.image_files import ImageFile, find_images
@@ -31,6 +31,7 @@ _TOP = 3
 _SHOWN = 20  # rows of the table where a file has them all
 
 
+@verb
 def predict(
     run: str,
     images: list[str],
@@ -129,7 +130,7 @@ def _predicted(
     network, normalise = loaded.network.to(device), Normalise(loaded.spec).to(device)
     predictions: list[Prediction] = []
     skipped: list[str] = []
-    with Display.open() as display, display.bar(f"predicting with {escape(loaded.path.name)}", len(files)) as bar:
+    with Display.open() as display, display.bar(f"predicting with {loaded.path.name}", len(files)) as bar:
         for batch, unread in _batches(files, pixels, batch_size):
             skipped += unread
             if batch:

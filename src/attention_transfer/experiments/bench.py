@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 import timm
 import torch
-from rich.console import Console
 from rich.table import Table
 
-from attention_transfer.errors import UserError
+from attention_transfer.arguments import parts_of, verb
+from attention_transfer.errors import UserError, raise_all
 from attention_transfer.experiments.runners import Runner, runner
 from attention_transfer.experiments.steps import METHODS, Bench, check_methods, teacher_of
 from attention_transfer.training import Display, check_writable
+from attention_transfer.ui import Console
 from attention_transfer.viewing import cost_chart, save
 from attention_transfer.vit import describe
 from attention_transfer.writing import write_whole
@@ -53,6 +54,7 @@ class Cost:
     memory_ratio: float
 
 
+@verb
 def bench(
     model: str = "timm/vit_small_patch16_224",
     *,
@@ -89,9 +91,12 @@ def bench(
     Raises:
         UserError: there is no such method, device or model.
     """
-    names = ["floor", *(m.strip() for m in methods.split(",") if m.strip() and m.strip() != "floor")]
+    problems: list[str] = []
+    names = ["floor", *(name for name in parts_of(methods, "methods", problems) if name != "floor")]
+    parts = parts_of(image_sizes, "image_sizes", problems)
+    raise_all(problems)
     check_methods(names)
-    sizes = _sizes(image_sizes)
+    sizes = _sizes(parts)
     if dtype not in ("float32", "bfloat16", "float16"):
         raise UserError(f"dtype is {dtype}; choose float32, bfloat16 or float16")
     if device == "cuda" and not torch.cuda.is_available():
@@ -110,13 +115,13 @@ def bench(
     return costs
 
 
-def _sizes(text: str) -> list[int]:
+def _sizes(parts: list[str]) -> list[int]:
     try:
-        sizes = [int(part) for part in text.split(",") if part.strip()]
+        sizes = [int(part) for part in parts]
     except ValueError as error:
-        raise UserError(f"image_sizes is {text!r}; give whole numbers, separated by commas") from error
+        raise UserError(f"image_sizes is {','.join(parts)!r}; give whole numbers, separated by commas") from error
     if not sizes or min(sizes) < 1:
-        raise UserError(f"image_sizes is {text!r}; give at least one number of pixels")
+        raise UserError(f"image_sizes is {','.join(parts)!r}; give at least one number of pixels")
     return sizes
 
 

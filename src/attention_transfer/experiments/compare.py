@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import yaml
 from torch import nn
 
+from attention_transfer.arguments import parts_of, verb
 from attention_transfer.data import Splits, check_subset, labelled_subset, load_data
 from attention_transfer.errors import UserError, raise_all
 from attention_transfer.experiments.pictures import draw_accuracies, draw_attention, draw_curves
@@ -54,6 +55,7 @@ class Comparison:
     rows: tuple[Row, ...]
 
 
+@verb
 def compare(
     presets: str | list[str] = "scratch,finetune,copy,distill,gta",
     *,
@@ -211,7 +213,7 @@ def _check(
 
 def _listed(value: str | Sequence[T], kind: Callable[[str], T], what: str, problems: list[str]) -> list[T]:
     """Values from a list or from text with commas, each once, in order."""
-    items = [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else list(value)
+    items = parts_of(value, what, problems) if isinstance(value, str) else list(value)
     values: list[T] = []
     for item in items:
         try:

@@ -1,9 +1,10 @@
 """The engine: a typed recipe, one Lightning module for every objective, run folders, and the verbs that train."""
 
-from attention_transfer.training.callbacks import Interrupted as Interrupted
+from attention_transfer.errors import Interrupted as Interrupted
 from attention_transfer.training.callbacks import read_metrics as read_metrics
 from attention_transfer.training.card import model_card as model_card
 from attention_transfer.training.compiler import compiler_problems as compiler_problems
+from attention_transfer.training.configuration import foreign_classes as foreign_classes
 from attention_transfer.training.configuration import read_config as read_config
 from attention_transfer.training.configuration import read_rules as read_rules
 from attention_transfer.training.configuration import rule_config as rule_config
@@ -22,7 +23,6 @@ from attention_transfer.training.objective import Supervised as Supervised
 from attention_transfer.training.presets import presets as presets
 from attention_transfer.training.pretrain import pretrain as pretrain
 from attention_transfer.training.progress import Display as Display
-from attention_transfer.training.progress import console as console
 from attention_transfer.training.recipe import Recipe as Recipe
 from attention_transfer.training.run_folder import RunFolder as RunFolder
 from attention_transfer.training.run_folder import check_writable as check_writable
@@ -30,3 +30,4 @@ from attention_transfer.training.run_folder import differences as differences
 from attention_transfer.training.run_folder import read_yaml as read_yaml
 from attention_transfer.training.train import Run as Run
 from attention_transfer.training.train import train as train
+from attention_transfer.ui import console as console

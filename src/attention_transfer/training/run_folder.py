@@ -16,6 +16,7 @@ import torch
 import yaml
 
 from attention_transfer.errors import UserError
+from attention_transfer.plain_yaml import read_mapping
 from attention_transfer.training.hardware import this_process
 from attention_transfer.writing import unfinished, write_whole
 
@@ -181,18 +182,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         UserError: it is damaged.
     """
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not readable YAML{_line(error)}; mend or restore it") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is not a configuration, which has names with values; mend or restore it")
-    return content
-
-
-def _line(error: Exception) -> str:
-    mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
-    return f" (line {mark.line + 1})" if mark is not None else ""
+    return read_mapping(path)
 
 
 def environment() -> dict[str, Any]:

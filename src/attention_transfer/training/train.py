@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from attention_transfer.arguments import verb
 from attention_transfer.data import data_slug, labelled_subset, load_data
 from attention_transfer.errors import raise_all
 from attention_transfer.training.card import model_card
@@ -49,6 +50,7 @@ class Run:
         return float(self.summary["test"]["accuracy"])
 
 
+@verb
 def train(
     preset: str = "distill",
     *,

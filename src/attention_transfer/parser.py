@@ -117,6 +117,9 @@ def parse(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
                 raise UserErrors(problems) from mistake
             words = left
         else:
+            recipe = found[1].get("recipe")
+            if problems and isinstance(recipe, Recipe):  # a verb without mistakes says this itself
+                problems += recipe.problems()
             raise_all(problems)
             return found
 

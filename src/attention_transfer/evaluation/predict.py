@@ -20,7 +20,7 @@ from attention_transfer.evaluation.network import LoadedRun, load_classifier
 from attention_transfer.evaluation.overlay import Overlays, overlay_problems
 from attention_transfer.evaluation.predictions import Prediction, as_csv, as_json, out_problems, show
 from attention_transfer.training import Display
-from attention_transfer.training.hardware import choose_hardware
+from attention_transfer.training.hardware import Device, choose_hardware
 from attention_transfer.writing import whole_file
 
 log = logging.getLogger("attention_transfer")
@@ -39,7 +39,7 @@ def predict(
     top: int | None = None,
     probabilities: Probabilities = "top",
     batch_size: int = 64,
-    device: Literal["auto", "cpu", "cuda"] = "auto",
+    device: Device = "auto",
     overlay: str | None = None,
     out: str | None = None,
     overwrite: bool = False,
@@ -55,7 +55,7 @@ def predict(
         top: how many classes to give for each; default 3, or all where there are fewer.
         probabilities: top for those of the classes that are given, all for those of every class.
         batch_size: images a forward pass.
-        device: auto takes the GPU where there is one.
+        device: where to compute: auto, cpu, cuda or mps; auto takes a GPU where there is one.
         overlay: folder for a picture of each image with the attention of the last block over it.
         out: file for the predictions, .csv or .json; default shows a table only.
         overwrite: replace that file, and pictures of the same names.

@@ -20,7 +20,7 @@ from attention_transfer.arguments import parts_of, verb
 from attention_transfer.errors import UserError, raise_all
 from attention_transfer.experiments.runners import Runner, runner
 from attention_transfer.experiments.steps import METHODS, Bench, check_methods, teacher_of
-from attention_transfer.training import Display, check_writable
+from attention_transfer.training import Device, Display, check_writable, choose_hardware
 from attention_transfer.ui import Console
 from attention_transfer.viewing import cost_chart, save
 from attention_transfer.vit import describe
@@ -62,7 +62,7 @@ def bench(
     image_sizes: str = "224",
     batch_size: int = 8,
     repeats: int = 10,
-    device: str = "cpu",
+    device: Device = "cpu",
     dtype: str = "float32",
     compiled: bool = False,
     out: str = "runs/bench",
@@ -80,7 +80,8 @@ def bench(
         image_sizes: input pixels, height and width, separated by commas.
         batch_size: images a step, at the first image size; fewer at larger ones, so that tokens a step stay alike.
         repeats: how often each method runs.
-        device: cpu or cuda.
+        device: where to compute: cpu, cuda or mps; auto takes a GPU where there is one. MPS counts no peak of memory:
+            there it is what is allocated after a step.
         dtype: float32, or bfloat16 or float16 for autocast.
         compiled: run the steps through torch.compile.
         out: folder for bench.json and bench.png.
@@ -99,12 +100,11 @@ def bench(
     sizes = _sizes(parts)
     if dtype not in ("float32", "bfloat16", "float16"):
         raise UserError(f"dtype is {dtype}; choose float32, bfloat16 or float16")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("no CUDA device is there; leave --device out, or give cpu")
+    chosen = choose_hardware(device, 1).device
     if min(batch_size, repeats) < 1:
         raise UserError("batch_size and repeats must be at least 1")
     check_writable(Path(out), needed_mb=1)
-    first = Bench(model, sizes[0], batch_size, device, dtype, compiled)
+    first = Bench(model, sizes[0], batch_size, chosen, dtype, compiled)
     costs: list[Cost] = []
     with Display.open() as display, display.bar("bench", len(sizes) * len(names)) as bar:
         for size in sizes:

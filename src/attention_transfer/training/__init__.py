@@ -12,6 +12,7 @@ from attention_transfer.training.engine import Fitted as Fitted
 from attention_transfer.training.engine import fit as fit
 from attention_transfer.training.engine import fit_problems as fit_problems
 from attention_transfer.training.hardware import Device as Device
+from attention_transfer.training.hardware import choose_hardware as choose_hardware
 from attention_transfer.training.inputs import input_problems as input_problems
 from attention_transfer.training.log import logging_to as logging_to
 from attention_transfer.training.module import ObjectiveModule as ObjectiveModule

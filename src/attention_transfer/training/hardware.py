@@ -243,7 +243,7 @@ def _launcher() -> type[ClusterEnvironment] | None:
 
 
 _ALONE = {
-    **dict.fromkeys(("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "SLURM_PROCID", "SLURM_LOCALID"), "0"),
+    **dict.fromkeys(("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "SLURM_PROCID"), "0"),
     **dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE"), "1"),
 }
 """What launchers say to a process that is alone. Lightning, too, takes each of these for itself."""

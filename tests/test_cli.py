@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import re
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,10 @@ from attention_transfer.training import Recipe, read_metrics, read_yaml
         ("train --preset scratch --image-size 0", "image_size is 0; give a number of pixels"),
         ("train --loggers wandb", 'loggers is wandb; give a list in quoted brackets, such as "[wandb]"'),
         ("train --preset scratch --data x[b]y", "there is no data set 'x[b]y'; choose one of: digits. A folder,"),
+        ("train --seed 1e400", "seed is inf; give a value of type int"),
+        (f"train --seed {'9' * 5_000}", "seed: a number of so many digits can't be read"),
+        ("train --out", "--out has no value; give one"),
+        ("train extra", "extra is one argument too many"),
         ("train --shots many", "shots is many; give a value of type int"),
         ("train --rules+=Distil", "there is no rule 'Distil'; did you mean 'Distill'?"),
         ("train --rules+=Distill --rules.weight=-1", "Distill.weight is -1.0; give a finite number of at least 0"),
@@ -44,6 +49,74 @@ def test_a_mistake_gets_one_sentence(arguments: str, sentence: str) -> None:
         cli.run(arguments.split())
     assert str(caught.value).startswith(sentence)
     assert "\n" not in str(caught.value)
+
+
+def test_all_mistakes_of_flags_and_configurations_are_listed_at_once(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("recipe: {lr: fast, epochs: 0}\nprest: copy\n")
+    (tmp_path / "c.yaml").write_text("extends: base.yaml\nseed: x\nloggers: wandb\n")
+    with pytest.raises(UserError) as caught:
+        cli.run(["train", "--config", str(tmp_path / "c.yaml"), "--shots", "", "--fraction=", "--device", "tpu"])
+    said = str(caught.value).splitlines()
+    assert said[:2] == [
+        "--shots is empty; give a value, or leave it out",
+        "--fraction is empty; give a value, or leave it out",
+    ]
+    assert sorted(said[2:]) == [
+        "device is 'tpu'; did you mean 'cpu'?",
+        'loggers is wandb; give a list in quoted brackets, such as "[wandb]"',
+        "recipe.epochs is 0; give a number of at least 1",
+        "recipe.lr is fast; give a value of type float",
+        "seed is x; give a value of type int",
+        "there is no option 'prest'; did you mean 'preset'?",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("verb", "text", "sentence"),
+    [
+        ("train", "preset: scratch\nrecipe:\n", "recipe is empty; give its settings by name"),
+        ("pretrain", "recipe: [1]\n", "recipe is [1]; give its settings by name"),
+        ("train", "preset:\n", "preset is empty; give a value"),
+        ("train", "rules: &r [*r]\n", "{file} holds a value that is a part of itself"),
+        ("train", "rules: [{class_path: nowhere.Rule}]\n", "there is no rule 'nowhere.Rule'; choose one of: BSS, Copy"),
+        ("train", "rules: [3]\n", "rules holds 3, which is none"),
+        ("train", "pairing: antigravity.Pairing\n", "pairing is 'antigravity.Pairing'; give its settings by name"),
+        ("train", '"": 3\n', "a name in the configuration is empty"),
+        ("train", "config: a\n", "there is no option 'config' in a configuration"),
+        ("train", "preset: scratch\nseed: 99999999999999999999\n", "seed is a number beyond 64 bits"),
+        ("train", "preset: scratch\nrecipe: {weight_decay: .inf}\n", "recipe.weight_decay is"),
+        ("train", "preset: scratch\nout: ''\n", "out is empty"),
+        ("compare", "preset: copy\n", "there is no option 'preset'; did you mean 'presets'?"),
+        ("compare", "seeds: '0,,1'\n", "seeds is '0,,1', which has an empty part"),
+    ],
+)
+def test_a_configuration_of_another_kind_is_refused(verb: str, text: str, sentence: str, tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError) as caught:
+        cli.run([verb, "--config", str(file)])
+    assert str(caught.value).startswith(sentence.format(file=file))
+    assert "antigravity" not in sys.modules
+
+
+def test_files_extend_each_other_to_an_end(tmp_path: Path) -> None:
+    for number in range(30):
+        (tmp_path / f"{number}.yaml").write_text(f"extends: {number + 1}.yaml\n")
+    with pytest.raises(UserError, match="extends a file that extends another, and so on over 16 times"):
+        cli.run(["train", "--config", str(tmp_path / "0.yaml")])
+
+
+def test_a_flag_imports_no_rule_that_is_not_known() -> None:
+    for words in (["--rules+=antigravity.Fly"], ["--rules", "[{class_path: antigravity.Fly}]"]):
+        with pytest.raises(UserError, match="there is no rule 'antigravity.Fly'"):
+            cli.run(["train", *words])
+    assert "antigravity" not in sys.modules
+
+
+def test_every_verb_with_a_device_takes_all_of_them() -> None:
+    for name, verb in parser.build_parser().verbs.items():
+        if any("--device" in action.option_strings for action in verb._actions):
+            assert "mps" in verb.format_help(), name
 
 
 def test_wrong_input_leaves_with_code_2_and_no_traceback(

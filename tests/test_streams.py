@@ -16,7 +16,7 @@ import pytest
 
 from attention_transfer.streams import ERRORS, readable
 
-PLAYED = """
+PLAYED = r"""
 import logging, sys, types
 from pathlib import Path
 from attention_transfer import cli
@@ -28,10 +28,10 @@ def work():
         task = progress.add_task("working", total=300)
         for step in range(300):
             progress.advance(task)
-            log.info("step %d in [/b] rosé 雛菊 \\udcff × …", step)
+            log.info("step %d in [/b] ros\u00e9 \u96db\u83ca \udcff \u00d7 \u2026", step)
     console.print("a table")
     for line in range(300):
-        print("report", line, "雛菊")
+        print("report", line, "\u96db\u83ca")
     Console().print("the end")
     Path("done").write_text("done")
 
@@ -152,9 +152,7 @@ def test_a_command_that_is_still_loading_stops_at_once(number: signal.Signals) -
 
 
 def test_the_command_line_can_be_stopped_before_it_loads_anything_heavy() -> None:
-    code = (
-        "import sys; from attention_transfer import cli; print(sorted({'torch', 'numpy', 'rich'} & set(sys.modules)))"
-    )
+    code = "import sys; from attention_transfer import cli; print({'torch', 'numpy', 'rich'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
 
 

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from types import FrameType
 from typing import NoReturn
 
@@ -29,7 +30,8 @@ def main() -> NoReturn:
     """Entry point: 0 done, 2 wrong input or a full disk (a sentence says what), 130 stopped by Ctrl-C or SIGTERM."""
     guard()
     _listen(_leave)
-    from attention_transfer import ui  # which takes seconds
+    import_module("attention_transfer.parser")  # which takes seconds
+    from attention_transfer import ui
 
     _listen(_stop)
     log = logging.getLogger("attention_transfer")

@@ -24,10 +24,18 @@ class Console(rich.console.Console):
         super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False, **options)
 
     @property
+    def width(self) -> int:
+        """Columns, as they are now."""
+        return max(super().width, _NARROWEST)
+
+    @width.setter
+    def width(self, width: int) -> None:
+        rich.console.Console.width.fset(self, width)  # type: ignore[attr-defined]
+
+    @property
     def options(self) -> rich.console.ConsoleOptions:
-        """How wide what is printed may be, now."""
-        options = super().options
-        return options.update(width=max(options.max_width, _NARROWEST))
+        """How wide what is printed may be."""
+        return super().options.update(width=self.width)
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Text without codes that a terminal would obey."""

@@ -5,14 +5,15 @@ from __future__ import annotations
 import errno
 import re
 import signal
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
-from rich.console import Console
 
-from attention_transfer import UserError, cli
-from attention_transfer.training import Recipe, read_metrics, read_yaml
+from attention_transfer import UserError, cli, parser, ui
+from attention_transfer.plain_yaml import read_mapping
+from attention_transfer.training import Recipe, read_metrics
 
 
 @pytest.mark.parametrize(
@@ -30,6 +31,10 @@ from attention_transfer.training import Recipe, read_metrics, read_yaml
         ("train --preset scratch --image-size 0", "image_size is 0; give a number of pixels"),
         ("train --loggers wandb", 'loggers is wandb; give a list in quoted brackets, such as "[wandb]"'),
         ("train --preset scratch --data x[b]y", "there is no data set 'x[b]y'; choose one of: digits. A folder,"),
+        ("train --seed 1e400", "seed is inf; give a value of type int"),
+        (f"train --seed {'9' * 5_000}", "seed: a number of so many digits can't be read"),
+        ("train --out", "--out has no value; give one"),
+        ("train extra", "extra is one argument too many"),
         ("train --shots many", "shots is many; give a value of type int"),
         ("train --rules+=Distil", "there is no rule 'Distil'; did you mean 'Distill'?"),
         ("train --rules+=Distill --rules.weight=-1", "Distill.weight is -1.0; give a finite number of at least 0"),
@@ -45,6 +50,74 @@ def test_a_mistake_gets_one_sentence(arguments: str, sentence: str) -> None:
         cli.run(arguments.split())
     assert str(caught.value).startswith(sentence)
     assert "\n" not in str(caught.value)
+
+
+def test_all_mistakes_of_flags_and_configurations_are_listed_at_once(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("recipe: {lr: fast, epochs: 0}\nprest: copy\n")
+    (tmp_path / "c.yaml").write_text("extends: base.yaml\nseed: x\nloggers: wandb\n")
+    with pytest.raises(UserError) as caught:
+        cli.run(["train", "--config", str(tmp_path / "c.yaml"), "--shots", "", "--fraction=", "--device", "tpu"])
+    said = str(caught.value).splitlines()
+    assert said[:2] == [
+        "--shots is empty; give a value, or leave it out",
+        "--fraction is empty; give a value, or leave it out",
+    ]
+    assert sorted(said[2:]) == [
+        "device is 'tpu'; did you mean 'cpu'?",
+        'loggers is wandb; give a list in quoted brackets, such as "[wandb]"',
+        "recipe.epochs is 0; give a number of at least 1",
+        "recipe.lr is fast; give a value of type float",
+        "seed is x; give a value of type int",
+        "there is no option 'prest'; did you mean 'preset'?",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("verb", "text", "sentence"),
+    [
+        ("train", "preset: scratch\nrecipe:\n", "recipe is empty; give its settings by name"),
+        ("pretrain", "recipe: [1]\n", "recipe is [1]; give its settings by name"),
+        ("train", "preset:\n", "preset is empty; give a value"),
+        ("train", "rules: &r [*r]\n", "{file} holds a value that is a part of itself"),
+        ("train", "rules: [{class_path: nowhere.Rule}]\n", "there is no rule 'nowhere.Rule'; choose one of: BSS, Copy"),
+        ("train", "rules: [3]\n", "rules holds 3, which is none"),
+        ("train", "pairing: antigravity.Pairing\n", "pairing is 'antigravity.Pairing'; give its settings by name"),
+        ("train", '"": 3\n', "a name in the configuration is empty"),
+        ("train", "config: a\n", "there is no option 'config' in a configuration"),
+        ("train", "preset: scratch\nseed: 99999999999999999999\n", "seed is a number beyond 64 bits"),
+        ("train", "preset: scratch\nrecipe: {weight_decay: .inf}\n", "recipe.weight_decay is"),
+        ("train", "preset: scratch\nout: ''\n", "out is empty"),
+        ("compare", "preset: copy\n", "there is no option 'preset'; did you mean 'presets'?"),
+        ("compare", "seeds: '0,,1'\n", "seeds is '0,,1', which has an empty part"),
+    ],
+)
+def test_a_configuration_of_another_kind_is_refused(verb: str, text: str, sentence: str, tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError) as caught:
+        cli.run([verb, "--config", str(file)])
+    assert str(caught.value).startswith(sentence.format(file=file))
+    assert "antigravity" not in sys.modules
+
+
+def test_files_extend_each_other_to_an_end(tmp_path: Path) -> None:
+    for number in range(30):
+        (tmp_path / f"{number}.yaml").write_text(f"extends: {number + 1}.yaml\n")
+    with pytest.raises(UserError, match="extends a file that extends another, and so on over 16 times"):
+        cli.run(["train", "--config", str(tmp_path / "0.yaml")])
+
+
+def test_a_flag_imports_no_rule_that_is_not_known() -> None:
+    for words in (["--rules+=antigravity.Fly"], ["--rules", "[{class_path: antigravity.Fly}]"]):
+        with pytest.raises(UserError, match=r"there is no rule 'antigravity\.Fly'"):
+            cli.run(["train", *words])
+    assert "antigravity" not in sys.modules
+
+
+def test_every_verb_with_a_device_takes_all_of_them() -> None:
+    for name, verb in parser.build_parser().verbs.items():
+        if any("--device" in action.option_strings for action in verb._actions):
+            assert "mps" in verb.format_help(), name
 
 
 def test_wrong_input_leaves_with_code_2_and_no_traceback(
@@ -95,7 +168,7 @@ def test_the_first_ctrl_c_shows_the_cursor_that_a_bar_hides(monkeypatch: pytest.
     try:
         with monkeypatch.context() as patch:
             patch.setattr("os.write", lambda _, data: written.append(data))
-            patch.setattr(cli, "console", Console(stderr=True, force_terminal=True))
+            patch.setattr(ui, "console", ui.Console(stderr=True, force_terminal=True))
             patch.setattr(cli, "run", lambda _: signal.raise_signal(signal.SIGINT))
             patch.setattr("sys.argv", ["attention-transfer", "presets"])
             with pytest.raises(SystemExit) as caught:
@@ -124,7 +197,7 @@ def test_a_run_is_repeated_from_its_configuration(teacher: str, tmp_path: Path) 
     arguments = f"train --preset distill --teacher {teacher} --shots 1 --epochs 2 --recipe.lr 0.002 --out {first}"
     cli.run(arguments.split())
     cli.run(f"train --config {first / 'config.yaml'} --out {second}".split())
-    one, two = read_yaml(first / "config.yaml"), read_yaml(second / "config.yaml")
+    one, two = read_mapping(first / "config.yaml"), read_mapping(second / "config.yaml")
     assert {**one, "out": None} == {**two, "out": None}
     assert one["recipe"]["lr"] == 0.002
     rows = [read_metrics(run / "metrics.jsonl") for run in (first, second)]
@@ -141,25 +214,24 @@ def test_print_config_shows_what_would_be_run(capsys: pytest.CaptureFixture[str]
 
 
 def test_switches_stand_alone_and_dashes_are_underscores() -> None:
-    parser = cli.build_parser()
-    settings = parser.parse_args(["train", "--overwrite", "--image-size", "16", "--recipe.batch-size", "4"]).train
+    parse = parser.build_parser().parse_args
+    settings = parse(["train", "--overwrite", "--image-size", "16", "--recipe.batch-size", "4"]).train
     assert (settings.overwrite, settings.image_size, settings.recipe.batch_size) == (True, 16, 4)
-    assert parser.parse_args(["train", "--image_size", "16"]).train.image_size == 16
+    assert parse(["train", "--image_size", "16"]).train.image_size == 16
 
 
 def test_the_help_of_a_preset_shows_its_own_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
     from attention_transfer.transfer import PRESETS, Preset
 
     monkeypatch.setitem(PRESETS, "gta", Preset("x", init="teacher", recipe={"lr": 0.123}))
-    settings = cli.build_parser(["train", "--preset=gta"]).parse_args(["train", "--preset", "gta"]).train
+    settings = parser.build_parser(["train", "--preset=gta"]).parse_args(["train", "--preset", "gta"]).train
     assert settings.recipe.lr == 0.123
-    assert cli.build_parser().parse_args(["train"]).train.recipe.lr == Recipe(**PRESETS["distill"].recipe).lr  # type: ignore[arg-type]
+    assert parser.build_parser().parse_args(["train"]).train.recipe.lr == Recipe(**PRESETS["distill"].recipe).lr  # type: ignore[arg-type]
 
 
 def test_the_flags_are_these() -> None:
     """A new flag is a promise: it changes this list, the docs and the changelog together."""
-    parser = cli.build_parser()
-    subparsers = parser._subcommands_action._name_parser_map
+    subparsers = parser.build_parser().verbs
     flags = {
         verb: {o for a in sub._actions for o in a.option_strings if re.fullmatch("--(?!recipe)[a-z-_]+", o)}
         - {"--help", "--config", "--print_config"}

@@ -1,7 +1,8 @@
 """Transfer the attention of a pre-trained vision transformer: copy it, distil it, or be guided by it.
 
-The library for a training loop of one's own (`capture`, `AttentionTransfer`, the rules, the losses) loads torch and
-timm only. The verbs (`train`, `compare`, `predict`, `export` and others) load the rest when they are first used.
+Everything is loaded when it is first used: the library for a training loop of one's own (`capture`,
+`AttentionTransfer`, the rules, the losses) loads torch and timm only, the verbs (`train`, `compare`, `predict`,
+`export` and others) the rest.
 """
 
 from __future__ import annotations
@@ -9,82 +10,139 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from attention_transfer.attention import (
-    attention_cosine,
-    attention_cross_entropy,
-    attention_js,
-    attention_kl,
-    attention_logits,
-    attention_maps,
-    attention_mse,
-    choose_impl,
-    class_logit_l2,
-    class_logits,
-    distilled_attention,
-    frozen_attention,
-    logit_l2,
-    output_l2,
-)
-from attention_transfer.errors import UserError
-from attention_transfer.transfer import (
-    BSS,
-    L2SP,
-    PRESETS,
-    AttentionRule,
-    AttentionTransfer,
-    Copy,
-    Distill,
-    FeatureKD,
-    Guide,
-    LogitKD,
-    LossRule,
-    NetworkRule,
-    OperandRule,
-    Preset,
-    Rule,
-    Seen,
-    TransferOutput,
-)
-from attention_transfer.vit import (
-    AttentionCall,
-    AttentionProbe,
-    Difference,
-    Pairing,
-    Tokens,
-    TransferReport,
-    ViTSpec,
-    capture,
-    check_transfer,
-    describe,
-    load_vit,
-    student_from,
-    student_like,
-)
-
 if TYPE_CHECKING:
+    from attention_transfer.attention import (
+        attention_cosine,
+        attention_cross_entropy,
+        attention_js,
+        attention_kl,
+        attention_logits,
+        attention_maps,
+        attention_mse,
+        choose_impl,
+        class_logit_l2,
+        class_logits,
+        distilled_attention,
+        frozen_attention,
+        logit_l2,
+        output_l2,
+    )
     from attention_transfer.data import inspect_data
+    from attention_transfer.errors import UserError
     from attention_transfer.evaluation import Ensemble, doctor, ensemble, export, load_classifier, load_run, predict
     from attention_transfer.experiments import bench, compare, demo
-    from attention_transfer.training import Recipe, Run, pretrain, train
+    from attention_transfer.training import Recipe, Run, presets, pretrain, train
+    from attention_transfer.transfer import (
+        BSS,
+        L2SP,
+        PRESETS,
+        AttentionRule,
+        AttentionTransfer,
+        Copy,
+        Distill,
+        FeatureKD,
+        Guide,
+        LogitKD,
+        LossRule,
+        NetworkRule,
+        OperandRule,
+        Preset,
+        Rule,
+        Seen,
+        TransferOutput,
+    )
+    from attention_transfer.vit import (
+        AttentionCall,
+        AttentionProbe,
+        Difference,
+        Pairing,
+        Tokens,
+        TransferReport,
+        ViTSpec,
+        capture,
+        check_transfer,
+        describe,
+        load_vit,
+        student_from,
+        student_like,
+    )
 
-_LAZY = {
-    "Ensemble": "evaluation",
-    "Recipe": "training",
-    "Run": "training",
-    "bench": "experiments",
-    "compare": "experiments",
-    "demo": "experiments",
-    "doctor": "evaluation",
-    "ensemble": "evaluation",
-    "export": "evaluation",
-    "inspect_data": "data",
-    "load_classifier": "evaluation",
-    "load_run": "evaluation",
-    "predict": "evaluation",
-    "presets": "training",
-    "pretrain": "training",
-    "train": "training",
+_ROOMS: dict[str, tuple[str, ...]] = {
+    "errors": ("UserError",),
+    "attention": (
+        "attention_cosine",
+        "attention_cross_entropy",
+        "attention_js",
+        "attention_kl",
+        "attention_logits",
+        "attention_maps",
+        "attention_mse",
+        "choose_impl",
+        "class_logit_l2",
+        "class_logits",
+        "distilled_attention",
+        "frozen_attention",
+        "logit_l2",
+        "output_l2",
+    ),
+    "vit": (
+        "AttentionCall",
+        "AttentionProbe",
+        "Difference",
+        "Pairing",
+        "Tokens",
+        "TransferReport",
+        "ViTSpec",
+        "capture",
+        "check_transfer",
+        "describe",
+        "load_vit",
+        "student_from",
+        "student_like",
+    ),
+    "transfer": (
+        "AttentionRule",
+        "AttentionTransfer",
+        "BSS",
+        "Copy",
+        "Distill",
+        "FeatureKD",
+        "Guide",
+        "L2SP",
+        "LogitKD",
+        "LossRule",
+        "NetworkRule",
+        "OperandRule",
+        "PRESETS",
+        "Preset",
+        "Rule",
+        "Seen",
+        "TransferOutput",
+    ),
+    "data": ("inspect_data",),
+    "training": (
+        "Recipe",
+        "Run",
+        "presets",
+        "pretrain",
+        "train",
+    ),
+    "evaluation": (
+        "Ensemble",
+        "doctor",
+        "ensemble",
+        "export",
+        "load_classifier",
+        "load_run",
+        "predict",
+    ),
+    "experiments": (
+        "bench",
+        "compare",
+        "demo",
+    ),
 }
+_ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 
 __all__ = [
     "BSS",
@@ -152,7 +210,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Load a verb when it is first asked for."""
-    if name not in _LAZY:
+    """Load a name's room when it is first asked for."""
+    if name not in _ROOM_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+    globals()[name] = value = getattr(importlib.import_module(f"{__name__}.{_ROOM_OF[name]}"), name)
+    return value

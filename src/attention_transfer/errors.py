@@ -18,6 +18,24 @@ class UserErrors(UserError):
         super().__init__("\n".join(messages))
 
 
+class Interrupted(Exception):
+    """The user asked to stop; what was begun can be gone on with by the same command."""
+
+
+_LOGGED = "attention-transfer: the traceback is in "
+
+
+def note_log(error: Exception, log: object) -> None:
+    """Remember with an error which file its traceback was written to."""
+    error.add_note(f"{_LOGGED}{log}")
+
+
+def log_of(error: Exception) -> str | None:
+    """Which file an error's traceback was written to."""
+    notes = [note for note in getattr(error, "__notes__", []) if note.startswith(_LOGGED)]
+    return notes[0].removeprefix(_LOGGED) if notes else None
+
+
 def raise_all(messages: Sequence[str]) -> None:
     """Raise every collected mistake at once; do nothing where there is none."""
     if len(messages) == 1:

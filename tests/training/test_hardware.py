@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,9 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def torchrun(monkeypatch: pytest.MonkeyPatch, *, rank: int, local: int, world: int) -> None:
+    ranks = {"LOCAL_RANK": rank % local, "GROUP_RANK": rank // local}
     sizes = {"LOCAL_WORLD_SIZE": local, "GROUP_WORLD_SIZE": -(-world // local), "WORLD_SIZE": world}
-    for name, value in {"TORCHELASTIC_RUN_ID": "1", "RANK": rank, **sizes}.items():
+    for name, value in {"TORCHELASTIC_RUN_ID": "1", "RANK": rank, **ranks, **sizes}.items():
         monkeypatch.setenv(name, str(value))
 
 
@@ -190,6 +192,56 @@ def test_a_task_with_cores_of_its_own_does_not_share_them_again(monkeypatch: pyt
     assert choose_workers(photos, None, Hardware("cuda", 4, 2))[0] == 8
     monkeypatch.setenv("SLURM_CPUS_ON_NODE", "9")  # 4 tasks on 9 cores
     assert choose_workers(photos, None, Hardware("cuda", 4, 2))[0] == 1
+
+
+LEFT_OVER = [
+    ({"LOCAL_RANK": "1"}, "LOCAL_RANK is '1' in the environment"),
+    ({"LOCAL_RANK": ""}, "LOCAL_RANK is '' in the environment"),
+    ({"LOCAL_RANK": "x", "WORLD_SIZE": "2"}, "LOCAL_RANK is 'x', WORLD_SIZE is '2' in the environment"),
+    ({"SLURM_PROCID": "3"}, "SLURM_PROCID is '3' in the environment"),
+    (
+        {"TORCHELASTIC_RUN_ID": "1", "RANK": "0"},
+        "a process that torchrun started, but for: no LOCAL_RANK, no GROUP_RANK",
+    ),
+    ({"SLURM_STEP_NUM_TASKS": "2"}, "a process that srun started, but for: no SLURM_STEP_NUM_NODES"),
+    ({"SLURM_STEP_NUM_TASKS": "many"}, "a process that srun started, but for: SLURM_STEP_NUM_TASKS is 'many'"),
+]
+
+
+@pytest.mark.parametrize(("environ", "sentence"), LEFT_OVER, ids=[" ".join(environ) for environ, _ in LEFT_OVER])
+def test_a_part_of_a_launchers_environment_is_refused(
+    environ: dict[str, str], sentence: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    slurm(monkeypatch)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        this_process()
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        train("scratch", shots=1, epochs=1, out=str(tmp_path / "run"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_launchers_say_to_a_process_that_is_alone_is_no_matter(gpus: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus(0)
+    slurm(monkeypatch, PROCID=0)
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_PORT": "x"}.items():
+        monkeypatch.setenv(name, value)
+    assert this_process() == 0
+    monkeypatch.setenv("ATTENTION_TRANSFER_PROCESSES", "")  # and so it is gone after the test
+    monkeypatch.delenv("ATTENTION_TRANSFER_PROCESSES")
+    starts = environment(choose_hardware(devices=2))
+    assert not starts.creates_processes_externally
+    assert (starts.local_rank(), starts.main_address) == (0, "127.0.0.1")
+    assert starts.main_port > 0
+
+
+def test_thousands_of_processes_are_refused(gpus: Any) -> None:
+    gpus(0)
+    with pytest.raises(UserError, match="devices is 5000, but this machine has"):
+        choose_hardware(devices=5_000)
+    (problem,) = Hardware("cpu", 1).problems(Recipe(workers=5_000))
+    assert problem.startswith("recipe.workers is 5000, but this machine has")
 
 
 def test_what_the_devices_can_not_do_is_listed() -> None:

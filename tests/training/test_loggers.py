@@ -220,3 +220,12 @@ def test_a_record_that_is_not_there_any_more_is_named(services: Services, tmp_pa
     services.mlflow.clear()
     with pytest.raises(UserError, match=r"no run run0.*remove .*loggers\.json to begin another record"):
         make_loggers(["mlflow"], tmp_path, "run")
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb", "mlflow"])
+def test_a_folder_that_can_not_be_made_is_named(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / name).write_text("in the way")
+    with pytest.raises(UserError, match=f"the folder of logger {name}, {tmp_path / name}, can't be made"):
+        make_loggers([name], tmp_path, "run")
+    assert (tmp_path / name).read_text() == "in the way"

@@ -13,7 +13,8 @@ import torch
 import yaml
 
 from attention_transfer import Recipe, Run, UserError, train
-from attention_transfer.training import read_metrics, read_yaml
+from attention_transfer.plain_yaml import read_mapping
+from attention_transfer.training import read_metrics
 
 RELEASED = Path(__file__).parent / "released"
 RECIPE = Recipe(epochs=4, batch_size=10, validate_every=1, lr=3e-3, workers=0)
@@ -42,7 +43,7 @@ def go_on(run: Path) -> Callable[..., Run]:
 def test_an_unfinished_run_that_lacks_settings_of_today_ends_as_its_own_version_would_have(
     run: Path, go_on: Callable[..., Run]
 ) -> None:
-    config = read_yaml(run / "config.yaml")
+    config = read_mapping(run / "config.yaml")
     for name in ("pool", "strict", "strategy"):
         del config[name]
     del config["recipe"]["share_drop_path"]

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from attention_transfer.errors import UserError
+from attention_transfer.plain_yaml import read_mapping
 from attention_transfer.training import run_files
 from attention_transfer.training.run_files import readable_metrics
 
@@ -91,13 +92,13 @@ def test_a_short_file_that_unfolds_into_a_large_one_is_refused(tmp_path: Path) -
     lines += [f"b{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 9)]
     (tmp_path / "config.yaml").write_text("\n".join(lines))
     with pytest.raises(UserError, match="more than 100,000 values"):
-        run_files.read_yaml(tmp_path / "config.yaml")
+        read_mapping(tmp_path / "config.yaml")
     (tmp_path / "config.yaml").write_text("a: &a [*a]\n")
     with pytest.raises(UserError, match="more than 100,000 values"):
-        run_files.read_yaml(tmp_path / "config.yaml")
+        read_mapping(tmp_path / "config.yaml")
     (tmp_path / "config.yaml").write_text("a: b\n" * 300_000)
     with pytest.raises(UserError, match="larger than 1 MB"):
-        run_files.read_yaml(tmp_path / "config.yaml")
+        read_mapping(tmp_path / "config.yaml")
 
 
 def test_settings_that_an_earlier_run_lacks_have_their_defaults(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from attention_transfer import UserError
-from attention_transfer.training import RunFolder, read_yaml
+from attention_transfer.plain_yaml import read_mapping
+from attention_transfer.training import RunFolder
 from attention_transfer.writing import write_whole
 
 CONFIG = {"preset": "copy", "seed": 0, "out": "x", "overwrite": False}
@@ -25,7 +26,7 @@ def opened(path: Path, config: dict[str, Any], *, overwrite: bool = False) -> Ru
 
 def test_a_new_folder_holds_configuration_and_environment(tmp_path: Path) -> None:
     folder = opened(tmp_path / "a" / "run", CONFIG)
-    assert read_yaml(folder.path / "config.yaml") == CONFIG
+    assert read_mapping(folder.path / "config.yaml") == CONFIG
     assert folder.has("environment.json")
     assert not folder.finished
 
@@ -33,14 +34,14 @@ def test_a_new_folder_holds_configuration_and_environment(tmp_path: Path) -> Non
 def test_the_same_configuration_is_taken_up_wherever_it_lies(tmp_path: Path) -> None:
     opened(tmp_path, CONFIG)
     again = opened(tmp_path, {**CONFIG, "out": "elsewhere"})
-    assert read_yaml(again.path / "config.yaml")["out"] == "x"
+    assert read_mapping(again.path / "config.yaml")["out"] == "x"
 
 
 def test_another_configuration_is_refused_and_the_difference_named(tmp_path: Path) -> None:
     opened(tmp_path, CONFIG)
     with pytest.raises(UserError, match="seed is 0 there and 1 here"):
         opened(tmp_path, {**CONFIG, "seed": 1})
-    assert read_yaml(tmp_path / "config.yaml") == CONFIG
+    assert read_mapping(tmp_path / "config.yaml") == CONFIG
 
 
 def test_devices_and_loggers_make_no_other_run_and_neither_does_the_number_of_workers(tmp_path: Path) -> None:
@@ -79,7 +80,7 @@ def test_other_processes_than_the_first_write_nothing(tmp_path: Path, monkeypatc
     assert not folder.finished  # the first process is about to remove that
     monkeypatch.delenv("LOCAL_RANK")
     assert RunFolder(tmp_path).finished
-    assert read_yaml(tmp_path / "config.yaml") == CONFIG
+    assert read_mapping(tmp_path / "config.yaml") == CONFIG
     assert "other" not in (tmp_path / "environment.json").read_text()
 
 
@@ -94,7 +95,7 @@ def test_overwrite_replaces_a_run_and_leaves_what_is_not_its_own(
         (tmp_path / name).write_text("x")
     with caplog.at_level("INFO"):
         folder = opened(tmp_path, {**CONFIG, "seed": 1}, overwrite=True)
-    assert read_yaml(folder.path / "config.yaml")["seed"] == 1
+    assert read_mapping(folder.path / "config.yaml")["seed"] == 1
     assert not folder.finished
     left = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
     assert left == {"run.json", "config.yaml", "environment.json", *mine}
@@ -127,7 +128,7 @@ def test_a_run_does_not_write_where_what_it_reads_lies(key: str, tmp_path: Path)
     for place in (tmp_path, tmp_path / "photos"):
         with pytest.raises(UserError, match="which is read, lies in"):
             opened(tmp_path, {**CONFIG, key: str(place)}, overwrite=True)
-    assert read_yaml(tmp_path / "config.yaml") == CONFIG
+    assert read_mapping(tmp_path / "config.yaml") == CONFIG
 
 
 def test_words_that_happen_to_be_the_folders_name_are_no_places(
@@ -162,7 +163,7 @@ def test_links_and_where_someone_is_are_not_replaced(tmp_path: Path, monkeypatch
         monkeypatch.chdir(run)
         with pytest.raises(UserError, match="is the current folder"):
             opened(place, CONFIG, overwrite=True)
-    assert read_yaml(run / "config.yaml") == CONFIG
+    assert read_mapping(run / "config.yaml") == CONFIG
 
 
 class Killed(BaseException):
@@ -196,12 +197,12 @@ def test_a_removal_that_is_killed_at_any_moment_is_completed_by_the_next(
     new = {**CONFIG, "seed": 1}
     if again or moment > 0:
         opened(tmp_path, new, overwrite=again)
-        assert read_yaml(tmp_path / "config.yaml") == new
+        assert read_mapping(tmp_path / "config.yaml") == new
         assert not folder.last_checkpoint.exists()
         left = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
         assert left == {"run.json", "config.yaml", "environment.json", "notes.md"}
     else:  # nothing was moved yet
-        assert read_yaml(tmp_path / "config.yaml") == CONFIG
+        assert read_mapping(tmp_path / "config.yaml") == CONFIG
         assert folder.last_checkpoint.read_text() == "old"
 
 

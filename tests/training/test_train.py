@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from attention_transfer import PRESETS, AttentionTransfer, Copy, Guide, Pairing, UserError, load_run, load_vit
 from attention_transfer.data import digits, eval_transform
+from attention_transfer.plain_yaml import read_mapping
 from attention_transfer.training import (
     Interrupted,
     ObjectiveModule,
@@ -28,7 +29,6 @@ from attention_transfer.training import (
     Supervised,
     pretrain,
     read_metrics,
-    read_yaml,
     train,
 )
 from attention_transfer.training.callbacks import AveragedWeights, ShowProgress
@@ -267,7 +267,7 @@ def test_the_teacher_is_fine_tuned_first_where_that_is_asked_for(teacher: str, t
     run = train_tiny(teacher, tmp_path / "run", "distill", tune_teacher=True)
     tuned = tmp_path / "run-teacher"
     assert json.loads((tuned / "summary.json").read_text())["preset"] == "finetune"
-    config = read_yaml(run.path / "config.yaml")
+    config = read_mapping(run.path / "config.yaml")
     assert (config["teacher"], config["tune_teacher"]) == (str(tuned), False)  # or to repeat it would tune it twice
 
 

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
+from attention_transfer.arguments import verb
 from attention_transfer.data.images import ArrayImages, FileImages, Images, Split, Splits
 from attention_transfer.data.listing import named
 from attention_transfer.data.load import DATA, find_source
@@ -19,6 +19,7 @@ from attention_transfer.data.overlap import file_digest, pixel_digest
 from attention_transfer.data.threads import MANY, bar, in_threads
 from attention_transfer.errors import UserError, raise_all
 from attention_transfer.places import expanded, file_problems
+from attention_transfer.ui import Console
 from attention_transfer.writing import whole_file
 
 Spread = tuple[int, float, int]
@@ -106,6 +107,7 @@ class _Seen:
     problem: str | None = None
 
 
+@verb
 def inspect_data(
     path: str, *, strict: bool = False, duplicates: bool = True, out: str | None = None, overwrite: bool = False
 ) -> DataReport:

@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress
+
+from attention_transfer.ui import bars
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -40,14 +41,4 @@ def in_threads(function: Callable[[T], R], items: Sequence[T], description: str)
 
 def bar(visible: bool) -> Progress:
     """A bar on stderr that goes away when it is done."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("ETA"),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-        disable=not visible,
-    )
+    return bars(visible=visible)

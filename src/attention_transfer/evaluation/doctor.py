@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 from torch import nn
 
+from attention_transfer.arguments import verb
+from attention_transfer.ui import Console
 from attention_transfer.vit import (
     Pairing,
     TransferReport,
@@ -19,7 +20,7 @@ from attention_transfer.vit import (
     student_like,
 )
 
-_MARKS = {"prevents": "[bold red]prevents[/]", "harms": "[yellow]harms[/]", "mapped": "[cyan]mapped[/]"}
+_STYLES = {"prevents": "bold red", "harms": "yellow", "mapped": "cyan"}
 _ROWS: dict[str, Callable[[ViTSpec], str]] = {
     "library": lambda s: s.library,
     "name in its library": lambda s: s.name,
@@ -36,6 +37,7 @@ _ROWS: dict[str, Callable[[ViTSpec], str]] = {
 }
 
 
+@verb
 def doctor(
     teacher: str,
     student: str | None = None,
@@ -68,9 +70,9 @@ def doctor(
     console = Console()
     console.print(_table(report, f"teacher {teacher}", f"student {student or 'by student_like'}"))
     for difference in report.differences:
-        console.print(f"{_MARKS[difference.effect]}: {escape(difference.message)}", highlight=False)
+        console.print(Text.assemble((difference.effect, _STYLES[difference.effect]), f": {difference.message}"))
     if not report.differences:
-        console.print("[green]the student fits its teacher in everything[/]", highlight=False)
+        console.print("the student fits its teacher in everything", style="green")
     return report
 
 
@@ -84,7 +86,7 @@ def _student(teacher: nn.Module, student: str | None, image_size: int | None) ->
 def _table(report: TransferReport, *titles: str) -> Table:
     """A row for each property, and for each component that either has."""
     t, s = report.teacher, report.student
-    table = Table("", *map(escape, titles), title_justify="left")
+    table = Table("", *titles, title_justify="left")
     for name, show in _ROWS.items():
         style = "" if show(t) == show(s) else "bold"
         table.add_row(name, show(t), show(s), style=style)

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.table import Table
-from rich.text import Text
 from scipy import optimize, stats
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from attention_transfer.arguments import verb
 from attention_transfer.data import Split, eval_transform, load_data
 from attention_transfer.errors import UserError, nearest, raise_all
 from attention_transfer.evaluation.network import LoadedRun, Network, load_run
@@ -162,6 +162,7 @@ class EnsembleResult:
         return tuple(member.weight for member in self.members)
 
 
+@verb
 def ensemble(
     runs: list[str],
     *,
@@ -409,13 +410,13 @@ def _show(result: EnsembleResult) -> None:
 
 def _scores(result: EnsembleResult, names: Sequence[str]) -> Table:
     """A row for each member and one for the ensemble; at most 79 columns wide, whatever the names."""
-    table = Table(title=Text(f"{result.test_images} test images of {result.data}"), title_justify="left")
+    table = Table(title=f"{result.test_images} test images of {result.data}", title_justify="left")
     table.add_column("")
     table.add_column("run", width=26, overflow="fold")
     for heading in ("weight", "accuracy, %\n(95 %)", "cross-\nentropy"):
         table.add_column(heading, justify="right")
     for number, (name, member) in enumerate(zip(names, result.members, strict=True), start=1):
-        table.add_row(str(number), Text(name), f"{member.weight:.3f}", *_cells(member.test))
+        table.add_row(str(number), name, f"{member.weight:.3f}", *_cells(member.test))
     table.add_section()
     table.add_row("", f"mean of {result.mean}", "", *_cells(result.test), style="bold")
     return table

@@ -11,6 +11,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
+from attention_transfer.arguments import verb
 from attention_transfer.data import eval_transform, load_data
 from attention_transfer.errors import UserError, nearest, raise_all
 from attention_transfer.evaluation.formats import Format, Reopened, format_problems, reopened, write_format
@@ -54,6 +55,7 @@ class ExportReport:
     grey_levels: float | None
 
 
+@verb
 def export(
     run: str,
     *,

@@ -18,7 +18,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor, nn
 
-from attention_transfer.data.files import UNREADABLE
+from attention_transfer.data.files import Damaged, opened
 from attention_transfer.errors import UserError, raise_all
 from attention_transfer.evaluation.image_files import ImageFile
 from attention_transfer.places import expanded, folder_problems, same_or_inside
@@ -191,9 +191,9 @@ def _is_drawn(path: Path) -> bool:
     if path.is_symlink() or not path.is_file():
         return False
     try:
-        with Image.open(path, formats=["PNG"]) as image:
+        with opened(path) as image:
             return image.info.get("Software") == _SOFTWARE
-    except UNREADABLE:
+    except Damaged:
         return False
 
 

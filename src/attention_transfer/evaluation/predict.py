@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import torch
-from rich.markup import escape
 from torch import Tensor
 
+from attention_transfer.arguments import verb
 from attention_transfer.data import Normalise, Transform, eval_pixels, read_image
 from attention_transfer.errors import UserError, nearest, raise_all
 from attention_transfer.evaluation.image_files import ImageFile, find_images
@@ -21,7 +21,7 @@ from attention_transfer.evaluation.overlay import Overlays, overlay_problems, pi
 from attention_transfer.evaluation.predictions import Prediction, as_csv, as_json, out_problems, show
 from attention_transfer.places import expanded
 from attention_transfer.training import Display
-from attention_transfer.training.hardware import choose_hardware
+from attention_transfer.training.hardware import Device, choose_hardware
 from attention_transfer.writing import whole_file
 
 log = logging.getLogger("attention_transfer")
@@ -32,6 +32,7 @@ _TOP = 3
 _SHOWN = 20  # rows of the table where a file has them all
 
 
+@verb
 def predict(
     run: str,
     images: list[str],
@@ -39,7 +40,7 @@ def predict(
     top: int | None = None,
     probabilities: Probabilities = "top",
     batch_size: int = 64,
-    device: Literal["auto", "cpu", "cuda"] = "auto",
+    device: Device = "auto",
     overlay: str | None = None,
     out: str | None = None,
     overwrite: bool = False,
@@ -55,7 +56,7 @@ def predict(
         top: how many classes to give for each; default 3, or all where there are fewer.
         probabilities: top for those of the classes that are given, all for those of every class.
         batch_size: images a forward pass.
-        device: auto takes the GPU where there is one.
+        device: where to compute: auto, cpu, cuda or mps; auto takes a GPU where there is one.
         overlay: folder for a picture of each image with the attention of the last block over it.
         out: file for the predictions, .csv or .json; default shows a table only.
         overwrite: replace that file, and pictures of the same names that were drawn before.
@@ -131,7 +132,7 @@ def _predicted(
     network, normalise = loaded.network.to(device), Normalise(loaded.spec).to(device)
     predictions: list[Prediction] = []
     skipped: list[str] = []
-    with Display.open() as display, display.bar(f"predicting with {escape(loaded.path.name)}", len(files)) as bar:
+    with Display.open() as display, display.bar(f"predicting with {loaded.path.name}", len(files)) as bar:
         for batch, unread in _batches(files, pixels, batch_size):
             skipped += unread
             if batch:

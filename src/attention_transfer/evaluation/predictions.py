@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
-from rich.text import Text
 
 from attention_transfer.folders import MODEL_FILES
 from attention_transfer.places import expanded, file_problems
@@ -55,7 +54,7 @@ def show(predictions: Sequence[Prediction], most: int | None) -> None:
     """A row an image, of the first `most` images; `None` for all. A long folder of all of them is named once, above."""
     folder = _folder_of([prediction.image for prediction in predictions[:most]])
     if folder:
-        console.print(f"in {folder}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"in {folder}", soft_wrap=True)
     table = Table()
     table.add_column("image", overflow="fold")  # paths end in what tells them apart
     for rank in range(len(predictions[0].classes)):
@@ -64,10 +63,10 @@ def show(predictions: Sequence[Prediction], most: int | None) -> None:
         pairs = zip(prediction.classes, prediction.probabilities, strict=True)
         shares = [f"{name}  {100 * probability:.1f} %" for name, probability in pairs]
         image = os.path.relpath(prediction.image, folder) if folder else prediction.image
-        table.add_row(*map(Text, [image, *shares]))  # of names with brackets rich would make styles
+        table.add_row(image, *shares)
     console.print(table)
     if most is not None and len(predictions) > most:
-        console.print(f"and {len(predictions) - most:,} more", highlight=False)
+        console.print(f"and {len(predictions) - most:,} more")
 
 
 def _folder_of(images: Sequence[str]) -> str:

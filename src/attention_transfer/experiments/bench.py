@@ -16,16 +16,17 @@ from pathlib import Path
 import numpy as np
 import timm
 import torch
-from rich.console import Console
 from rich.table import Table
 
+from attention_transfer.arguments import parts_of, verb
 from attention_transfer.errors import UserError, raise_all
 from attention_transfer.experiments.runners import Runner, runner
 from attention_transfer.experiments.steps import METHODS, Bench, check_methods, teacher_of
 from attention_transfer.folders import is_bench
 from attention_transfer.places import check_writable, expanded, folder_problems
-from attention_transfer.training import Display
+from attention_transfer.training import Device, Display, choose_hardware
 from attention_transfer.training.memory import ran_out_of_memory
+from attention_transfer.ui import Console
 from attention_transfer.viewing import cost_chart, save
 from attention_transfer.vit import describe
 from attention_transfer.writing import write_whole
@@ -73,6 +74,7 @@ class LeftOut:
     reason: str
 
 
+@verb
 def bench(
     model: str = "timm/vit_small_patch16_224",
     *,
@@ -80,7 +82,7 @@ def bench(
     image_sizes: str = "224",
     batch_size: int = 8,
     repeats: int = 10,
-    device: str = "cpu",
+    device: Device = "cpu",
     dtype: str = "float32",
     compiled: bool = False,
     out: str = "runs/bench",
@@ -101,7 +103,8 @@ def bench(
         image_sizes: input pixels, height and width, separated by commas.
         batch_size: images a step, at the first image size; fewer at larger ones, so that tokens a step stay alike.
         repeats: how often each method runs.
-        device: cpu or cuda.
+        device: where to compute: cpu, cuda or mps; auto takes a GPU where there is one. MPS counts no peak of memory:
+            there it is what is allocated after a step.
         dtype: float32, or bfloat16 or float16 for autocast.
         compiled: run the steps through torch.compile.
         out: folder for bench.json and bench.png.
@@ -113,19 +116,21 @@ def bench(
     Raises:
         UserError: there is no such method, device or model.
     """
-    names = ["floor", *(m.strip() for m in methods.split(",") if m.strip() and m.strip() != "floor")]
+    problems: list[str] = []
+    names = ["floor", *(name for name in parts_of(methods, "methods", problems) if name != "floor")]
+    parts = parts_of(image_sizes, "image_sizes", problems)
+    raise_all(problems)
     check_methods(names)
-    sizes = _sizes(image_sizes)
+    sizes = _sizes(parts)
     if dtype not in ("float32", "bfloat16", "float16"):
         raise UserError(f"dtype is {dtype}; choose float32, bfloat16 or float16")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("no CUDA device is there; leave --device out, or give cpu")
+    chosen = choose_hardware(device, 1).device
     if min(batch_size, repeats) < 1:
         raise UserError("batch_size and repeats must be at least 1")
     folder = expanded(out)
     raise_all(_problems(folder, model, overwrite=overwrite))
     check_writable(folder, needed_mb=1)
-    first = Bench(model, sizes[0], batch_size, device, dtype, compiled)
+    first = Bench(model, sizes[0], batch_size, chosen, dtype, compiled)
     costs: list[Cost] = []
     left_out: list[LeftOut] = []
     with Display.open() as display, display.bar("bench", len(sizes) * len(names)) as bar:
@@ -154,13 +159,13 @@ def _problems(folder: Path, model: str, *, overwrite: bool) -> list[str]:
     return []
 
 
-def _sizes(text: str) -> list[int]:
+def _sizes(parts: list[str]) -> list[int]:
     try:
-        sizes = [int(part) for part in text.split(",") if part.strip()]
+        sizes = [int(part) for part in parts]
     except ValueError as error:
-        raise UserError(f"image_sizes is {text!r}; give whole numbers, separated by commas") from error
+        raise UserError(f"image_sizes is {','.join(parts)!r}; give whole numbers, separated by commas") from error
     if not sizes or min(sizes) < 1:
-        raise UserError(f"image_sizes is {text!r}; give at least one number of pixels")
+        raise UserError(f"image_sizes is {','.join(parts)!r}; give at least one number of pixels")
     return sizes
 
 

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import yaml
 from torch import nn
 
+from attention_transfer.arguments import parts_of, verb
 from attention_transfer.data import DATA, Splits, check_subset, labelled_subset, load_data
 from attention_transfer.errors import UserError, raise_all
 from attention_transfer.experiments.pictures import draw_accuracies, draw_attention, draw_curves
@@ -21,6 +22,7 @@ from attention_transfer.experiments.results import Labels, Row, row_of, write_re
 from attention_transfer.folders import is_occupied
 from attention_transfer.locking import LOCK, locked
 from attention_transfer.places import check_writable, expanded, folder_problems
+from attention_transfer.plain_yaml import read_mapping
 from attention_transfer.training import (
     Device,
     Display,
@@ -31,7 +33,6 @@ from attention_transfer.training import (
     fit_problems,
     input_problems,
     pretrain,
-    read_yaml,
     train,
 )
 from attention_transfer.transfer import preset
@@ -59,6 +60,7 @@ class Comparison:
     rows: tuple[Row, ...]
 
 
+@verb
 def compare(
     presets: str | list[str] = "scratch,finetune,copy,distill,gta",
     *,
@@ -233,7 +235,7 @@ def _check(
 
 def _listed(value: str | Sequence[T], kind: Callable[[str], T], what: str, problems: list[str]) -> list[T]:
     """Values from a list or from text with commas, each once, in order."""
-    items = [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else list(value)
+    items = parts_of(value, what, problems) if isinstance(value, str) else list(value)
     values: list[T] = []
     for item in items:
         try:
@@ -252,7 +254,7 @@ def _check_folder(folder: Path, config: dict[str, Any]) -> None:
     raise_all(folder_problems(folder, data=data, models=[config["teacher"], config["pretrained"]]))
     if marker.is_file():
         defaults = {name: parameter.default for name, parameter in signature(compare).parameters.items()}
-        if changed := differences(read_yaml(marker), config, defaults):
+        if changed := differences(read_mapping(marker), config, defaults):
             raise UserError(f"{folder} holds another comparison ({'; '.join(changed)}); choose another --out")
     elif is_occupied(folder):
         raise UserError(f"{folder} is not empty and holds no comparison; choose another folder with --out")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from rich.table import Table
+from rich.text import Text
 
+from attention_transfer.arguments import verb
 from attention_transfer.errors import UserError
 from attention_transfer.experiments.compare import Comparison, compare
 from attention_transfer.experiments.results import HEADINGS, by_labels, cells, lines
@@ -18,6 +21,7 @@ from attention_transfer.training import console, pretrain
 log = logging.getLogger("attention_transfer")
 
 
+@verb
 def demo(*, quick: bool = False, full: bool = False, out: str = "runs/demo") -> list[Comparison]:
     """Pre-train a teacher on handwritten digits without labels, then train students with few labels and its attention.
 
@@ -39,9 +43,11 @@ def demo(*, quick: bool = False, full: bool = False, out: str = "runs/demo") -> 
         raise UserError("quick and full exclude each other; choose one")
     folder = Path(out + "-quick" * quick + "-full" * full)
     console.print(
-        "[bold]attention-transfer demo[/bold]: 1,797 handwritten digits. A vision transformer learns from the training "
-        "images without labels (masked autoencoding); then students learn from 5 labelled images of each digit, with "
-        "or without its attention."
+        Text.assemble(
+            ("attention-transfer demo", "bold"),
+            ": 1,797 handwritten digits. A vision transformer learns from the training images without labels (masked "
+            "autoencoding); then students learn from 5 labelled images of each digit, with or without its attention.",
+        )
     )
     with _one_thread():
         # Epochs fit the time that was promised; full keeps the defaults, and as many steps with more labels.
@@ -83,14 +89,15 @@ def _show(comparison: Comparison, *, meaningless: bool) -> None:
     if meaningless:
         console.print("Two epochs teach nothing: these numbers only show that everything runs.")
     folder = comparison.path
-    console.print(
-        f"[bold]The page[/bold] with pictures of attention: {folder / 'report.html'}\n"
-        f"The table: {folder / 'results.md'}, a row a run: {folder / 'results.csv'}, the runs: {folder / 'runs'}\n"
-        "[bold]Next[/bold]\n"
-        f"  attention-transfer predict {comparison.rows[-1].run} IMAGE.png\n"
-        f"  attention-transfer train --preset distill --teacher {comparison.teacher} --fraction 0.15\n"
-        f"  attention-transfer compare --teacher {comparison.teacher} --presets scratch,finetune,distill "
+    run, teacher = shlex.quote(comparison.rows[-1].run), shlex.quote(comparison.teacher)
+    text = Text.assemble(
+        ("The page", "bold"),
+        f" with pictures of attention: {folder / 'report.html'}\n"
+        f"The table: {folder / 'results.md'}, a row a run: {folder / 'results.csv'}, the runs: {folder / 'runs'}\n",
+        ("Next", "bold"),
+        f"\n  attention-transfer predict {run} IMAGE.png\n"
+        f"  attention-transfer train --preset distill --teacher {teacher} --fraction 0.15\n"
+        f"  attention-transfer compare --teacher {teacher} --presets scratch,finetune,distill "
         "--shots 5,15 --seeds 0,1,2",
-        highlight=False,
-        soft_wrap=True,
     )
+    console.print(text, soft_wrap=True)

@@ -33,33 +33,39 @@ class Runner(Protocol):
 
 def runner(method: str, setting: Bench) -> Runner:
     """Make a method ready; its first steps are behind it."""
-    return OnGPU(method, setting) if setting.device == "cuda" else _InProcess(method, setting)
+    return _InProcess(method, setting) if setting.device == "cpu" else OnGPU(method, setting)
 
 
 class OnGPU:
     """In this process; `memory` is the allocator's peak on the GPU."""
 
     def __init__(self, method: str, setting: Bench) -> None:
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
+        self._of_device = torch.cuda if setting.device == "cuda" else torch.mps
+        before = self._allocated()
+        if setting.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
         self._step: Step | None = step_of(method, teacher_of(setting), setting)
         self._step()
         self._step()
-        torch.cuda.synchronize()
-        self.memory = torch.cuda.max_memory_allocated() - before
+        self._of_device.synchronize()
+        peak = torch.cuda.max_memory_allocated() if setting.device == "cuda" else self._allocated()
+        self.memory = peak - before
+
+    def _allocated(self) -> int:
+        return torch.cuda.memory_allocated() if self._of_device is torch.cuda else torch.mps.current_allocated_memory()
 
     def seconds(self) -> float:
         assert self._step is not None
-        torch.cuda.synchronize()
+        self._of_device.synchronize()
         start = time.perf_counter()
         self._step()
-        torch.cuda.synchronize()
+        self._of_device.synchronize()
         return time.perf_counter() - start
 
     def close(self) -> None:
         self._step = None
         gc.collect()  # modules that refer to each other hold memory until then
-        torch.cuda.empty_cache()
+        self._of_device.empty_cache()
 
 
 class _InProcess:

@@ -58,7 +58,7 @@ class Bench:
         model: teacher and student, by name.
         image_size: input pixels, height and width.
         batch_size: images a step.
-        device: "cpu" or "cuda".
+        device: "cpu", "cuda" or "mps".
         dtype: "float32", or the precision of autocast: "bfloat16", "float16".
         compiled: run the step through `torch.compile`.
     """

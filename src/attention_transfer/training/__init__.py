@@ -1,8 +1,9 @@
 """The engine: a typed recipe, one Lightning module for every objective, run folders, and the verbs that train."""
 
-from attention_transfer.training.callbacks import Interrupted as Interrupted
+from attention_transfer.errors import Interrupted as Interrupted
 from attention_transfer.training.card import model_card as model_card
 from attention_transfer.training.compiler import compiler_problems as compiler_problems
+from attention_transfer.training.configuration import foreign_classes as foreign_classes
 from attention_transfer.training.configuration import read_config as read_config
 from attention_transfer.training.configuration import read_rules as read_rules
 from attention_transfer.training.configuration import rule_config as rule_config
@@ -10,6 +11,7 @@ from attention_transfer.training.engine import Fitted as Fitted
 from attention_transfer.training.engine import fit as fit
 from attention_transfer.training.engine import fit_problems as fit_problems
 from attention_transfer.training.hardware import Device as Device
+from attention_transfer.training.hardware import choose_hardware as choose_hardware
 from attention_transfer.training.inputs import input_problems as input_problems
 from attention_transfer.training.log import logging_to as logging_to
 from attention_transfer.training.module import ObjectiveModule as ObjectiveModule
@@ -21,12 +23,11 @@ from attention_transfer.training.objective import Supervised as Supervised
 from attention_transfer.training.presets import presets as presets
 from attention_transfer.training.pretrain import pretrain as pretrain
 from attention_transfer.training.progress import Display as Display
-from attention_transfer.training.progress import console as console
 from attention_transfer.training.recipe import Recipe as Recipe
 from attention_transfer.training.recipe import ResolvedRecipe as ResolvedRecipe
 from attention_transfer.training.run_files import read_metrics as read_metrics
-from attention_transfer.training.run_files import read_yaml as read_yaml
 from attention_transfer.training.run_folder import RunFolder as RunFolder
 from attention_transfer.training.run_folder import differences as differences
 from attention_transfer.training.train import Run as Run
 from attention_transfer.training.train import train as train
+from attention_transfer.ui import console as console

@@ -5,9 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,18 +21,14 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from attention_transfer.errors import UserError
+from attention_transfer.errors import Interrupted, UserError
 from attention_transfer.training.loggers import log_row
-from attention_transfer.training.progress import Bar, console
+from attention_transfer.training.progress import Bar
 from attention_transfer.training.run_files import readable_metrics
 from attention_transfer.training.run_folder import RunFolder
 from attention_transfer.training.sharding import Sharded, shard
+from attention_transfer.ui import show_cursor
 from attention_transfer.writing import write_whole
-
-
-class Interrupted(Exception):
-    """The user asked to stop; the run can be resumed from its last checkpoint."""
-
 
 _Tensors = tuple[Tensor, ...] | list[Tensor]
 
@@ -225,30 +219,31 @@ class StopEarly(EarlyStopping):
 
 
 class StopOnRequest(Callback):
-    """The first Ctrl-C stops after the step in hand, or the batch that is tested; the second stops at once."""
+    """The first Ctrl-C or SIGTERM stops after the step in hand, or the batch that is tested; the second at once."""
 
     def __init__(self) -> None:
         self.requested = False
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take Ctrl-C over inside the block, where signals can be listened for at all, and are not ignored.
+        """Take both signals over inside the block, where they can be listened for at all, and are not ignored.
 
         Raises:
-            Interrupted: the process was told to end (SIGTERM).
+            Interrupted: the process was told to end.
         """
-        before = signal.getsignal(signal.SIGINT)
-        ignored = before is signal.SIG_IGN  # as in the background of a script
-        listens = not ignored and threading.current_thread() is threading.main_thread()
-        if listens:
-            signal.signal(signal.SIGINT, self._request)
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        heard: list[signal.Signals] = []
+        if threading.current_thread() is threading.main_thread():  # ignored as in the background of a script
+            heard = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
+        for number in heard:
+            signal.signal(number, self._request)
         try:
             yield
         except SIGTERMException as error:  # of Lightning; it would end the process with code 0, as if all were done
             raise Interrupted from error
         finally:
-            if listens:
-                signal.signal(signal.SIGINT, before)
+            for number in heard:
+                signal.signal(number, before[number])
 
     def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:  # noqa: ARG002
         """Stop where it was asked for."""
@@ -262,6 +257,5 @@ class StopOnRequest(Callback):
 
     def _request(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         self.requested = True
-        if console.is_terminal:
-            os.write(sys.stderr.fileno(), b"\x1b[?25h")  # shows the cursor, for which the second leaves no time
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # every file is written whole, so nothing is lost by dying here
+        show_cursor()  # for which the second leaves no time
+        signal.signal(number, signal.SIG_DFL)  # every file is written whole, so nothing is lost by dying here

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import ArgumentError
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
-from attention_transfer.errors import UserError
-from attention_transfer.training.run_files import read_yaml
+from attention_transfer.errors import UserError, nearest, raise_all
+from attention_transfer.plain_yaml import read_mapping
 from attention_transfer.transfer import Rule
 
 # The parser takes a dataclass as it is unless it is told that its subclasses are meant.
 set_parsing_settings(subclasses_enabled=[Rule])
-
-
-_LONGEST = 20  # chain of files that extend each other
 
 
 def rule_config(rule: Rule) -> dict[str, Any]:
@@ -43,6 +41,7 @@ def read_rules(configs: list[dict[str, Any]]) -> list[Rule]:
     Raises:
         UserError: there is no such rule, or it has no such settings.
     """
+    raise_all(foreign_classes({"rules": configs}))
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--rules", type=list[Rule])
     try:
@@ -55,6 +54,53 @@ def read_rules(configs: list[dict[str, Any]]) -> list[Rule]:
     return rules
 
 
+def foreign_classes(config: Mapping[str, Any]) -> list[str]:
+    """Classes that a configuration names and that are not known, a sentence each.
+
+    The parser would import what they are in, and thereby run it. Known are rules of this package, and those of modules
+    that are imported already.
+    """
+    found = [
+        f"there is no rule {path!r}; {nearest(path, _rules())}"
+        for path in _class_paths(config.get("rules"))
+        if not _known(path)
+    ]
+    if _class_paths(pairing := config.get("pairing")):
+        found.append(f"pairing is {pairing!r}; give its settings by name")
+    return found
+
+
+def _class_paths(value: Any, *, by_itself: bool = True) -> list[str]:
+    """What the parser takes for a class: `class_path` at any depth, and text that stands by itself."""
+    match value:
+        case str() if by_itself:
+            return [value]
+        case list():
+            return [path for part in value for path in _class_paths(part, by_itself=by_itself)]
+        case dict():
+            own = [str(value["class_path"])] if "class_path" in value else []
+            return own + [path for part in value.values() for path in _class_paths(part, by_itself=False)]
+    return []
+
+
+def _known(path: str) -> bool:
+    module, _, name = path.rpartition(".")
+    if not module:
+        return name in _rules()
+    kind = getattr(sys.modules.get(module), name, None)
+    return isinstance(kind, type) and issubclass(kind, Rule)
+
+
+def _rules() -> set[str]:
+    """Names of the rules that are there."""
+    found, open_ends = set(), [Rule]
+    while open_ends:
+        kinds = open_ends.pop().__subclasses__()
+        open_ends += kinds
+        found |= {kind.__name__ for kind in kinds if not kind.__subclasses__()}
+    return found
+
+
 def read_config(path: str | Path, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     """A configuration file, laid over the one that it `extends`, and that over its own.
 
@@ -62,24 +108,27 @@ def read_config(path: str | Path, _seen: tuple[Path, ...] = ()) -> dict[str, Any
     replaced as a whole.
 
     Raises:
-        UserError: a file is missing or no configuration, or the files extend each other in a circle.
+        UserError: a file is missing or no configuration, or the files extend each other in a circle, or too often.
     """
-    file = Path(path)
-    if not file.is_file():
+    file = Path(path).expanduser()
+    if not file.exists():
         by = f", which {_seen[-1]} extends" if _seen else ""
         raise UserError(f"there is no configuration file {file}{by}; check the path")
     here = file.resolve()
-    if len(_seen) >= _LONGEST:
-        raise UserError(f"{_seen[0]} extends more than {_LONGEST} files, one by way of the other; put some together")
     if here in _seen:
         raise UserError(f"{file} extends itself, by way of {' and '.join(p.name for p in _seen)}; end the circle")
-    content = read_yaml(file)
+    if len(_seen) >= _LONGEST:
+        raise UserError(f"{_seen[0]} extends a file that extends another, and so on over {_LONGEST} times; join some")
+    content = read_mapping(file)
     base = content.pop("extends", None)
     if base is None:
         return content
-    if not isinstance(base, str):
+    if not isinstance(base, str) or not base:
         raise UserError(f"{file} extends {base!r}; name one file")
-    return _over(read_config(file.parent / base, (*_seen, here)), content)
+    return _over(read_config(file.parent / Path(base).expanduser(), (*_seen, here)), content)
+
+
+_LONGEST = 16  # files in a row
 
 
 def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy
@@ -14,7 +15,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from attention_transfer.errors import UserError, nearest, raise_all
 from attention_transfer.training.recipe import Precision, Recipe
 from attention_transfer.training.sharding import Sharded
-from attention_transfer.training.slurm import SlurmStep
+from attention_transfer.training.slurm import SlurmStep, numbers
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Devices = int | Literal["auto"] | None
@@ -62,6 +63,12 @@ class Hardware:
         found = []
         if recipe.precision == "fp16" and self.device == "cpu":
             found.append("recipe.precision fp16 needs a GPU, and this runs on the CPU; choose bf16 or fp32")
+        if recipe.workers is not None and recipe.workers * self.devices > (most := 16 * (os.cpu_count() or 1)):
+            each = f" for each of {self.devices} devices" if self.devices > 1 else ""
+            found.append(
+                f"recipe.workers is {recipe.workers}{each}, but this machine has {os.cpu_count()} cores; "
+                f"choose at most {most // self.devices}, or leave it out"
+            )
         known = recipe.batch_size != "auto"
         if self.processes > 1 and known and recipe.batch_size % (self.processes * recipe.accumulate):
             found.append(
@@ -95,8 +102,10 @@ class Hardware:
             # processes unequal numbers of batches, in which a broadcast of buffers would wait for ever.
             arguments["strategy"] = DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
         # Not left to Lightning, to which a job's script or shell, where a command runs once, looks like its tasks.
-        kinds = (kind for kind in (TorchElasticEnvironment, SlurmStep) if kind.detect())
-        arguments["plugins"] = [next(kinds, LightningEnvironment)()]
+        launcher = _launcher()
+        if launcher is None and self.processes > 1:
+            OwnProcesses.begin(self.processes)
+        arguments["plugins"] = [(launcher or OwnProcesses)()]
         return arguments
 
 
@@ -125,8 +134,10 @@ def choose_hardware(
         count = (there or 1) if devices == "auto" else devices or 1
         if devices is None and there is not None and there > 1:
             reason += f", and {there - 1} more, which --devices auto takes too"
-        if there is not None and count > there:
-            raise UserError(f"devices is {count}, but this machine has {there} of {kind}; ask for at most that")
+        most = there or max(8, os.cpu_count() or 1)  # a few more than there are cores do no harm
+        if count > most:
+            have = f"{there} of {kind}" if there else f"{os.cpu_count()} cores, which {most} processes can share"
+            raise UserError(f"devices is {count}, but this machine has {have}; ask for at most that")
         if nodes is not None and nodes > 1:
             raise UserError(
                 f"nodes is {nodes}, but nothing started this command on other machines; "
@@ -146,27 +157,97 @@ def launched_processes() -> tuple[str, tuple[int, int]] | None:
     """Who started this process among others, and how many: (a machine, machines); `None` where nobody did.
 
     Raises:
-        UserError: the machines have unequal numbers of processes.
+        UserError: the machines have unequal numbers of processes, or the environment says but a part of this.
     """
-    if TorchElasticEnvironment.detect():
-        names = ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "WORLD_SIZE")
-        local, machines, world = (int(os.environ[name]) for name in names)
+    launcher = _launcher()
+    if launcher is TorchElasticEnvironment:
+        local, machines, world = numbers("torchrun", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "WORLD_SIZE")
         if local * machines != world:
             raise UserError(
                 f"torchrun started {world} processes on {machines} machines, and {local} of them on this one; "
                 "give all machines the same --nproc-per-node"
             )
         return "torchrun", (local, machines)
-    return ("SLURM", SlurmStep.tasks()) if SlurmStep.detect() else None
+    return ("SLURM", SlurmStep.tasks()) if launcher is SlurmStep else None
 
 
 def this_process() -> int:
-    """Rank of this process among those that train together; 0 where it is alone, and for the one that writes."""
-    if TorchElasticEnvironment.detect():
-        return int(os.environ["RANK"])
-    if SlurmStep.detect():
-        return int(os.environ["SLURM_PROCID"])
-    return int(os.environ.get("LOCAL_RANK", "0"))  # set for the processes that Lightning starts itself
+    """Rank of this process among those that train together; 0 where it is alone, and for the one that writes.
+
+    Raises:
+        UserError: the environment says but a part of what a launcher says.
+    """
+    launcher = _launcher()
+    if launcher is TorchElasticEnvironment:
+        return numbers("torchrun", "RANK", "LOCAL_RANK", "GROUP_RANK")[0]
+    if launcher is SlurmStep:
+        return numbers("srun", "SLURM_PROCID")[0]
+    return OwnProcesses().local_rank()
+
+
+class OwnProcesses(LightningEnvironment):
+    """Processes on this machine that this command starts itself, by running the whole command again.
+
+    Lightning's own takes `LOCAL_RANK`, `MASTER_ADDR` and `MASTER_PORT` from the environment, where they may be left
+    over from anything; here only those count that the first process has set for the others.
+    """
+
+    MARK = "ATTENTION_TRANSFER_PROCESSES"
+
+    @classmethod
+    def begin(cls, processes: int) -> None:
+        """Mark what processes inherit that are started from here on."""
+        if cls.MARK not in os.environ:
+            os.environ.pop("LOCAL_RANK", None)
+            os.environ[cls.MARK] = str(processes)
+
+    @property
+    def creates_processes_externally(self) -> bool:
+        """Whether the others were started before."""
+        return self.MARK in os.environ and "LOCAL_RANK" in os.environ
+
+    @property
+    def main_address(self) -> str:
+        """Of this machine."""
+        return os.environ["MASTER_ADDR"] if self.creates_processes_externally else "127.0.0.1"
+
+    @property
+    def main_port(self) -> int:
+        """Where they meet; a free one, for the first process."""
+        if not self.creates_processes_externally:
+            os.environ.pop("MASTER_PORT", None)
+        return super().main_port
+
+    def local_rank(self) -> int:
+        """Of this process; 0 where it is alone."""
+        return numbers("attention-transfer", "LOCAL_RANK")[0] if self.creates_processes_externally else 0
+
+
+def _launcher() -> type[ClusterEnvironment] | None:
+    """What started this process among others; `None` where nothing, or this command, did.
+
+    Raises:
+        UserError: it looks as if something had, but it does not say what.
+    """
+    for launcher in (TorchElasticEnvironment, SlurmStep):
+        if launcher.detect():
+            return launcher
+    if OwnProcesses.MARK not in os.environ:
+        told = {name: os.environ[name] for name in _ALONE if os.environ.get(name, _ALONE[name]) != _ALONE[name]}
+        if told:
+            raise UserError(
+                f"{', '.join(f'{name} is {value!r}' for name, value in told.items())} in the environment, as for one "
+                "of several processes, but neither torchrun nor srun has started this one; "
+                f"start it by one of them, or give: unset {' '.join(told)}"
+            )
+    return None
+
+
+_ALONE = {
+    **dict.fromkeys(("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "SLURM_PROCID"), "0"),
+    **dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE"), "1"),
+}
+"""What launchers say to a process that is alone. Lightning, too, takes each of these for itself."""
 
 
 def _problems(device: str, devices: Devices, nodes: int | None, strategy: str) -> list[str]:

@@ -17,11 +17,10 @@ from lightning.pytorch.callbacks import Callback, Checkpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from attention_transfer.errors import UserError
+from attention_transfer.errors import Interrupted, UserError
 from attention_transfer.training.attention_watch import WatchAttention
 from attention_transfer.training.callbacks import (
     AveragedWeights,
-    Interrupted,
     MetricsWriter,
     ShowProgress,
     Source,

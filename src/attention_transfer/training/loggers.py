@@ -48,8 +48,11 @@ def make_loggers(names: Sequence[str], folder: Path, name: str, *, done: int = 0
         done: steps that a resumed run has behind it; TensorBoard drops what was logged after them.
 
     Raises:
-        UserError: a service can't be reached, or does not let the user in.
+        UserError: a folder can't be made, or a service can't be reached, or does not let the user in.
     """
+    for chosen in names:
+        if chosen != "mlflow" or "MLFLOW_TRACKING_URI" not in os.environ:
+            _make_folder(folder / chosen, chosen)
     purge: dict[str, Any] = {"purge_step": done + 1} if done else {}
     makers: dict[str, Callable[[], Logger]] = {
         "tensorboard": lambda: TensorBoardLogger(
@@ -126,8 +129,6 @@ def _open_wandb(folder: Path, name: str) -> Logger:
 def _open_mlflow(folder: Path, name: str) -> Logger:
     known = _records(folder).get("mlflow")
     own, server = (folder / "mlflow").absolute(), os.environ.get("MLFLOW_TRACKING_URI")
-    if server is None:
-        own.mkdir(exist_ok=True)
     try:
         logger = _MLflow(
             experiment_name=os.environ.get("MLFLOW_EXPERIMENT_NAME", _PROJECT),
@@ -146,6 +147,18 @@ def _open_mlflow(folder: Path, name: str) -> Logger:
             f"remove {folder / _RECORDS} to begin another record"
         ) from error
     return _kept(logger, folder, "mlflow", str(logger.run_id))
+
+
+def _make_folder(path: Path, logger: str) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"the folder of logger {logger}, {path}, can't be made ({error.strerror}); move away what is in its place, "
+            f"or leave {logger} out of --loggers"
+        ) from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise UserError(f"the folder of logger {logger}, {path}, can't be written to; permit it, or leave {logger} out")
 
 
 def _records(folder: Path) -> dict[str, str]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from attention_transfer.arguments import verb
 from attention_transfer.transfer import PRESETS, Preset
+from attention_transfer.ui import Console
 
 
+@verb
 def presets() -> dict[str, Preset]:
     """List the methods: what each does, and where it comes from.
 
@@ -16,6 +19,6 @@ def presets() -> dict[str, Preset]:
     """
     table = Table.grid(padding=(0, 2))
     for name, method in PRESETS.items():
-        table.add_row(name, method.summary + (f" [dim]({method.source})[/dim]" if method.source else ""))
+        table.add_row(name, Text.assemble(method.summary, (f" ({method.source})" if method.source else "", "dim")))
     Console().print(table)
     return dict(PRESETS)

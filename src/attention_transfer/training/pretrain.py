@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from inspect import signature
 from typing import Any
 
+from attention_transfer.arguments import verb
 from attention_transfer.data import data_slug, load_data
 from attention_transfer.errors import raise_all
 from attention_transfer.pretraining import MaskedAutoencoder
@@ -34,6 +35,7 @@ MAE_RECIPE = Recipe(beta2=0.95)
 _FLATTERED = "the loss on held-out images may be too low, and the accuracy of students of this teacher too high"
 
 
+@verb
 def pretrain(
     model: str = DEFAULT_ARCHITECTURE,
     *,

@@ -5,20 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress, TaskID
 
 from attention_transfer.training.hardware import this_process
-
-console = Console(stderr=True)
+from attention_transfer.ui import bars
 
 
 class Display:
@@ -27,18 +17,7 @@ class Display:
     _live: Display | None = None
 
     def __init__(self) -> None:
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
-            TimeElapsedColumn(),
-            TextColumn("ETA"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=this_process() > 0,
-        )
+        self.progress = bars(visible=this_process() == 0, note=True)
 
     @classmethod
     @contextmanager

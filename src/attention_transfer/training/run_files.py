@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from attention_transfer.errors import UserError
+from attention_transfer.plain_yaml import read_mapping
 
 log = logging.getLogger("attention_transfer")
 
@@ -53,9 +52,6 @@ TRIAL_SUMMARY: Shape = {"trial": str, "validation": {"accuracy": NUMBER, "cross_
 METRICS: Shape = {"epoch": int, "step": int}
 """A line of `metrics.jsonl`; its other values are numbers, too."""
 
-_LARGEST = 2**20  # bytes of a configuration file
-_MOST = 100_000  # values in one, counted as often as anchors repeat them
-
 
 def misfit(content: object, shape: Shape, name: str = "it") -> str | None:
     """What of some content is not as declared, in words; `None` where all is."""
@@ -79,7 +75,7 @@ def read_config_of_run(path: Path) -> dict[str, Any]:
     Raises:
         UserError: it is damaged, or no run's.
     """
-    content = read_yaml(path)
+    content = read_mapping(path)
     if problem := misfit(content, TRAINED if "preset" in content else PRETRAINED):
         raise UserError(f"{path} is not the configuration of a run ({problem}); restore it, or name another folder")
     return {**DEFAULTS, **content} if "preset" in content else content
@@ -151,42 +147,6 @@ def _rows(path: Path, damaged: Callable[[int], None]) -> Iterator[dict[str, floa
             damaged(number)
         else:
             yield row
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a configuration file.
-
-    Raises:
-        UserError: it is damaged, or larger than any configuration is.
-    """
-    if path.stat().st_size > _LARGEST:
-        raise UserError(f"{path} is larger than 1 MB, which no configuration is; name another file")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not readable YAML{_line(error)}; mend or restore it") from error
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise UserError(f"{path} is not a configuration, which has names with values; mend or restore it")
-    _check_size(content, path)
-    return content
-
-
-def _check_size(content: object, path: Path) -> None:
-    """Refuse what a few anchors that repeat each other make of a short file."""
-    left, count = [content], 0
-    while left:
-        part = left.pop()
-        count += 1
-        if count > _MOST:
-            raise UserError(f"{path} has more than {_MOST:,} values, which no configuration has; mend or restore it")
-        left += part.values() if isinstance(part, Mapping) else part if isinstance(part, list) else []
-
-
-def _line(error: Exception) -> str:
-    mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
-    if mark is not None:
-        return f" (line {mark.line + 1})"
-    return " (it is nested too deeply)" if isinstance(error, RecursionError) else ""
 
 
 def _reason(error: Exception) -> str:

@@ -29,10 +29,11 @@ from attention_transfer.folders import (
 )
 from attention_transfer.locking import LOCK, locked
 from attention_transfer.places import check_writable, expanded, folder_problems
+from attention_transfer.plain_yaml import read_mapping
 from attention_transfer.training.configuration import read_rules, rule_config
 from attention_transfer.training.hardware import this_process
 from attention_transfer.training.recipe import AUTO, Recipe
-from attention_transfer.training.run_files import read_config_of_run, read_summary, read_yaml
+from attention_transfer.training.run_files import read_config_of_run, read_summary
 from attention_transfer.writing import write_whole
 
 # Where a run is written, and by which devices it is computed, does not change what it is.
@@ -198,7 +199,7 @@ class RunFolder:
             )
 
     def _check_same(self, config: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-        there = read_yaml(self.path / "config.yaml")
+        there = read_mapping(self.path / "config.yaml")
         if isinstance(there.get("rules"), list):  # with the settings that rules have had since
             there["rules"] = [rule_config(rule) for rule in read_rules(there["rules"])]
         changed = differences(there, config, defaults)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from attention_transfer.arguments import verb
 from attention_transfer.data import Splits, data_slug, labelled_subset, load_data
 from attention_transfer.errors import raise_all
 from attention_transfer.training.card import model_card
@@ -59,6 +60,7 @@ class Run:
         return float(self.summary["test"]["accuracy"])
 
 
+@verb
 def train(
     preset: str = "distill",
     *,

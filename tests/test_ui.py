@@ -1,0 +1,58 @@
+"""What is printed is shown as it is."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.table import Table
+
+from attention_transfer import ui
+
+NAME = "de[/x]mo [bold]:x: \x1b[2J"
+SHOWN = "de[/x]mo [bold]:x: \\x1b[2J"
+
+
+def shown(width: int, *things: object) -> str:
+    file = io.StringIO()
+    console = ui.Console(file=file, width=width)
+    for thing in things:
+        console.print(thing)
+    return file.getvalue()
+
+
+def test_brackets_and_codes_are_text_in_all_that_is_printed() -> None:
+    table = Table(NAME, title=NAME)
+    table.add_row(NAME)
+    assert shown(80, NAME, table).count(SHOWN) == 4
+
+
+def test_an_error_is_one_line_of_text(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    ui.print_error(NAME * 5)
+    assert capsys.readouterr().err == f"error: {SHOWN * 5}\n"
+
+
+def test_brackets_are_text_beside_bars(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = io.StringIO()
+    monkeypatch.setattr(ui, "console", ui.Console(file=file, force_terminal=True, width=120))
+    with ui.bars(visible=True, note=True) as progress:
+        progress.add_task("[/x]", total=1, note="[/y]")
+    assert "[/x]" in file.getvalue()
+    assert "[/y]" in file.getvalue()
+
+
+def test_words_stay_whole_on_narrow_terminals() -> None:
+    table = Table("name", "accuracy, %")
+    table.add_row("distill", "88.8 ± 1.8")
+    assert "88.8 ± 1.8" in shown(20, table)
+
+
+def test_the_cursor_comes_back_only_to_terminals_and_never_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(number: int, data: bytes) -> None:
+        raise OSError
+
+    monkeypatch.setattr("os.write", gone)
+    for terminal in (False, True):
+        monkeypatch.setattr(ui, "console", ui.Console(stderr=True, force_terminal=terminal))
+        ui.show_cursor()

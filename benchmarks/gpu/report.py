@@ -112,7 +112,8 @@ def commit() -> str:
 
 def _versions() -> dict[str, str | None]:
     found: dict[str, str | None] = {"python": platform.python_version(), "cuda": torch.version.cuda}
-    for name in ("attention-transfer", "torch", "triton", "timm", "lightning"):
+    found["torch"] = torch.__version__  # with the build
+    for name in ("attention-transfer", "triton", "timm", "lightning"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

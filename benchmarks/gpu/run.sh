@@ -119,5 +119,4 @@ common=(--out "$out" ${rehearse:+"$rehearse"} ${release:+--release "$release"})
   ((failed != 2)) || exit 2
   "$python" benchmarks/gpu/summary.py "$out" || failed=1
   exit "$failed"
-} 2>&1 | tee "$out/log.txt"
-exit "${PIPESTATUS[0]}"
+} 2>&1 | tee "$out/log.txt"; exit "${PIPESTATUS[0]}" # on one line: bash reads on here, and the file may be another by now

@@ -315,3 +315,13 @@ def test_the_flags_are_these() -> None:
             "--out",
         },
     }
+
+
+def test_a_configuration_in_what_would_be_replaced_is_not(tmp_path: Path) -> None:
+    out, config = tmp_path / "run", tmp_path / "run" / "config.yaml"
+    out.mkdir()
+    config.write_text("preset: scratch\nshots: 1\n")
+    for words in (["--config", str(config)], [f"--config={config}"]):
+        with pytest.raises(UserError, match=r"config\.yaml is read, and would be replaced in"):
+            run(["train", *words, "--out", str(out), "--overwrite"])
+    assert config.read_text() == "preset: scratch\nshots: 1\n"

@@ -54,7 +54,8 @@ def test_masks_and_boxes_are_exact(made: Path) -> None:
     for split, number in CUTOUTS["SIZES"].items():
         masks = pictures(made / "masks" / "plain", split)
         for name, pixels in pictures(made / "plain", split).items():
-            assert np.array_equal(masks[name] == 255, pixels[..., 0].astype(int) - pixels[..., 1] > 50)
+            green = pixels[..., 1]  # 0 of a disc, 128 of the ground; in between where the edge is soft
+            assert (masks[name][green < 62] == 255).all() and (masks[name][green > 66] == 0).all()
             rows_, columns = np.nonzero(masks[name])
             box = [columns.min(), rows_.min(), columns.max() + 1, rows_.max() + 1]
             assert box == [int(rows[name][side]) for side in ("left", "top", "right", "bottom")]

@@ -130,7 +130,7 @@ def test_attention_by_constants(kernels: flash.Kernels, e: int, scale: float) ->
 @pytest.mark.parametrize("mean", [False, True])
 def test_losses_by_flex_attention_are_those_of_the_reference(mean: bool) -> None:
     inputs = leaves(operands(d_s=4, e=4), constant=2)
-    s, t = Side(*inputs[:2], 0.4, None), Side(*inputs[3:], 1.1, None)
+    s, t = Side(inputs[0], inputs[1], 0.4, None), Side(inputs[3], inputs[4], 1.1, None)
     found = flash.distilled(s, inputs[2], t, mean=mean, kernels=HALF_FLEX)
     reduction: Any = "mean" if mean else "none"
     expected = distilled_attention(*inputs, scale_s=0.4, scale_t=1.1, impl="reference", reduction=reduction)

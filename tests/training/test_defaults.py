@@ -46,7 +46,8 @@ def photographs(tmp_path: Path) -> Path:
 
 
 def steps(recipe: Any, images: int) -> int:
-    return recipe.epochs * math.ceil(images / recipe.batch_size)
+    epochs: int = recipe.epochs
+    return epochs * math.ceil(images / recipe.batch_size)
 
 
 @pytest.mark.parametrize("start", STARTS)

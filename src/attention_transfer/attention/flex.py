@@ -60,4 +60,5 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None, scale: flo
 
     modify = None if key_bias is None else add
     out, aux = flex_attention(q, k, v, modify, scale=scale, return_aux=AuxRequest(lse=True))
+    assert aux.lse is not None
     return out, aux.lse

@@ -337,12 +337,23 @@ def test_a_model_that_answers_otherwise_is_not_kept(
 def test_an_exported_model_is_replaced_only_where_that_is_asked_for(grey: str, tmp_path: Path) -> None:
     out = tmp_path / "model"
     first = export(grey, out=str(out))
-    (out / "mine").write_text("")
+    (out / "mine").write_text("mine")
+    before = (out / "model.safetensors").stat().st_ino
     with pytest.raises(UserError, match="exists; choose another folder"):
         export(grey, out=str(out))
-    assert (out / "mine").exists()
+    assert (out / "model.safetensors").stat().st_ino == before
     assert export(grey, out=str(out), overwrite=True) == replace(first)
-    assert not (out / "mine").exists()
+    assert (out / "model.safetensors").stat().st_ino != before
+    assert (out / "mine").read_text() == "mine"
+
+
+def test_the_folders_of_the_run_itself_are_no_place_for_an_export(grey: str, tmp_path: Path) -> None:
+    for place in (f"{grey}/model", f"{grey}/figures", f"{grey}/checkpoints/new"):
+        with pytest.raises(UserError, match="is a folder of the run itself"):
+            export(grey, out=place, overwrite=True)
+    (tmp_path / "export.json").write_text('{"exports": ["of another program"]}')
+    with pytest.raises(UserError, match="holds no exported model"):
+        export(grey, out=str(tmp_path), overwrite=True)
 
 
 def test_an_exported_model_stays_where_the_new_one_can_not_be_written(

@@ -29,6 +29,11 @@ def test_every_method_is_measured_against_the_floor_and_written(tmp_path: Path) 
     assert report["versions"]["torch"] == torch.__version__
     assert [cost["method"] for cost in report["costs"]] == ["floor", "copy", "gta"]
     assert Image.open(tmp_path / "out" / "bench.png").size[0] > 300
+    with pytest.raises(UserError, match=r"bench\.json exists; choose another folder with --out, or replace it"):
+        bench(TINY, out=str(tmp_path / "out"))
+    (tmp_path / "out" / "bench.json").write_text('{"someone": "else"}')
+    with pytest.raises(UserError, match=r"bench\.json was not written by this verb"):
+        bench(TINY, out=str(tmp_path / "out"), overwrite=True)
 
 
 class Fake:

@@ -143,6 +143,15 @@ def test_a_vit_is_found_in_what_is_around_it(vit: nn.Module, images: Tensor) -> 
             assert torch.equal(ours, theirs)
 
 
+def test_a_module_that_changes_its_images_is_refused(tiny_vit: Build, images: Tensor) -> None:
+    scaled = nn.Sequential(nn.InstanceNorm2d(1), tiny_vit(2))
+    with pytest.raises(UserError, match="Sequential changes the images before its 1 gets them"):
+        AttentionTransfer(tiny_vit(1), scaled, [Distill()])
+    wrapped = nn.Sequential(nn.Identity(), tiny_vit(2))
+    plain = AttentionTransfer(tiny_vit(1), tiny_vit(2), [Distill()])(images)
+    assert torch.equal(AttentionTransfer(tiny_vit(1), wrapped, [Distill()])(images).logits, plain.logits)
+
+
 def test_several_vits_in_one_module_are_named(tiny_vit: Build) -> None:
     pair = nn.ModuleDict({"teacher": tiny_vit(1), "student": tiny_vit(2)})
     with pytest.raises(UserError, match="holds several vision transformers, teacher, student; pass one of them"):

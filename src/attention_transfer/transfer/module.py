@@ -32,11 +32,11 @@ from attention_transfer.vit import (
     attention_modules,
     capture,
     carries_gradient,
+    check_part,
     check_shared_drop_path,
     describe,
     half_precision,
     logits_of,
-    part_of,
 )
 
 _log = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ class AttentionTransfer(nn.Module):
         super().__init__()
         _check(teacher, student, rules, pairing, share_drop_path)
         for role, network in (("teacher", teacher), ("student", student)):
-            if network is not None and (part := part_of(network)):
+            if network is not None and (part := check_part(network)):
                 _log.info("the %s is %s of a %s", role, part, type(network).__name__)
         attention = [rule for rule in rules if isinstance(rule, AttentionRule)]
         self._pairing = pairing or Pairing()

@@ -4,6 +4,7 @@ from attention_transfer.vit.call import POOL as POOL
 from attention_transfer.vit.call import AttentionCall as AttentionCall
 from attention_transfer.vit.capture import capture as capture
 from attention_transfer.vit.choices import wrong_choices as wrong_choices
+from attention_transfer.vit.copies import check_part as check_part
 from attention_transfer.vit.copies import half_precision as half_precision
 from attention_transfer.vit.describe import describe as describe
 from attention_transfer.vit.drop_path import SharedDropPath as SharedDropPath

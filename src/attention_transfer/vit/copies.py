@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 from attention_transfer.errors import UserError
 from attention_transfer.vit.capture import capture
 from attention_transfer.vit.describe import describe
-from attention_transfer.vit.libraries import unwrapped
+from attention_transfer.vit.libraries import part_of, unwrapped
 
 log = logging.getLogger("attention_transfer")
 
@@ -80,6 +80,24 @@ def check_copied(source: nn.Module, student: nn.Module) -> None:
                 f"a copy of this {type(source).__name__} attends otherwise than it does (block {layer}: {apart:.1%} "
                 "apart), so it is not used; take adapters, hooks and replaced layers off it, or load the plain model"
             )
+
+
+def check_part(model: nn.Module) -> str:
+    """Name of the ViT in a module that is none itself, after a check that it gets the images as they are.
+
+    Returns:
+        Its name; empty where the model is a ViT.
+
+    Raises:
+        UserError: the module changes the images, so that their size and normalisation are not those of the ViT.
+    """
+    part = part_of(model)
+    if part and any(not torch.equal(a, b) for a, b in zip(_seen(model)[0], _seen(unwrapped(model))[0], strict=True)):
+        raise UserError(
+            f"{type(model).__name__} changes the images before its {part} gets them, so that the size and normalisation "
+            f"of {part} are not those of its input; pass {part} itself, with images that are normalised for it"
+        )
+    return part
 
 
 @torch.no_grad()

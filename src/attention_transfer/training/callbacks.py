@@ -168,7 +168,7 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     """The rows of a `metrics.jsonl`, one an epoch; none where there is no such file yet."""
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 class ShowProgress(Callback):

@@ -163,7 +163,7 @@ def _make_folder(path: Path, logger: str) -> None:
 def _records(folder: Path) -> dict[str, str]:
     """By what name each service knows the run."""
     path = folder / _RECORDS
-    return dict(json.loads(path.read_text())) if path.is_file() else {}
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
 def _kept(logger: _Record, folder: Path, service: str, identity: str) -> Logger:
@@ -171,6 +171,6 @@ def _kept(logger: _Record, folder: Path, service: str, identity: str) -> Logger:
     records, rows = _records(folder), folder / "metrics.jsonl"
     if service not in records:
         write_whole(folder / _RECORDS, json.dumps({**records, service: identity}, indent=2) + "\n")
-    elif rows.is_file() and (lines := rows.read_text().splitlines()):
+    elif rows.is_file() and (lines := rows.read_text(encoding="utf-8").splitlines()):
         logger.sent = int(json.loads(lines[-1])["step"])
     return logger

@@ -115,7 +115,7 @@ class RunFolder:
             raise UserError(
                 f"{self.path} holds no finished run (no summary.json); finish it by the command that began it"
             )
-        return dict(json.loads((self.path / "summary.json").read_text()))
+        return dict(json.loads((self.path / "summary.json").read_text(encoding="utf-8")))
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file, whole or not at all; the first process does."""

@@ -232,7 +232,10 @@ def _read_one(path: Path) -> Mapping[str, Any]:
 def _parts(index: Path) -> list[Path]:
     """The weights files that an index lists."""
     try:
-        return [index.parent / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+        return [
+            index.parent / name
+            for name in sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        ]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{index} is no index of weights files (no weight_map); download it again") from error
 

@@ -138,7 +138,7 @@ def _from_folder(folder: Path, options: dict[str, Any], pretrained: bool) -> nn.
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} holds no model (no config.json); name a finished run or an exported model")
     try:
-        config = json.loads((folder / "config.json").read_text())
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{folder / 'config.json'} is no JSON ({error}); export the model again") from error
     if not isinstance(config, dict):

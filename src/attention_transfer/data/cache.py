@@ -100,7 +100,7 @@ def free_memory() -> int:
 def _free_in_system() -> int:
     table = Path("/proc/meminfo")
     if table.is_file():  # Linux; its count of free pages leaves out the cache of files, which gives way
-        lines = dict(line.split(":") for line in table.read_text().splitlines())
+        lines = dict(line.split(":") for line in table.read_text(encoding="utf-8").splitlines())
         if "MemAvailable" in lines:
             return int(lines["MemAvailable"].split()[0]) * 1024
     pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
@@ -110,11 +110,11 @@ def _free_in_system() -> int:
 def _free_in_container() -> int | None:
     if not (_GROUP / "memory.max").is_file():
         return None
-    limit = (_GROUP / "memory.max").read_text().strip()
+    limit = (_GROUP / "memory.max").read_text(encoding="utf-8").strip()
     if limit == "max":
         return None
-    counts = dict(line.split() for line in (_GROUP / "memory.stat").read_text().splitlines())
-    used = int((_GROUP / "memory.current").read_text()) - int(counts["inactive_file"])  # cached files give way
+    counts = dict(line.split() for line in (_GROUP / "memory.stat").read_text(encoding="utf-8").splitlines())
+    used = int((_GROUP / "memory.current").read_text(encoding="utf-8")) - int(counts["inactive_file"])  # cached files give way
     return max(0, int(limit) - used)
 
 

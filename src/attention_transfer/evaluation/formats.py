@@ -120,7 +120,7 @@ def _transformers() -> Any:
 def _write_timm(loaded: LoadedRun, folder: Path, *, in_colour: bool) -> None:
     """The layout that timm opens, and transformers as well, by its wrapper of timm's models."""
     save_vit(loaded.network.student, folder, labels=list(loaded.classes))
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     arguments = {key: value for key, value in config.get("model_args", {}).items() if key != "num_classes"}
     config |= {"model_args": arguments, "num_classes": len(loaded.classes), "label_names": list(loaded.classes)}
     config["pretrained_cfg"] |= for_timm(loaded.spec)

@@ -21,7 +21,7 @@ _CAPTIONS = {
 
 def write_report(folder: Path, rows: Sequence[Row], figures: Sequence[Path], *, teacher: str) -> Path:
     """Write `report.html` into the folder: tables, figures and what they mean, with no file beside it."""
-    template = files("attention_transfer.experiments").joinpath("report.html.jinja").read_text()
+    template = files("attention_transfer.experiments").joinpath("report.html.jinja").read_text(encoding="utf-8")
     tables = [
         {
             "title": title,

@@ -65,7 +65,7 @@ def model_card(
     rules = [_bound(rule) for rule in read_rules(config["rules"])]
     splits = {name: summary[name] for name in ("validation", "test") if summary.get(name)}
     overlap = summary.get("overlap") or {}  # not looked for in archives, nor by earlier versions
-    template = files("attention_transfer.training").joinpath("card.md.jinja").read_text()
+    template = files("attention_transfer.training").joinpath("card.md.jinja").read_text(encoding="utf-8")
     page = Environment(
         autoescape=False,  # the card is Markdown
         undefined=StrictUndefined,

@@ -63,7 +63,7 @@ def open_folder(folder: Path, *, pretrained: bool, **options: Any) -> nn.Module:
 
 def _configuration(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is no JSON ({str(error)[:160]}); export the model again") from error
     if not isinstance(config, dict):

@@ -198,7 +198,7 @@ def _is_data(module: str, name: str) -> bool:
 def _parts(index: Path) -> list[Path]:
     """The weights files that an index lists."""
     try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{index} is no index of weights files (no weight_map); download it again") from error
     outside = [name for name in names if not isinstance(name, str) or Path(name).name != name]

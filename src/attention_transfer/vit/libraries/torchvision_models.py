@@ -101,7 +101,7 @@ class Torchvision:
         patch_size: int | None,
     ) -> nn.Module:
         """A folder that `save` wrote."""
-        config = json.loads((folder / "config.json").read_text())
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         try:
             norm = partial(nn.LayerNorm, eps=config.get("norm_eps", _NORM_EPS))
             vit: Any = VisionTransformer(**config["arguments"], norm_layer=norm)
@@ -177,7 +177,7 @@ class Torchvision:
         names = labels or self.labels(model)
         config = {"library": self.name, "arguments": arguments, "norm_eps": _norm_eps(vit), "label_names": names}
         folder.mkdir(parents=True)
-        (folder / "config.json").write_text(json.dumps(config, indent=2))
+        (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
         save_file({key: value.contiguous() for key, value in vit.state_dict().items()}, folder / "model.safetensors")
 
 

@@ -240,7 +240,7 @@ def _preprocessor(name: str) -> dict[str, Any]:
     if not path:
         return {}
     try:
-        content = json.loads(Path(path).read_text())
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
         found = {key: content[key] for key in ("image_mean", "image_std") if content.get(key)}
         return {key: [float(value) for value in values] for key, values in found.items()}
     except (ValueError, AttributeError, TypeError) as error:

@@ -104,7 +104,8 @@ def score(trial: Trial, teacher: str) -> dict[str, Any]:
     kept = {name: settings[name] for name in ("lr", "epochs", "batch_size")}
     values = run.summary["validation"]
     scores = {f"validation_{name}": values[name] for name in ("accuracy", "cross_entropy")}
-    return kept | scores | run.summary["train"]
+    row: dict[str, Any] = kept | scores | run.summary["train"]
+    return row
 
 
 def default_rate(trial: Trial, common: dict[str, Any], scratch: str) -> float:

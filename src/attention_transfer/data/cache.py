@@ -114,7 +114,8 @@ def _free_in_container() -> int | None:
     if limit == "max":
         return None
     counts = dict(line.split() for line in (_GROUP / "memory.stat").read_text(encoding="utf-8").splitlines())
-    used = int((_GROUP / "memory.current").read_text(encoding="utf-8")) - int(counts["inactive_file"])  # cached files give way
+    current = (_GROUP / "memory.current").read_text(encoding="utf-8")
+    used = int(current) - int(counts["inactive_file"])  # cached files give way
     return max(0, int(limit) - used)
 
 

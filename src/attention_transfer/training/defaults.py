@@ -128,7 +128,7 @@ def _batch(facts: Facts) -> int:
     Few images want many steps, many want wide ones. Up to eight devices share a multiple of 8.
     """
     least = 64 if facts.start == "mae" else 32
-    about = min(max(least, round(2.0 ** round(math.log2(facts.images / 100)))), 512)
+    about = min(max(least, int(2 ** round(math.log2(facts.images / 100)))), 512)
     batches = max(1, round(facts.images / about))
     return min(8 * math.ceil(facts.images / batches / 8), 512)
 
@@ -170,8 +170,7 @@ def _layer_decay(facts: Facts) -> float:
     """0.75 at 12 blocks, as BEiT and MAE fine-tune, and the same from end to end at any depth: 0.866 at 24."""
     if facts.start != "pretrained":
         return 1.0
-    decay: float = 0.75 ** (12 / facts.depth)
-    return round(max(0.65, decay), 3)
+    return round(max(0.65, float(0.75 ** (12 / facts.depth))), 3)
 
 
 def _weight_decay(facts: Facts) -> float:

@@ -59,3 +59,10 @@ def test_anchors_and_marks_of_an_encoding_are_fine(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text("\ufeffone: &x {a: 1}\ntwo: *x\nthree: {<<: *x, b: é}\n", encoding="utf-8")
     assert read_mapping(file) == {"one": {"a": 1}, "two": {"a": 1}, "three": {"a": 1, "b": "é"}}
+
+
+@pytest.mark.parametrize("value", ["!!timestamp x", '!!int ""', "!!bool x", '!!float ""', "!!python/object:os.system x"])
+def test_a_value_that_is_not_of_its_tag_is_refused(value: str, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(f"seed: {value}\n")
+    with pytest.raises(UserError, match="is not readable YAML"):
+        read_mapping(tmp_path / "c.yaml")

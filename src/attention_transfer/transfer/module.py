@@ -308,7 +308,7 @@ class AttentionTransfer(nn.Module):
         """A copy with a student of its own; the frozen teacher is shared."""
         twin = AttentionTransfer(self.teacher, copy.deepcopy(self.student, memo), self.rules, **self._options)
         memo[id(self)] = twin
-        twin.__setstate__(copy.deepcopy(self._state()))
+        twin.__setstate__(self._state())
         return twin
 
     def __reduce__(self) -> tuple[Any, ...]:

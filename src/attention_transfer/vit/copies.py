@@ -94,7 +94,7 @@ def check_part(model: nn.Module) -> str:
     part = part_of(model)
     if part and any(not torch.equal(a, b) for a, b in zip(_seen(model)[0], _seen(unwrapped(model))[0], strict=True)):
         raise UserError(
-            f"{type(model).__name__} changes the images before its {part} gets them, so that the size and normalisation "
+            f"{type(model).__name__} changes the images before its {part} gets them, so that size and normalisation "
             f"of {part} are not those of its input; pass {part} itself, with images that are normalised for it"
         )
     return part

@@ -69,7 +69,7 @@ class AttentionProbe:
         """
         precision = nullcontext() if self.dtype is None else torch.autocast(images.device.type, self.dtype)
         with precision:
-            return self._run(images.to(next(self.model.parameters()).dtype))
+            return self._run(images.to(next(p.dtype for p in self.model.parameters() if p.is_floating_point())))
 
     def release(self) -> None:
         """Take everything off the model that this probe attached."""

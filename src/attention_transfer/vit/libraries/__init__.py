@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.optim.swa_utils import AveragedModel
@@ -33,6 +35,8 @@ def unwrapped(model: nn.Module) -> nn.Module:
         inner = getattr(model, "_orig_mod", None)
         if inner is None and isinstance(model, _WRAPPERS):
             inner = model.module
+        if inner is None and hasattr(model, "peft_config") and hasattr(model, "get_base_model"):  # PeftModel
+            inner = cast(Any, model).get_base_model()
         if not isinstance(inner, nn.Module):
             break
         model = inner

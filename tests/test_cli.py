@@ -323,5 +323,5 @@ def test_a_configuration_in_what_would_be_replaced_is_not(tmp_path: Path) -> Non
     config.write_text("preset: scratch\nshots: 1\n")
     for words in (["--config", str(config)], [f"--config={config}"]):
         with pytest.raises(UserError, match=r"config\.yaml is read, and would be replaced in"):
-            run(["train", *words, "--out", str(out), "--overwrite"])
+            cli.run(["train", *words, "--out", str(out), "--overwrite"])
     assert config.read_text() == "preset: scratch\nshots: 1\n"

@@ -46,8 +46,7 @@ def photographs(tmp_path: Path) -> Path:
 
 
 def steps(recipe: Any, images: int) -> int:
-    epochs: int = recipe.epochs
-    return epochs * math.ceil(images / recipe.batch_size)
+    return int(recipe.epochs * math.ceil(images / recipe.batch_size))
 
 
 @pytest.mark.parametrize("start", STARTS)

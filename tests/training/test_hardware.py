@@ -201,7 +201,7 @@ LEFT_OVER = [
     ({"SLURM_PROCID": "3"}, "SLURM_PROCID is '3' in the environment"),
     (
         {"TORCHELASTIC_RUN_ID": "1", "RANK": "0"},
-        "a process that torchrun started, but for: no LOCAL_RANK, no GROUP_RANK",
+        "that torchrun started, but for: no LOCAL_RANK, no GROUP_RANK",
     ),
     ({"SLURM_STEP_NUM_TASKS": "2"}, "a process that srun started, but for: no SLURM_STEP_NUM_NODES"),
     ({"SLURM_STEP_NUM_TASKS": "many"}, "a process that srun started, but for: SLURM_STEP_NUM_TASKS is 'many'"),

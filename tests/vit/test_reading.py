@@ -159,7 +159,8 @@ def _jax(model: Any, prefix: str = "") -> dict[str, np.ndarray[Any, Any]]:
 def test_weights_of_jax_are_read_as_timm_reads_them(prefix: str, tmp_path: Path) -> None:
     sizes = {"img_size": 32, "embed_dim": 128, "depth": 2, "num_heads": 2, "num_classes": 3}
     source = timm.create_model("vit_tiny_patch16_224", **sizes).eval()
-    np.savez(tmp_path / "B_16.npz", **_jax(source, prefix))
+    weights: dict[str, Any] = _jax(source, prefix)
+    np.savez(tmp_path / "B_16.npz", **weights)
     images = torch.randn(1, 3, 32, 32)
     if not prefix.startswith("params"):  # there, timm expects big_vision's other numbering of norms
         timms = timm.create_model("vit_tiny_patch16_224", **sizes).eval()

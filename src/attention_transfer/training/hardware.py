@@ -179,7 +179,7 @@ def this_process() -> int:
     """
     launcher = _launcher()
     if launcher is TorchElasticEnvironment:
-        return numbers("torchrun", "RANK", "LOCAL_RANK", "GROUP_RANK")[0]
+        return numbers("torchrun", "RANK")[0]
     if launcher is SlurmStep:
         return numbers("srun", "SLURM_PROCID")[0]
     return OwnProcesses().local_rank()
@@ -231,6 +231,8 @@ def _launcher() -> type[ClusterEnvironment] | None:
     """
     for launcher in (TorchElasticEnvironment, SlurmStep):
         if launcher.detect():
+            if launcher is TorchElasticEnvironment:
+                numbers("torchrun", *_OF_TORCHRUN)
             return launcher
     if OwnProcesses.MARK not in os.environ:
         told = {name: os.environ[name] for name in _ALONE if os.environ.get(name, _ALONE[name]) != _ALONE[name]}
@@ -243,6 +245,7 @@ def _launcher() -> type[ClusterEnvironment] | None:
     return None
 
 
+_OF_TORCHRUN = ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE")
 _ALONE = {
     **dict.fromkeys(("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "SLURM_PROCID"), "0"),
     **dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE"), "1"),

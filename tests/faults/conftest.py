@@ -6,19 +6,22 @@ ten minutes, and goes on after a failure, to report all of them.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
 import signal
 import sys
 import tempfile
+import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -61,7 +64,8 @@ def command(*words: str) -> Outcome:
         signal.signal(signal.SIGALRM, _hang)
         signal.alarm(HANG)
         try:
-            with redirect_stdout(printed), redirect_stderr(printed):
+            shown = mock.patch.object(cli, "_of_a_bug", _with_traceback)  # which else goes into a file
+            with shown, redirect_stdout(printed), redirect_stderr(printed):
                 code = _code()
         finally:
             signal.alarm(0)
@@ -72,14 +76,77 @@ def command(*words: str) -> Outcome:
         return Outcome(code, printed.read())
 
 
+def forked(words: Sequence[str], *, kill_after: float | None = None, disk: Any = None) -> Outcome:
+    """Give a command in a process of its own, which has everything imported; -9 is the code of one that was killed.
+
+    Args:
+        words: the command.
+        kill_after: seconds, after which it is killed where it has not ended.
+        disk: a context in which the process runs.
+    """
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as printed:
+        if (child := os.fork()) == 0:
+            code = 1
+            try:
+                with disk or nullcontext():
+                    outcome = command(*words)
+                code = outcome.code
+                printed.write(outcome.text)
+                printed.flush()
+            finally:
+                os._exit(code)
+        began, status = time.monotonic(), 0
+        while kill_after is not None and time.monotonic() < began + kill_after:
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if ended:
+                break
+            time.sleep(0.002)
+        else:
+            if kill_after is not None:
+                os.kill(child, signal.SIGKILL)
+            status = os.waitpid(child, 0)[1]
+        printed.seek(0)
+        return Outcome(os.waitstatus_to_exitcode(status), printed.read())
+
+
+def results(folder: Path) -> dict[str, Any]:
+    """Numbers and weights of whatever a command wrote, without times."""
+    found: dict[str, Any] = {}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.name == "summary.json":
+            found[name] = _without_times(json.loads(path.read_text()))
+        elif path.name == "metrics.jsonl":
+            found[name] = [_without_times(json.loads(line)) for line in path.read_text().splitlines()]
+        elif path.suffix == ".safetensors":
+            found[name] = path.read_bytes()
+        elif path.name == "best.ckpt":
+            found[name] = {key: value.tolist() for key, value in torch.load(path)["state_dict"].items()}
+        elif "unfinished" in path.name or "replaced" in path.name:
+            found[name] = "left over"
+    return found
+
+
+def _without_times(content: Any) -> Any:
+    if not isinstance(content, dict):
+        return content
+    timed = ("seconds", "command")
+    kept = {name: value for name, value in content.items() if name not in timed and not name.startswith("time/")}
+    return {name: _without_times(value) for name, value in kept.items()}
+
+
 def _code() -> int:
     try:
         cli.main()
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 0 if end.code is None else 1
-    except (Exception, Hang):
+    except (Exception, Hang):  # noqa: BLE001 - that is what is looked for
         traceback.print_exc()
         return 1
+
+
+def _with_traceback(error: Exception) -> str:
+    return "".join(traceback.format_exception(error))
 
 
 def _hang(number: int, frame: FrameType | None) -> NoReturn:
@@ -147,8 +214,31 @@ _RECIPE = ["--epochs=2", "--recipe.batch-size=4", "--recipe.workers=0", "--recip
 @pytest.fixture(scope="session")
 def command_line() -> Any:
     """`command`: its words give an `Outcome`."""
-    torch.set_num_threads(1)  # threads do not live on in a forked process
     return command
+
+
+@pytest.fixture(scope="session")
+def in_a_process() -> Any:
+    """`forked`: its words give an `Outcome`."""
+    torch.set_num_threads(1)  # threads do not live on in a forked process
+    return forked
+
+
+@pytest.fixture(scope="session")
+def results_of() -> Any:
+    """`results` of a folder."""
+    return results
+
+
+@pytest.fixture(scope="module")
+def trained(inputs: Sandbox, tmp_path_factory: pytest.TempPathFactory) -> Sandbox:
+    """The inputs with two finished runs, and an export of the second. Afterwards, everything is imported here."""
+    torch.set_num_threads(1)
+    copied = inputs.copy(tmp_path_factory.mktemp("trained") / "sandbox")
+    with copied.entered():
+        for words in (copied.train("run"), copied.train("other", "--seed=1"), copied.export("other", "exported")):
+            assert command(*words).code == 0
+    return copied
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import io
-import json
 import os
 import random
 import shutil
@@ -26,7 +25,7 @@ from unittest import mock
 import pytest
 import yaml
 
-from attention_transfer import cli
+from attention_transfer import parser
 from attention_transfer.training import engine
 from attention_transfer.transfer import PRESETS
 
@@ -35,17 +34,116 @@ SEED = int(os.environ.get("ATTENTION_TRANSFER_SEED", "0"))
 SHORT = 25  # tries of a kind
 
 WEIRD = [
-    *("", " ", "0", "-1", "1", "2", "0.5", "1e309", "nan", "-inf", "9" * 5000, "1_000", "0x10", "1e-400", "99999999999"),
-    *("null", "true", "False", "[]", "{}", "[[[[", "[" * 2000, "{a: {b: [1, null]}}", "[1, two, 3.0]", "a: b: c", "- x"),
+    *(
+        "",
+        " ",
+        "0",
+        "-1",
+        "1",
+        "2",
+        "0.5",
+        "1e309",
+        "nan",
+        "-inf",
+        "9" * 5000,
+        "1_000",
+        "0x10",
+        "1e-400",
+        "99999999999",
+    ),
+    *(
+        "null",
+        "true",
+        "False",
+        "[]",
+        "{}",
+        "[[[[",
+        "[" * 2000,
+        "{a: {b: [1, null]}}",
+        "[1, two, 3.0]",
+        "a: b: c",
+        "- x",
+    ),
     *(".", "..", "~", "/dev/null", "nothing", "photos", "teacher", "table.csv", "birds.tar", "config.yaml", "x" * 5000),
-    *("*", "**/*", "{a,b}" * 12, "{1..9999999}", "[x", "photos[0]", "photos/", "a\nb", "é\udcff", "\u202e", "%s%n", "$HOME"),
-    *("&a [*a]", "!!python/object/apply:os.getcwd []", "!!binary ////", "@nothing", "-", "--", "=", "--seed", "1,2,,", ","),
+    *(
+        "*",
+        "**/*",
+        "{a,b}" * 12,
+        "{1..9999999}",
+        "[x",
+        "photos[0]",
+        "photos/",
+        "a\nb",
+        "é\udcff",
+        "\u202e",
+        "%s%n",
+        "$HOME",
+    ),
+    *(
+        "&a [*a]",
+        "!!python/object/apply:os.getcwd []",
+        "!!binary ////",
+        "@nothing",
+        "-",
+        "--",
+        "=",
+        "--seed",
+        "1,2,,",
+        ",",
+    ),
     *("timm/", "hf/", "torchvision/", "timm/local-dir:", "hf/teacher", "timm/teacher", "torchvision/Nothing:photos"),
     *("Distill", "{class_path: os.system, init_args: {command: id}}", "[{class_path: Copy, init_args: {heads: -1}}]"),
-    *("copy", "distill", "scratch", "random", "cpu", "cuda", "mps", "lr", "auto", "fp16", "bf16", "0,1,2", "onnx", "hf"),
+    *(
+        "copy",
+        "distill",
+        "scratch",
+        "random",
+        "cpu",
+        "cuda",
+        "mps",
+        "lr",
+        "auto",
+        "fp16",
+        "bf16",
+        "0,1,2",
+        "onnx",
+        "hf",
+    ),
 ]
-VALUES: list[Any] = [None, True, False, 0, -1, 10**40, 1e308, float("nan"), "", "x", [], {}, [None], {"a": {}}, [[1]], b"x"]
-PARTS = [b"", b"\0", b"\xff\xfe", b"null", b"NaN", b"-1", b"1e999", b"9" * 5000, b"{}", b"[" * 3000, b'"', b"\n", b"\r", b"../"]
+VALUES: list[Any] = [
+    None,
+    True,
+    False,
+    0,
+    -1,
+    10**40,
+    1e308,
+    float("nan"),
+    "",
+    "x",
+    [],
+    {},
+    [None],
+    {"a": {}},
+    [[1]],
+    b"x",
+]
+PARTS = [
+    b"",
+    b"\0",
+    b"\xff\xfe",
+    b"null",
+    b"NaN",
+    b"-1",
+    b"1e999",
+    b"9" * 5000,
+    b"{}",
+    b"[" * 3000,
+    b'"',
+    b"\n",
+    b"\r",
+    b"../",
+]
 
 
 @dataclass
@@ -62,13 +160,13 @@ class Try:
 class Fuzzer:
     """Makes tries in a folder of valid inputs, and puts it back after each."""
 
-    def __init__(self, sandbox: Any, command: Callable[..., Any], seed: int) -> None:
-        self.sandbox, self.command, self.seed = sandbox, command, seed
+    def __init__(self, sandbox: Any, command: Callable[..., Any], results: Callable[[Path], Any], seed: int) -> None:
+        self.sandbox, self.command, self.results_of, self.seed = sandbox, command, results, seed
         self.whole = sandbox.files()
         self.folders = [path for path in self.whole if (sandbox.path / path).is_dir()]
-        self.options = {name: list(parser._option_string_actions) for name, parser in _parsers().items()}
+        self.options = {name: list(verb._option_string_actions) for name, verb in _parsers().items()}
         self.ends: Counter[str] = Counter()
-        self.undisturbed = json.loads(self.whole["run/summary.json"])
+        self.results = results(sandbox.path / "run")
 
     def tries(self, kind: Callable[[Fuzzer, random.Random], Try]) -> Iterator[str]:
         """Problems, as they are found."""
@@ -93,7 +191,7 @@ class Fuzzer:
         if lost := [path for path, content in before.items() if path not in after or after[path] != content]:
             yield f"changed {lost}"
         resumed = "train" in chosen.words and "--out=run" in chosen.words and str(chosen.file).startswith("run/check")
-        if resumed and outcome.code == 0 and _scores(self.sandbox.path / "run") != _without_times(self.undisturbed):
+        if resumed and outcome.code == 0 and self.results_of(self.sandbox.path / "run") != self.results:
             yield "other numbers"
         self.restore()
 
@@ -213,7 +311,9 @@ def _damaged(whole: bytes, damage: str, rng: random.Random) -> bytes:
         case "twice":
             return whole + whole
         case "foreign":
-            return rng.choice([b"PK\x03\x04", b"\x80\x04.", b"\x89PNG\r\n\x1a\n", b"{}", b"[]", b"null", b"%PDF-1.4", b"a: b\n"])
+            return rng.choice(
+                [b"PK\x03\x04", b"\x80\x04.", b"\x89PNG\r\n\x1a\n", b"{}", b"[]", b"null", b"%PDF-1.4", b"a: b\n"]
+            )
     return bytes(content)
 
 
@@ -247,7 +347,9 @@ def _commands(sandbox: Any) -> list[list[str]]:
 
 def _named(given: list[str]) -> set[str]:
     """Places that a command is told to write to, and may have, as they hold what such a command writes."""
-    return {"out"} | ({"run", "other"} & {word.rpartition("=")[2] for word in given} if "--overwrite" in given else set())
+    return {"out"} | (
+        {"run", "other"} & {word.rpartition("=")[2] for word in given} if "--overwrite" in given else set()
+    )
 
 
 def _short(chosen: Try) -> str:
@@ -256,43 +358,32 @@ def _short(chosen: Try) -> str:
     return f"{given} {chosen.file or ''} {chosen.damage} {content}"
 
 
-def _without_times(summary: dict[str, Any]) -> dict[str, Any]:
-    return {**summary, "train": {key: value for key, value in summary["train"].items() if key != "seconds"}}
-
-
-def _scores(run: Path) -> dict[str, Any]:
-    return _without_times(json.loads((run / "summary.json").read_text()))
-
-
 @functools.cache
 def _parsers() -> dict[str, Any]:
-    parsers: dict[str, Any] = cli.build_parser()._subcommands_action._name_parser_map  # type: ignore[union-attr]
-    return parsers
+    return dict(parser.build_parser().verbs)
 
 
 @contextmanager
 def _one_parser() -> Iterator[None]:
     """Build the parser of a preset once: that takes longer than all else in a command that is refused."""
-    build, parsers = cli.build_parser, {}
+    build, parsers = parser.build_parser, {}
 
     def cached(arguments: Any = ()) -> Any:
-        preset = cli._preset(arguments)
+        preset = parser._preset(arguments)
         key = preset if preset in PRESETS else ""
         if key not in parsers:
             parsers[key] = build(arguments)
         return parsers[key]
 
-    with mock.patch.object(cli, "build_parser", cached):
+    with mock.patch.object(parser, "build_parser", cached):
         yield
 
 
 @pytest.fixture(scope="module")
-def stocked(inputs: Any, command_line: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Inputs of every kind, with two finished runs, a table, a shard and a configuration file."""
-    sandbox = inputs.copy(tmp_path_factory.mktemp("fuzz") / "sandbox")
+def stocked(trained: Any) -> Any:
+    """Inputs of every kind: with two finished runs, a table, a shard and a configuration file."""
+    sandbox = trained
     with sandbox.entered():
-        assert command_line(*sandbox.train("run")).code == 0
-        assert command_line(*sandbox.train("other", "--seed=1")).code == 0
         pictures = sorted(sandbox.path.glob("photos/*/*/*.png"))
         rows = [f"{path.relative_to(sandbox.path)},{path.parts[-2]},{path.parts[-3]}" for path in pictures]
         Path("table.csv").write_text("\n".join(["path,label,split", *rows]) + "\n")
@@ -314,10 +405,10 @@ def stocked(inputs: Any, command_line: Any, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture
-def fuzzer(stocked: Any, command_line: Any) -> Iterator[Fuzzer]:
+def fuzzer(stocked: Any, command_line: Any, results_of: Any) -> Iterator[Fuzzer]:
     """Makes tries."""
     with stocked.entered(), _one_parser():
-        yield Fuzzer(stocked, command_line, SEED)
+        yield Fuzzer(stocked, command_line, results_of, SEED)
 
 
 def _report(fuzzer: Fuzzer, found: list[str]) -> None:

@@ -33,117 +33,28 @@ MINUTES = float(os.environ.get("ATTENTION_TRANSFER_MINUTES", "0"))
 SEED = int(os.environ.get("ATTENTION_TRANSFER_SEED", "0"))
 SHORT = 25  # tries of a kind
 
+# fmt: off
 WEIRD = [
-    *(
-        "",
-        " ",
-        "0",
-        "-1",
-        "1",
-        "2",
-        "0.5",
-        "1e309",
-        "nan",
-        "-inf",
-        "9" * 5000,
-        "1_000",
-        "0x10",
-        "1e-400",
-        "99999999999",
-    ),
-    *(
-        "null",
-        "true",
-        "False",
-        "[]",
-        "{}",
-        "[[[[",
-        "[" * 2000,
-        "{a: {b: [1, null]}}",
-        "[1, two, 3.0]",
-        "a: b: c",
-        "- x",
-    ),
-    *(".", "..", "~", "/dev/null", "nothing", "photos", "teacher", "table.csv", "birds.tar", "config.yaml", "x" * 5000),
-    *(
-        "*",
-        "**/*",
-        "{a,b}" * 12,
-        "{1..9999999}",
-        "[x",
-        "photos[0]",
-        "photos/",
-        "a\nb",
-        "é\udcff",
-        "\u202e",
-        "%s%n",
-        "$HOME",
-    ),
-    *(
-        "&a [*a]",
-        "!!python/object/apply:os.getcwd []",
-        "!!binary ////",
-        "@nothing",
-        "-",
-        "--",
-        "=",
-        "--seed",
-        "1,2,,",
-        ",",
-    ),
-    *("timm/", "hf/", "torchvision/", "timm/local-dir:", "hf/teacher", "timm/teacher", "torchvision/Nothing:photos"),
-    *("Distill", "{class_path: os.system, init_args: {command: id}}", "[{class_path: Copy, init_args: {heads: -1}}]"),
-    *(
-        "copy",
-        "distill",
-        "scratch",
-        "random",
-        "cpu",
-        "cuda",
-        "mps",
-        "lr",
-        "auto",
-        "fp16",
-        "bf16",
-        "0,1,2",
-        "onnx",
-        "hf",
-    ),
+    "", " ", "0", "-1", "1", "2", "0.5", "1e309", "nan", "-inf", "9" * 5000, "1_000", "0x10", "1e-400",
+    "99999999999",
+    "null", "true", "False", "[]", "{}", "[[[[", "[" * 2000, "{a: {b: [1, null]}}", "[1, two, 3.0]", "a: b: c", "- x",
+    ".", "..", "~", "/dev/null", "nothing", "photos", "teacher", "table.csv", "birds.tar", "config.yaml", "x" * 5000,
+    "*", "**/*", "{a,b}" * 12, "{1..9999999}", "[x", "photos[0]", "photos/", "a\nb", "é\udcff", "\u202e",
+    "%s%n", "$HOME",
+    "&a [*a]", "!!python/object/apply:os.getcwd []", "!!binary ////", "@nothing", "-", "--", "=", "--seed", "1,2,,", ",",
+    "timm/", "torchvision/", "timm/local-dir:", "timm/teacher", "torchvision/Nothing:photos", "copy", "distill", "lr",
+    "Distill", "{class_path: os.system, init_args: {command: id}}", "[{class_path: Copy, init_args: {heads: -1}}]",
+    "scratch", "random", "cpu", "cuda", "mps", "auto", "fp16", "bf16", "0,1,2", "onnx", "hf",
 ]
 VALUES: list[Any] = [
-    None,
-    True,
-    False,
-    0,
-    -1,
-    10**40,
-    1e308,
-    float("nan"),
-    "",
-    "x",
-    [],
-    {},
-    [None],
-    {"a": {}},
-    [[1]],
-    b"x",
+    None, True, False, 0, -1, 10**40, 1e308, float("nan"), "", "x", [], {}, [None], {"a": {}}, [[1]], b"x",
 ]
 PARTS = [
-    b"",
-    b"\0",
-    b"\xff\xfe",
-    b"null",
-    b"NaN",
-    b"-1",
-    b"1e999",
-    b"9" * 5000,
-    b"{}",
-    b"[" * 3000,
-    b'"',
-    b"\n",
-    b"\r",
-    b"../",
+    b"", b"\0", b"\xff\xfe", b"null", b"NaN", b"-1", b"1e999", b"9" * 5000, b"{}", b"[" * 3000, b'"', b"\n",
+    b"\r", b"../",
 ]
+FOREIGN = [b"PK\x03\x04", b"\x80\x04.", b"\x89PNG\r\n\x1a\n", b"{}", b"[]", b"null", b"%PDF-1.4", b"a: b\n"]
+# fmt: on
 
 
 @dataclass
@@ -218,7 +129,8 @@ class Fuzzer:
         root = self.sandbox.path
         for path in sorted(root.rglob("*"), reverse=True):
             name = str(path.relative_to(root))
-            if name in self.whole and path.is_dir() == (self.whole[name] is None) and not path.is_symlink():
+            right = path.is_dir() if self.whole.get(name, b"") is None else path.is_file()
+            if name in self.whole and right and not path.is_symlink():
                 continue
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         for name in self.folders:
@@ -311,9 +223,7 @@ def _damaged(whole: bytes, damage: str, rng: random.Random) -> bytes:
         case "twice":
             return whole + whole
         case "foreign":
-            return rng.choice(
-                [b"PK\x03\x04", b"\x80\x04.", b"\x89PNG\r\n\x1a\n", b"{}", b"[]", b"null", b"%PDF-1.4", b"a: b\n"]
-            )
+            return rng.choice(FOREIGN)
     return bytes(content)
 
 

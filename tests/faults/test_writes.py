@@ -196,9 +196,11 @@ def test_a_command_whose_write_fails_or_kills_it_ends_as_if_undisturbed_when_giv
         right, operations = results_of(root / out), disk.count.read_text().split()
         assert right and "left over" not in right.values()
         inputs = sandbox.files(out)
-    tries = [(fault, at) for at in range(1, len(operations) + 1) for fault in FAULTS]
-    rng, found, done, until = random.Random(f"{case} {SEED}"), [], 0, time.monotonic() + 60 * MINUTES
-    rng.shuffle(tries)
+    rng, kinds, found, done, until = random.Random(f"{case} {SEED}"), [*FAULTS], [], 0, time.monotonic() + 60 * MINUTES
+    tries = []
+    for turn in range(len(kinds)):  # in the first, each operation fails in one way; in the last, it has in all
+        once = [(kinds[(at + turn) % len(kinds)], at) for at in range(1, len(operations) + 1)]
+        tries += rng.sample(once, len(once))
     for done, (fault, at) in enumerate(tries if MINUTES else tries[:SHORT], start=1):
         if MINUTES and time.monotonic() > until:
             break
@@ -221,12 +223,19 @@ def test_a_command_whose_write_fails_or_kills_it_ends_as_if_undisturbed_when_giv
                 found.append(f"{what}, then again: {again}, {_unlike(results_of(path / out), right)}")
             if sandbox.files(out) != inputs:
                 found.append(f"{what}: inputs are changed")
-        if not found:
-            _remove(path)
+        _say(found)
+        _remove(path)
     print(
         f"{case}: {done} of {len(tries)} tries ({len(operations)} operations by {len(FAULTS)}), {len(found)} problems"
     )
     assert not found, "\n\n".join(found[:20])
+
+
+def _say(found: list[str], said: set[str] = set()) -> None:  # noqa: B006 - to say each once
+    for problem in found:
+        if problem not in said:
+            said.add(problem)
+            print(problem, flush=True)
 
 
 def _unlike(one: dict[str, Any], other: dict[str, Any]) -> list[str]:

@@ -18,6 +18,7 @@ import yaml
 from attention_transfer.data import DATA
 from attention_transfer.errors import UserError, raise_all
 from attention_transfer.folders import (
+    MARKER,
     discard,
     holds_results,
     is_occupied,
@@ -34,6 +35,7 @@ from attention_transfer.training.configuration import read_rules, rule_config
 from attention_transfer.training.hardware import this_process
 from attention_transfer.training.recipe import AUTO, Recipe
 from attention_transfer.training.run_files import read_config_of_run, read_summary
+from attention_transfer.transfer import FeatureKD, LossRule
 from attention_transfer.writing import write_whole
 
 # Where a run is written, and by which devices it is computed, does not change what it is.
@@ -200,8 +202,15 @@ class RunFolder:
 
     def _check_same(self, config: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
         there = read_mapping(self.path / "config.yaml")
-        if isinstance(there.get("rules"), list):  # with the settings that rules have had since
-            there["rules"] = [rule_config(rule) for rule in read_rules(there["rules"])]
+        if isinstance(there.get("rules"), list):
+            rules = read_rules(there["rules"])
+            summed = [type(rule).__name__ for rule in rules if isinstance(rule, LossRule | FeatureKD)]
+            if summed and not self.has(MARKER) and not self.finished:
+                raise UserError(
+                    f"an earlier version began the run in {self.path}, in which the weight of {summed[0]} was of a sum "
+                    "over layers, and not of their mean; finish it with that version, or start anew with --overwrite"
+                )
+            there["rules"] = [rule_config(rule) for rule in rules]  # with the settings that they have had since
         changed = differences(there, config, defaults)
         if changed:
             raise UserError(

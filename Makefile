@@ -4,12 +4,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types layers unit docs format clean
+.PHONY: demo test lint types layers unit fuzz docs format clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    set up, pre-train a teacher on handwritten digits and compare what its attention is worth"
 	@echo "make test    set up, then lint, types, import layers, tests and docs"
+	@echo "make fuzz    look for faults: bad input, kills, failing disks, leaks; MINUTES=10 for each kind, SEED=0"
 	@echo "make format  rewrite the code in the project's format"
 	@echo "make clean   remove the virtual environment and caches"
 
@@ -43,6 +44,13 @@ layers: $(VENV)/.dev
 
 unit: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
+
+# Some fifteen kinds, each for so many minutes; what is found is listed at the end of each.
+fuzz: MINUTES = 10
+fuzz: SEED = 0
+fuzz: $(VENV)/.dev
+	OMP_NUM_THREADS=1 ATTENTION_TRANSFER_MINUTES=$(MINUTES) ATTENTION_TRANSFER_SEED=$(SEED) \
+		ATTENTION_TRANSFER_FAULTS=100000 $(BIN)/python -m pytest -s tests/faults $(ARGS)
 
 docs: $(VENV)/.dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict

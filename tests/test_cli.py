@@ -313,6 +313,7 @@ def test_the_flags_are_these() -> None:
             "--dtype",
             "--compiled",
             "--out",
+            "--overwrite",
         },
     }
 

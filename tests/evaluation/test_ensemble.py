@@ -275,7 +275,7 @@ def test_tables_are_narrow_and_the_result_is_written(
         ("unfinished", "holds no finished run"),
         ("other-data", "has the data set 'letters', but .* has 'digits'"),
         ("other-classes", "has other classes than"),
-        ("diverged", "gives logits that are not finite; leave it out"),
+        ("diverged", "hold NaN or infinity"),
     ],
 )
 def test_a_run_that_does_not_belong_is_named(runs: list[str], spoilt: Spoil, how: str, sentence: str) -> None:

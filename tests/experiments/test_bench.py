@@ -14,7 +14,7 @@ from attention_transfer import AttentionTransfer, Distill, bench, load_vit, stud
 from attention_transfer.attention import Impl, choose_impl, triton_kernels
 from attention_transfer.errors import UserError
 from attention_transfer.experiments.bench import Cost, LeftOut, measure
-from attention_transfer.experiments.steps import METHODS, ROUTES, Bench, Materialised, step_of, teacher_of
+from attention_transfer.experiments.steps import METHODS, ROUTES, Bench, _Materialised, step_of, teacher_of
 
 TINY = "builtin/vit_digits"
 
@@ -96,7 +96,7 @@ def test_materialised_maps_give_the_loss_and_the_gradients_of_distillation() -> 
     student = student_like(teacher, num_classes=10)
     images, targets = torch.randn(2, 1, 8, 8), torch.tensor([1, 2])
     found: list[dict[str, Any]] = []
-    for rule in (Materialised(), Distill(impl="reference")):
+    for rule in (_Materialised(), Distill(impl="reference")):
         student.zero_grad()
         transfer = AttentionTransfer(teacher, student, [rule]).train()
         output = transfer(images)

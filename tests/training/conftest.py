@@ -68,3 +68,11 @@ def tiny(tiny_vit: Callable[..., Any]) -> TinyRuns:
         "gta": [Guide(weight=1)],
     }
     return TinyRuns(tiny_vit, rules, ResolvedRecipe(epochs=3, batch_size=8, validate_every=1, lr=3e-3, workers=0))
+
+
+@pytest.fixture
+def second_of_two() -> dict[str, str]:
+    """What torchrun puts into the environment of the second of two processes."""
+    ranks = {"RANK": "1", "LOCAL_RANK": "1", "GROUP_RANK": "0"}
+    sizes = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "1"}
+    return {"TORCHELASTIC_RUN_ID": "1", **ranks, **sizes}

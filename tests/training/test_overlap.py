@@ -174,12 +174,15 @@ def test_odd_names_are_a_line_each(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["archive", "second process"])
-def test_what_was_not_looked_for_is_no_zero(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_not_looked_for_is_no_zero(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, second_of_two: dict[str, str]
+) -> None:
     folder = RunFolder(tmp_path / "run")
     splits: Any = arrays(3)
     if kind == "archive":
         monkeypatch.setattr("attention_transfer.training.inputs.find_overlap", lambda *_: None)
     else:
-        monkeypatch.setenv("LOCAL_RANK", "1")
+        for name, value in second_of_two.items():
+            monkeypatch.setenv(name, value)
     assert keep_overlap(splits, folder, data="set") is None
     assert not (tmp_path / "run/overlap.txt").exists()

@@ -94,10 +94,10 @@ def test_a_short_file_that_unfolds_into_a_large_one_is_refused(tmp_path: Path) -
     with pytest.raises(UserError, match="more than 100,000 values"):
         read_mapping(tmp_path / "config.yaml")
     (tmp_path / "config.yaml").write_text("a: &a [*a]\n")
-    with pytest.raises(UserError, match="more than 100,000 values"):
+    with pytest.raises(UserError, match="a part of itself"):
         read_mapping(tmp_path / "config.yaml")
     (tmp_path / "config.yaml").write_text("a: b\n" * 300_000)
-    with pytest.raises(UserError, match="larger than 1 MB"):
+    with pytest.raises(UserError, match="larger than a configuration may be"):
         read_mapping(tmp_path / "config.yaml")
 
 

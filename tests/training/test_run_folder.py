@@ -72,13 +72,16 @@ def test_a_run_that_was_killed_at_any_file_is_taken_up_and_leaves_no_rest(tmp_pa
     assert {p.name for p in tmp_path.iterdir()} == whole | {"metrics.jsonl"}
 
 
-def test_other_processes_than_the_first_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_processes_than_the_first_write_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, second_of_two: dict[str, str]
+) -> None:
     opened(tmp_path, CONFIG).write_json("summary.json", {})
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    folder = opened(tmp_path, {**CONFIG, "seed": 1}, overwrite=True)
-    folder.write_json("environment.json", {"other": 1})
-    assert not folder.finished  # the first process is about to remove that
-    monkeypatch.delenv("LOCAL_RANK")
+    with monkeypatch.context() as second:
+        for name, value in second_of_two.items():
+            second.setenv(name, value)
+        folder = opened(tmp_path, {**CONFIG, "seed": 1}, overwrite=True)
+        folder.write_json("environment.json", {"other": 1})
+        assert not folder.finished  # the first process is about to remove that
     assert RunFolder(tmp_path).finished
     assert read_mapping(tmp_path / "config.yaml") == CONFIG
     assert "other" not in (tmp_path / "environment.json").read_text()
@@ -281,9 +284,14 @@ def test_what_a_run_keeps_must_not_change_while_it_is_unfinished(tmp_path: Path)
     assert (tmp_path / "labelled.txt").read_text() == "a.png\n"
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+def _full(_: int) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file.txt"
     write_whole(path, "old")
-    with pytest.raises(UnicodeEncodeError):
-        write_whole(path, "new \ud800")
+    monkeypatch.setattr("os.fsync", _full)
+    with pytest.raises(OSError, match="No space left"):
+        write_whole(path, "new")
     assert path.read_text() == "old"

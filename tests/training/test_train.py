@@ -53,6 +53,7 @@ def test_every_preset_leaves_a_whole_run_folder(preset: str, teacher: str, tmp_p
     names = {p.relative_to(run.path).as_posix() for p in run.path.rglob("*") if p.is_file()}
     (events,) = [name for name in names if name.startswith("tensorboard/events.out.tfevents.")]
     assert names == {
+        "run.json",
         "config.yaml",
         "environment.json",
         "metrics.jsonl",
@@ -158,11 +159,12 @@ def test_the_teacher_is_neither_changed_nor_saved(teacher: str, tmp_path: Path) 
     assert sum(t.numel() for t in checkpoint["state_dict"].values()) == student
 
 
-def test_a_damaged_checkpoint_is_named(teacher: str, tmp_path: Path) -> None:
+def test_damaged_checkpoints_are_named(teacher: str, tmp_path: Path) -> None:
     run = train_tiny(teacher, tmp_path / "run")
     (run.path / "summary.json").unlink()
-    last = run.path / "checkpoints" / "last.ckpt"
-    last.write_bytes(last.read_bytes()[:1000])
+    for name in ("last.ckpt", "best.ckpt"):
+        path = run.path / "checkpoints" / name
+        path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(UserError, match="is damaged and the run"):
         train_tiny(teacher, tmp_path / "run")
 

@@ -17,7 +17,7 @@ from attention_transfer.transfer import AttentionTransfer, Copy, Distill, Guide,
 from attention_transfer.vit import AttentionCall, describe, load_vit, logits_of, student_like
 
 
-class Materialised(Distill):
+class _Materialised(Distill):
     """Distillation as Li et al.'s released code computes it: maps formed in the step's own dtype, the student's once.
 
     What a fused loss is worth is the distance to this, not to `impl="reference"`, whose maps are float32 or wider.
@@ -44,7 +44,7 @@ RULES: dict[str, Rule] = {
     "copy": Copy(),
     "distill": Distill(),
     **{f"distill-{route}": Distill(impl=route) for route in ROUTES},  # type: ignore[arg-type] # one of Impl's names
-    "materialised": Materialised(),
+    "materialised": _Materialised(),
     "gta": Guide(),
 }
 METHODS = ("floor", "finetune", "logit-kd", *RULES)

@@ -132,8 +132,8 @@ class MetricsWriter(Callback):
         # Runs of earlier versions have their rows in the file alone.
         self.rows = list(state_dict["rows"] if "rows" in state_dict else readable_metrics(self.path))
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
-        """Write what there is, also where no epoch is left to do.
+    def _take_up(self, trainer: L.Trainer) -> None:
+        """Write what there is.
 
         Raises:
             UserError: rows are lost.
@@ -145,8 +145,18 @@ class MetricsWriter(Callback):
             self._write()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
-        """Start the clock."""
+        """Start the clock; with weights in shares, no hook before this one has the checkpoint's rows.
+
+        Raises:
+            UserError: rows are lost.
+        """
+        self._take_up(trainer)
         self._since = time.monotonic()
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+        """Write what there is where no epoch was left to do."""
+        if not self._since:
+            self._take_up(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
         """Append the epoch's means; validation terms are there in the epochs that had a validation."""

@@ -6,6 +6,7 @@ import sys
 from argparse import ArgumentError
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from inspect import isabstract
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 
 from attention_transfer.errors import UserError, nearest, raise_all
 from attention_transfer.plain_yaml import read_mapping
-from attention_transfer.transfer import Rule
+from attention_transfer.transfer import LossRule, NetworkRule, OperandRule, Rule
 
 # The parser takes a dataclass as it is unless it is told that its subclasses are meant.
 set_parsing_settings(subclasses_enabled=[Rule])
@@ -92,13 +93,16 @@ def _known(path: str) -> bool:
 
 
 def _rules() -> set[str]:
-    """Names of the rules that are there."""
+    """Names of the rules that are there, but for those that are private."""
     found, open_ends = set(), [Rule]
     while open_ends:
         kinds = open_ends.pop().__subclasses__()
         open_ends += kinds
-        found |= {kind.__name__ for kind in kinds if not kind.__subclasses__()}
-    return found
+        found |= {kind.__name__ for kind in kinds if issubclass(kind, _KINDS) and not isabstract(kind)}
+    return {name for name in found if not name.startswith("_")}
+
+
+_KINDS = (OperandRule, LossRule, NetworkRule)
 
 
 def read_config(path: str | Path, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from attention_transfer.places import check_writable, expanded, folder_problems
 from attention_transfer.plain_yaml import read_mapping
 from attention_transfer.training.configuration import read_rules, rule_config
 from attention_transfer.training.hardware import this_process
-from attention_transfer.training.recipe import AUTO, Recipe
+from attention_transfer.training.recipe import AUTO, ResolvedRecipe
 from attention_transfer.training.run_files import read_config_of_run, read_summary
 from attention_transfer.transfer import FeatureKD, LossRule
 from attention_transfer.writing import write_whole
@@ -236,7 +236,7 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any], defaults: Map
         here: what is asked for now.
         defaults: of settings; those of the recipe are known.
     """
-    known = _flat({**defaults, "recipe": asdict(Recipe())} if here.get("recipe") else defaults)
+    known = _flat({**defaults, "recipe": asdict(ResolvedRecipe())} if here.get("recipe") else defaults)
     flat_there, flat_here = {**known, **_flat(there)}, _flat(here)
     return [
         f"{key} is {flat_there.get(key)!r} there and {flat_here.get(key)!r} here"

@@ -68,7 +68,7 @@ _DATA = {
     "pathlib": _PATHS,
     "pathlib._local": _PATHS,
 }
-_RENAMED = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # by Python 3
+_RENAMED = {"__builtin__": "builtins", "commands": "subprocess", "copy_reg": "copyreg"}  # by Python 3
 
 
 class _Inert(dict[Any, Any]):

@@ -27,7 +27,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from attention_transfer.attention import Side, attention_logits
-from attention_transfer.errors import UserError
 from attention_transfer.experiments.steps import ROUTES
 from benchmarks.gpu import card as cards
 from benchmarks.gpu.card import Card
@@ -75,7 +74,7 @@ def warm(rehearse: bool) -> None:
     for size in SMALL if rehearse else SIZES[::2]:
         inputs = operands(size, torch.bfloat16, card.device)
         for way in (way for ways in OPERATORS.values() for way in ways.values()):
-            with contextlib.suppress(UserError, RuntimeError):  # the stage says it
+            with contextlib.suppress(Exception):  # the stage says it
                 _passes(way, inputs)
 
 
@@ -150,8 +149,10 @@ def measured(card: Card, ways: dict[str, Run], size: Size, repeats: int, report:
             for _ in range(0 if card.rehearsed else 2):
                 _passes(way, inputs)
             rows[name] = {"peak_bytes": card.peak(lambda way=way: _passes(way, inputs))}  # type: ignore[misc]
-        except (UserError, RuntimeError) as error:
-            rows[name] = why_not(error)
+        except Exception as error:
+            if cards.is_lost(error):
+                raise
+            rows[name] = why_not(error)  # also what Triton raises, which has a class of errors of its own
             card.clear()
             continue
         if name != ALONE and exact is not None:

@@ -171,7 +171,7 @@ def _lse(card: Card, size: Size) -> Iterator[Row]:
             try:
                 with torch.no_grad():
                     found = kernel(s.q.detach(), s.k.detach(), v.detach())[..., : size.n]  # some kernels pad the rows
-            except RuntimeError as error:  # so a kernel says that it does not serve a dtype
+            except Exception as error:  # so a kernel says that it does not serve a dtype
                 if cards.is_lost(error):
                     raise
                 yield row | {"left_out": cards.sentence(error)}

@@ -23,7 +23,7 @@ CASES: dict[str, Callable[[Any], list[str]]] = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", CASES if MINUTES else ["train", "export"])
 def test_killed_again_and_again_a_command_ends_with_the_same_numbers(
     case: str, trained: Any, in_a_process: Any, results_of: Any, tmp_path: Path
 ) -> None:
@@ -40,7 +40,7 @@ def test_killed_again_and_again_a_command_ends_with_the_same_numbers(
         sandbox = trained.copy(tmp_path / str(rounds))
         with sandbox.entered():
             inputs = sandbox.files("out")
-            for _ in range(KILLS if MINUTES else 1):
+            for _ in range(KILLS if MINUTES else 2):
                 outcome = in_a_process(words, kill_after=rng.uniform(0, took))
                 kills += outcome.code == -9
                 if outcome.code not in (-9, 0):

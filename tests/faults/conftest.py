@@ -122,7 +122,7 @@ def results(folder: Path) -> dict[str, Any]:
             found[name] = path.read_bytes()
         elif path.name == "best.ckpt":
             found[name] = {key: value.tolist() for key, value in torch.load(path)["state_dict"].items()}
-        elif "unfinished" in path.name or "replaced" in path.name:
+        elif ("unfinished" in path.name or "replaced" in path.name) and (path.is_file() or any(path.iterdir())):
             found[name] = "left over"
     return found
 

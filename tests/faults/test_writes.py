@@ -81,7 +81,7 @@ class Disk:
         opened = self._open(io.open)
         put(mock.patch.object(builtins, "open", opened))
         put(mock.patch.object(io, "open", opened))
-        save = safetensors.torch.serialize_file
+        save = safetensors.torch.serialize_file  # type: ignore[attr-defined]
         put(mock.patch.object(safetensors.torch, "serialize_file", self._serialize(save)))
         put(mock.patch.object(writing, "_exchanged", self._exchanged(writing._exchanged)))
 

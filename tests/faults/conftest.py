@@ -20,7 +20,7 @@ from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_st
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -30,7 +30,7 @@ from PIL import Image
 
 from attention_transfer import cli
 
-HANG = 120  # seconds after which a command is taken to hang; a busy machine needs many
+HANG = 60  # seconds: a command hangs that computes for longer, or that does not compute at all for so long
 
 
 class Hang(BaseException):
@@ -61,8 +61,7 @@ def command(*words: str) -> Outcome:
     signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as printed:
         sys.argv = ["attention-transfer", *words]
-        signal.signal(signal.SIGALRM, _hang)
-        signal.alarm(HANG)
+        _Watch()
         try:
             shown = mock.patch.object(cli, "_of_a_bug", _with_traceback)  # which else goes into a file
             with shown, redirect_stdout(printed), redirect_stderr(printed):
@@ -122,7 +121,7 @@ def results(folder: Path) -> dict[str, Any]:
             found[name] = path.read_bytes()
         elif path.name == "best.ckpt":
             found[name] = {key: value.tolist() for key, value in torch.load(path)["state_dict"].items()}
-        elif "unfinished" in path.name or "replaced" in path.name:
+        elif ("unfinished" in path.name or "replaced" in path.name) and (path.is_file() or any(path.iterdir())):
             found[name] = "left over"
     return found
 
@@ -149,8 +148,20 @@ def _with_traceback(error: Exception) -> str:
     return "".join(traceback.format_exception(error))
 
 
-def _hang(number: int, frame: FrameType | None) -> NoReturn:
-    raise Hang
+class _Watch:
+    """Notices a hang, and is not misled by a machine that has little time for this process."""
+
+    def __init__(self) -> None:
+        self.began = self.last = time.process_time()
+        signal.signal(signal.SIGALRM, self._look)
+        signal.alarm(HANG)
+
+    def _look(self, number: int, frame: FrameType | None) -> None:
+        now = time.process_time()
+        if now - self.last < 0.001 * HANG or now - self.began > HANG:
+            raise Hang
+        self.last = now
+        signal.alarm(HANG)
 
 
 @dataclass

@@ -120,6 +120,7 @@ class MetricsWriter(Callback):
         self.rows: list[dict[str, float]] = []
         self.seconds = 0.0
         self._since = 0.0
+        self._taken_up = False
 
     def state_dict(self) -> dict[str, Any]:
         """Rows and seconds so far, for a resumed run: it needs no file but its checkpoint."""
@@ -138,6 +139,7 @@ class MetricsWriter(Callback):
         Raises:
             UserError: rows are lost.
         """
+        self._taken_up = True
         self.rows = [row for row in self.rows if row["epoch"] <= self.done]
         if lost := set(range(1, self.done + 1)) - {int(row["epoch"]) for row in self.rows}:
             raise UserError(f"{self.path} has lost epoch {min(lost)}; restore it, or start again with --overwrite")
@@ -155,7 +157,7 @@ class MetricsWriter(Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
         """Write what there is where no epoch was left to do."""
-        if not self._since:
+        if not self._taken_up:
             self._take_up(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002

@@ -249,7 +249,7 @@ def _same(key: str, there: Any, here: Any) -> bool:
     """Whether two values make the same run; any number of workers but 0 loads the same images."""
     if key == "recipe.workers" and there and here:
         return True
-    if key.startswith("recipe.") and here == AUTO:  # not asked for
+    if key.startswith("recipe.") and AUTO in (there, here):  # not asked for, or left open by an earlier version
         return True
     return bool(there == here)
 

@@ -180,7 +180,7 @@ class Sandbox:
 
     def compare(self, out: str) -> list[str]:
         """Two trainings of one epoch, and their page."""
-        recipe = ["--epochs=1", "--recipe.batch_size=4"]
+        recipe = ["--epochs=1", "--recipe.batch_size=4", "--recipe.workers=0"]
         return [
             *("compare", "--presets=scratch,copy", "--seeds=0", "--teacher=teacher"),
             *(*self._given(), f"--out={out}", *recipe),

@@ -28,7 +28,7 @@ from attention_transfer import writing
 
 MINUTES = float(os.environ.get("ATTENTION_TRANSFER_MINUTES", "0"))
 SEED = int(os.environ.get("ATTENTION_TRANSFER_SEED", "0"))
-SHORT = 3  # writes that fail in each case
+SHORT = 2  # writes that fail in each case
 
 _OF_PATHS = ("mkdir", "rename", "replace", "unlink", "remove", "rmdir", "link", "symlink", "truncate")
 _OF_DESCRIPTORS = ("fsync", "write", "ftruncate", "sendfile")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import json
-import logging
 import os
 import resource
 import shutil
@@ -30,7 +29,7 @@ from torch import nn
 
 from attention_transfer import Run, cli, train
 from attention_transfer.data import digits
-from attention_transfer.training import ObjectiveModule, Recipe
+from attention_transfer.training import ObjectiveModule, Recipe, log
 from attention_transfer.viewing import attention_grid, save
 from attention_transfer.viewing.sheets import SheetRow, attention_sheet, save_sheet
 from attention_transfer.vit import save_vit
@@ -367,7 +366,7 @@ def _limited_at(call: int, function: Callable[..., Any]) -> Callable[..., Any]:
         (torch, "save", 2, "checkpoints/last.ckpt"),
         ("attention_transfer.training.callbacks", "write_whole", 3, "metrics.jsonl"),
         ("attention_transfer.training.train", "write_whole", 1, "model/README.md"),
-        (logging.FileHandler, "emit", 2, "log.txt"),
+        (log._File, "emit", 2, "log.txt"),
     ],
     ids=["best.ckpt", "last.ckpt", "metrics.jsonl", "README.md", "log.txt"],
 )

@@ -136,7 +136,7 @@ def test_options_of_a_transfer_are_in_the_graph(option: str, make: Build, images
     eager, other = transfer(), transfer()
     run = compiled(other, fullgraph=True)
     for batch in (images, images + 1):
-        torch.testing.assert_close(results(other, batch, run=run), results(eager, batch))
+        torch.testing.assert_close(results(other, batch, run=run), results(eager, batch), atol=5e-5, rtol=1e-4)
 
 
 def test_autocast_around_a_compiled_transfer_is_as_in_eager(make: Build, images: Tensor) -> None:

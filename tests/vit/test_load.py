@@ -64,7 +64,7 @@ def test_class_names_are_saved_too(tiny_vit: Build, tmp_path: Path) -> None:
     assert list(loaded.pretrained_cfg["label_names"]) == ["cat", "dog"]
 
 
-def test_saving_replaces_what_was_there_and_leaves_nothing_beside_it(
+def test_saving_replaces_the_model_that_was_there_and_leaves_what_else_there_was(
     tiny_vit: Build, images: Tensor, tmp_path: Path
 ) -> None:
     save_vit(tiny_vit(seed=1), tmp_path / "runs" / "model")
@@ -73,7 +73,7 @@ def test_saving_replaces_what_was_there_and_leaves_nothing_beside_it(
     save_vit(model, tmp_path / "runs" / "model")
     assert torch.equal(load_vit(str(tmp_path / "runs" / "model"))(images), model(images))
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["model"]
-    assert not (tmp_path / "runs" / "model" / "old.txt").exists()
+    assert (tmp_path / "runs" / "model" / "old.txt").exists()
 
 
 def test_without_pretrained_only_the_shape_is_taken(tiny_vit: Build, images: Tensor, tmp_path: Path) -> None:

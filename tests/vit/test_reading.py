@@ -90,9 +90,7 @@ def test_what_is_called_is_refused_and_not_run(beside: Any, tmp_path: Path) -> N
         assert not ran.exists(), name
 
 
-def test_an_archive_that_unpacks_to_far_more_is_refused_unread(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_archive_that_unpacks_to_far_more_is_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("attention_transfer.vit.reading._UNPACKED", 2**20)
     with zipfile.ZipFile(tmp_path / "w.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.npy", bytes(2**21))

@@ -182,8 +182,9 @@ def train(
         config |= {"rules": [rule_config(rule) for rule in bound], "recipe": asdict(settings)}
         log.info("what the recipe leaves open is %s", NAME)
     asked, config = config, {**config, "teacher": f"{place}-teacher", "pretrained": True} if tunes else config
-    if this_process() == 0:
-        RunFolder.checked(place, config, overwrite=overwrite, defaults=defaults)  # before the work that comes first
+    if this_process() == 0:  # before the work that comes first; a rate that is looked for is known afterwards
+        known = config if tune is None else {**config, "recipe": {**config["recipe"], "lr": AUTO}}
+        RunFolder.checked(place, known, overwrite=overwrite, defaults=defaults)
     if tunes:
         _tune(asked, config["teacher"])
     return _train(config, settings, bound, tune=tune, overwrite=overwrite, defaults=defaults)

@@ -9,13 +9,12 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from types import FrameType
-from typing import Any, NoReturn
+from typing import NoReturn
 
-from attention_transfer.errors import Interrupted, UserError, log_of, raise_all
-from attention_transfer.places import expanded, same_or_inside
+from attention_transfer.errors import Interrupted, UserError, log_of
 from attention_transfer.streams import guard, lost_output
 
 GOES_ON = ("demo", "pretrain", "train", "compare")
@@ -48,23 +47,10 @@ def main() -> NoReturn:
 
 def run(arguments: Sequence[str]) -> None:
     """Parse and call a verb."""
-    from attention_transfer.parser import VERBS, config_files, parse
+    from attention_transfer.parser import VERBS, parse
 
     verb, values = parse(arguments)
-    raise_all(_replaced_configs(config_files(arguments), values))
     VERBS[verb](**values)
-
-
-def _replaced_configs(files: Sequence[str], values: Mapping[str, Any]) -> list[str]:
-    """Which configuration files lie in what a verb would replace, a sentence each."""
-    out = values.get("out")
-    if not (out and values.get("overwrite")):
-        return []
-    return [
-        f"{path} is read, and would be replaced in {out}; copy it to another place first"
-        for path in files
-        if same_or_inside(expanded(path), expanded(out))
-    ]
 
 
 def _ended(arguments: Sequence[str]) -> int:

@@ -15,6 +15,7 @@ from attention_transfer.data import inspect_data
 from attention_transfer.errors import UserError, UserErrors, nearest, raise_all
 from attention_transfer.evaluation import doctor, ensemble, export, predict
 from attention_transfer.experiments import bench, compare, demo
+from attention_transfer.places import expanded, same_or_inside
 from attention_transfer.training import Recipe, foreign_classes, presets, pretrain, read_config, train
 from attention_transfer.transfer import PRESETS
 
@@ -120,7 +121,7 @@ def parse(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
             recipe = found[1].get("recipe")
             if problems and isinstance(recipe, Recipe):  # a verb without mistakes says this itself
                 problems += recipe.problems()
-            raise_all(problems)
+            raise_all([*problems, *_replaced_configs(arguments, found[1])])
             return found
 
 
@@ -256,10 +257,18 @@ def _with_configs(arguments: Sequence[str], problems: list[str]) -> list[str]:
     return words
 
 
-def config_files(arguments: Sequence[str]) -> list[str]:
-    """The configuration files that are named."""
+def _replaced_configs(arguments: Sequence[str], values: dict[str, Any]) -> list[str]:
+    """Which configuration files lie in what a verb would replace, a sentence each."""
+    out = values.get("out")
+    if not (out and values.get("overwrite")):
+        return []
     pairs = pairwise([*arguments, ""])
-    return [b if a == "--config" else a.partition("=")[2] for a, b in pairs if a.partition("=")[0] == "--config"]
+    files = [b if a == "--config" else a.partition("=")[2] for a, b in pairs if a.partition("=")[0] == "--config"]
+    return [
+        f"{path} is read, and would be replaced in {out}; copy it to another place first"
+        for path in files
+        if same_or_inside(expanded(path), expanded(out))
+    ]
 
 
 def _preset(arguments: Sequence[str]) -> str:

@@ -60,20 +60,20 @@ def load_vit(
         spec: `timm/<name>`, `hf/<name or folder>` or `torchvision/<name>`; the folder of a run or of an exported model;
             a weights file (its architecture is read from the weights' shapes); or `builtin/vit_digits`.
         pretrained: `True` loads the weights that belong to the name or folder, `False` initialises at random, a path
-            loads that weights file (safetensors or PyTorch) in the layout of its project: MAE, DINO, DINOv2, MoCo v3,
-            iBOT, MSN, DeiT, BEiT, Attention Transfer.
+            loads that weights file (safetensors, PyTorch, `.npz` of JAX) in the layout of its project: MAE, DINO,
+            DINOv2, MoCo v3, iBOT, MSN, DeiT, BEiT, torchvision, the original ViT, Attention Transfer.
         num_classes: outputs of the head; `None` keeps what the model has, 0 leaves the head out.
         image_size: input pixels, a number or (height, width); `None` keeps the model's own. Position embeddings are
             resampled.
         patch_size: pixels of a patch's side (timm only); `None` keeps the model's own. Patch kernels are resampled.
         network: which network of a weights file that holds several, e.g. "teacher", "student" or
-            "student.module.backbone"; `None` takes the one that its authors evaluate.
+            "student.module.backbone"; `None` takes the one that its authors evaluate. FILE#teacher says it in the name.
 
     Returns:
-        The model, in eval mode, on the CPU.
+        The model, in eval mode, on the CPU, in float32.
 
     Raises:
-        UserError: the name does not exist (the nearest is named), weights are missing, damaged or of another
+        UserError: the name does not exist (the nearest is named), weights are missing, damaged, not finite or of another
             architecture, or the model's attention is not supported.
     """
     spec, inside = _located(spec)

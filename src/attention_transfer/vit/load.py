@@ -73,7 +73,7 @@ def load_vit(
         The model, in eval mode, on the CPU, in float32.
 
     Raises:
-        UserError: the name does not exist (the nearest is named), weights are missing, damaged, not finite or of another
+        UserError: the name does not exist (the nearest is named), weights are missing, damaged, infinite or of another
             architecture, or the model's attention is not supported.
     """
     spec, inside = _located(spec)

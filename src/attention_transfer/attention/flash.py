@@ -5,7 +5,9 @@ one attention call with the teacher's queries and keys and the student's keys as
 gradients included, from kernels that others wrote: PyTorch's own (`fused.py`), or FlexAttention's (`flex.py`).
 
 `attend` is attention whose log-sum-exp can be differentiated. A kernel's backward pass computes
-`dS = P ∘ (dO Vᵀ - δ)` with `δ_i = Σ dO_i · O_i`; it gets an O for which δ is less by dlse.
+`dS = P ∘ (dO Vᵀ - δ)` with `δ_i = Σ dO_i · O_i`; it gets an O for which δ is less by dlse. Where a row has no dO to
+hold it, a further column of ones in V, dlse as that column of dO, and 0 as that column of O add the same; or, on a GPU,
+a dO that is made up.
 
 `attend_frozen` is `P x` with a constant P. Its backward is `Pᵀ g`, again an attention call: keys ask, queries answer
 with their log-sum-exps taken off, and the kernel's normalisation is taken back.
@@ -21,6 +23,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from attention_transfer.attention import flex, fused
 from attention_transfer.attention.fused import Attended
@@ -150,38 +153,77 @@ def _gradients(
     if d_out is None and d_lse is None:
         return None, None, None
     unread = d_out is None
-    if d_out is None:  # with values of 0 the row's gradient that is made up below leaves no trace
+    if d_out is None:  # with values of 0 a gradient that is made up below leaves no trace
         d_out, v = torch.zeros_like(attended.out), torch.zeros_like(v)
     d_out = d_out if d_out.stride(-1) == 1 else d_out.contiguous()
-    if d_lse is not None:
+    if d_lse is None:
+        d_q, d_k, d_v = fused.backward(d_out, q, k, v, attended, scale=scale)
+    elif d_out.is_cuda or _carries(d_out, d_lse):
         d_out, out = _shifted(d_out, attended.out, d_lse)
-        attended = attended._replace(out=out)
-    d_q, d_k, d_v = fused.backward(d_out, q, k, v, attended, scale=scale)
+        d_q, d_k, d_v = fused.backward(d_out, q, k, v, attended._replace(out=out), scale=scale)
+    else:
+        d_q, d_k, d_v = _by_a_column(d_out, d_lse, q, k, v, attended, scale)
     return d_q, d_k, v if unread else d_v
+
+
+def _carries(d_out: Tensor, d_lse: Tensor) -> bool:
+    """Whether every row of the output has a gradient that is long enough for a shift.
+
+    It is 0 in the last block of a network that reads the class token alone. A graph that is compiled can't look, and a
+    GPU would have to wait for the answer.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    length_BHN = torch.linalg.vector_norm(d_out, dim=-1, dtype=torch.promote_types(d_out.dtype, torch.float32))
+    return not bool((length_BHN < _least(d_out.dtype) * d_lse.abs()).any())
+
+
+def _by_a_column(
+    d_out: Tensor, d_lse: Tensor, q: Tensor, k: Tensor, v: Tensor, attended: Attended, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients, with those of the log-sum-exps in a further column: of ones in V, and of zeros in O."""
+    width = q.shape[-1]
+    d_out = torch.cat([d_out, d_lse[..., None].to(d_out.dtype)], dim=-1)
+    q, k, out = (F.pad(x, (0, 1)) for x in (q, k, attended.out))
+    attended = attended._replace(out=out)
+    d_q, d_k, d_v = fused.backward(d_out, q, k, F.pad(v, (0, 1), value=1.0), attended, scale=scale)
+    return d_q[..., :width], d_k[..., :width], d_v[..., :width]
 
 
 def _shifted(d_out: Tensor, out: Tensor, d_lse: Tensor) -> tuple[Tensor, Tensor]:
     """A gradient of the output and an output for which `δ = Σ dO · O` is less by d_lse.
 
-    The output moves along its gradient, by d_lse over that one's length. A row whose gradient is too short for this (in
-    the last block of a network that reads the class token alone it is 0) gets one that is far below the rounding of
-    what d_lse adds: nothing is divided by 0, and nothing looks at the data, so that a GPU need not wait.
+    The output moves along its gradient, by d_lse over that one's length. On a GPU, which is not asked whether there are
+    any, a row whose gradient is too short for this gets one that is: `_least` of what d_lse adds. Neighbouring rows
+    have theirs in other columns, and with another sign on the next round, so that the traces in dV don't add up.
     """
     wide = torch.promote_types(out.dtype, torch.float32)
-    least_BHN1 = _least(out.dtype) * d_lse[..., None].abs().to(wide)
+    least_BHN1 = (_least(out.dtype) * d_lse[..., None].abs()).to(out.dtype).to(wide)  # as it will be in d_out
     length_BHN1 = torch.linalg.vector_norm(d_out, dim=-1, keepdim=True, dtype=wide)
     is_short_BHN1 = length_BHN1 < least_BHN1
-    is_first_D = torch.arange(d_out.shape[-1], device=out.device) == 0
-    d_out = torch.where(is_short_BHN1, (least_BHN1 * is_first_D).to(d_out.dtype), d_out)
+    d_out = torch.where(is_short_BHN1, (least_BHN1 * _one_each(d_out)).to(d_out.dtype), d_out)
     length_BHN1 = torch.where(is_short_BHN1, least_BHN1, length_BHN1)
-    tiny = torch.finfo(wide).tiny
-    step_BHN1 = d_lse[..., None] / length_BHN1.clamp_min(tiny) / length_BHN1.clamp_min(tiny)
-    return d_out, (out.to(wide) - d_out.to(wide) * step_BHN1).to(out.dtype)
+    way_BHND = d_out.to(wide) / length_BHN1.clamp_min(torch.finfo(wide).tiny)
+    step_BHN1 = torch.where(length_BHN1 > 0, d_lse[..., None] / length_BHN1, 0.0)
+    return d_out, (out.to(wide) - way_BHND * step_BHN1).to(out.dtype)
+
+
+def _one_each(x_BHND: Tensor) -> Tensor:
+    """A 1 or -1 in each row and 0 elsewhere, (N, D): down the diagonal, and again with the other sign."""
+    rows, width = x_BHND.shape[-2:]
+    row_N1 = torch.arange(rows, device=x_BHND.device)[:, None]
+    sign_N1 = 1 - 2 * (row_N1 // width % 2)
+    return torch.where(row_N1 % width == torch.arange(width, device=x_BHND.device), sign_N1, 0)
 
 
 def _least(dtype: torch.dtype) -> float:
-    """The shortest gradient of a row against that of its log-sum-exp: its trace in dV and dS is as far below both."""
-    return 2.0**-14 if dtype in (torch.float16, torch.bfloat16) else 4 * torch.finfo(dtype).eps
+    """The shortest gradient of a row that can carry that of its log-sum-exp, as a share of it.
+
+    Numbers in the output become as large as 1 over it. In float16, of which the least number is 2^-24, it is no shorter
+    than that type's rounding.
+    """
+    half = {torch.bfloat16: 2.0**-14, torch.float16: 2.0**-11}
+    return half.get(dtype, 4 * torch.finfo(dtype).eps)
 
 
 class _FrozenAttention(torch.autograd.Function):

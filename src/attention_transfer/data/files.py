@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
+from attention_transfer.data.find import NO_FILES
 from attention_transfer.errors import UserError
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -37,13 +38,6 @@ _NO_COLOURS = {
 }
 _SIGNED = "holds integers that are signed or of 32 bits, whose range is not known; save it with 8 or 16 bits, unsigned"
 _COLOURS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV")
-_NO_FILES = {
-    stat.S_IFDIR: "folder",
-    stat.S_IFIFO: "named pipe",
-    stat.S_IFSOCK: "socket",
-    stat.S_IFCHR: "device",
-    stat.S_IFBLK: "device",
-}
 _ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82", "GIF": b";"}
 
 
@@ -173,7 +167,7 @@ def _check_size(source: str | Path | bytes) -> None:
         except (OSError, ValueError) as error:
             raise Damaged(_reason(error)) from error
         if not stat.S_ISREG(there.st_mode):
-            raise Damaged(f"is a {_NO_FILES.get(stat.S_IFMT(there.st_mode), 'special file')}; name image files")
+            raise Damaged(f"is a {NO_FILES.get(stat.S_IFMT(there.st_mode), 'special file')}; name image files")
         size = there.st_size
     if not size:
         raise Damaged("is empty")

@@ -45,13 +45,14 @@ DEEPEST = 64
 """Folders in each other, below the one that is searched."""
 
 _SHOWN = 10
-_NO_FILES = {
+NO_FILES = {
     stat.S_IFDIR: "folder",
     stat.S_IFIFO: "named pipe",
     stat.S_IFSOCK: "socket",
     stat.S_IFCHR: "device",
     stat.S_IFBLK: "device",
 }
+"""What a path may lead to that is no file with content, by its kind."""
 
 Identity = tuple[int, int]
 """Of a folder: its device, and its number there."""
@@ -74,7 +75,7 @@ def special(path: Path) -> str | None:
     kind = _kind(str(path))
     if kind is None:
         return "broken link"
-    return None if kind == stat.S_IFREG else _NO_FILES.get(kind, "special file")
+    return None if kind == stat.S_IFREG else NO_FILES.get(kind, "special file")
 
 
 def is_picture(name: str) -> bool:

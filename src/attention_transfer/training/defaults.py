@@ -145,7 +145,8 @@ def _rate(facts: Facts, batch: int) -> float:
 
     With the root of the batch, which is the rule for Adam (Malladi et al. 2022, arXiv 2205.10287), and down with the
     width (Yang et al. 2022, arXiv 2203.03466). At ViT-S and 32 images: 1e-4 from pre-trained weights, 5e-4 from random
-    ones, 1e-3 for a head on frozen features (our grid of 3e-4 to 1e-2, on features of one crop: higher ones fit the few images by heart).
+    ones, 1e-3 for a head on frozen features (our grid of 3e-4 to 1e-2, on features of one crop: higher ones fit the
+    few images by heart).
     Masked autoencoding: 2.4e-3 at a batch of 4096 for ViT-L (He et al. 2022), by the roots of both.
     """
     wide = facts.width / 384

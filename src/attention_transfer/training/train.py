@@ -25,6 +25,7 @@ from attention_transfer.training.digits import DIGITS, NAME, fits
 from attention_transfer.training.engine import fit, fit_problems, sharding_problems
 from attention_transfer.training.hardware import Device, Devices, Strategy, choose_hardware, this_process
 from attention_transfer.training.inputs import inputs_for, keep_overlap, subset_lines
+from attention_transfer.training.job import Fitted
 from attention_transfer.training.log import logging_to
 from attention_transfer.training.loggers import LoggerName
 from attention_transfer.training.networks import bind, make_networks, trained_network, warn_of_lost_pixels
@@ -294,25 +295,11 @@ def _trained(
     config: dict[str, Any], built: _Built, folder: RunFolder, splits: Splits, subset: NDArray[np.int64]
 ) -> dict[str, Any]:
     """Train into a folder, write the models there, and say what came of it."""
-    transfer, recipe, name = built.transfer, built.recipe, _name(config)
+    transfer, name = built.transfer, _name(config)
     needs_teacher = any(isinstance(rule, OperandRule) for rule in transfer.rules)
     log.debug("%s: %d labelled images, student %s", name, len(subset), built.spec)
     overlap = keep_overlap(splits, folder, data=config["data"], subset=subset)
-    images = inputs_for(built.spec, splits, recipe, subset=subset)
-    fitted = fit(
-        built.objective,
-        folder,
-        recipe,
-        train=images.train,
-        validation=images.validation,
-        test=images.test,
-        classes=len(splits.classes),
-        prepare=images.prepare,
-        seed=config["seed"],
-        name=name,
-        **{key: config[key] for key in WHERE},
-    )
-    transfer.release()
+    fitted = _fitted(config, built, folder, splits, subset, name=name, tested=True)
     summary = {
         "preset": config["preset"],
         "seed": config["seed"],
@@ -333,6 +320,35 @@ def _trained(
     return summary
 
 
+def _fitted(
+    config: dict[str, Any],
+    built: _Built,
+    folder: RunFolder,
+    splits: Splits,
+    subset: NDArray[np.int64],
+    *,
+    name: str,
+    tested: bool,
+) -> Fitted:
+    """Train into a folder, and let go of the networks; the test split is read only where it is asked for."""
+    images = inputs_for(built.spec, splits, built.recipe, subset=subset)
+    fitted = fit(
+        built.objective,
+        folder,
+        built.recipe,
+        train=images.train,
+        validation=images.validation,
+        test=images.test if tested else None,
+        classes=len(splits.classes),
+        prepare=images.prepare,
+        seed=config["seed"],
+        name=name,
+        **{key: config[key] for key in WHERE},
+    )
+    built.transfer.release()
+    return fitted
+
+
 def _trial(
     config: dict[str, Any],
     rules: Sequence[Rule],
@@ -348,20 +364,7 @@ def _trial(
     with RunFolder.open(config["out"], config, overwrite=overwrite) as folder:
         if not folder.finished:
             built = _built(config, recipe, rules, classes=len(splits.classes), images=len(subset))
-            images = inputs_for(built.spec, splits, recipe, subset=subset)
-            fitted = fit(
-                built.objective,
-                folder,
-                recipe,
-                train=images.train,
-                validation=images.validation,
-                classes=len(splits.classes),
-                prepare=images.prepare,
-                seed=config["seed"],
-                name=place,
-                **{key: config[key] for key in WHERE},
-            )
-            built.transfer.release()
+            fitted = _fitted(config, built, folder, splits, subset, name=place, tested=False)
             folder.write_json("summary.json", {"trial": place, "validation": fitted.validation})
             shutil.rmtree(folder.checkpoints)
         scores = folder.summary()["validation"]

@@ -97,9 +97,9 @@ def bench(
     Args:
         model: architecture of teacher and student, in the forms of load_vit; weights are random.
         methods: separated by commas: floor, finetune, logit-kd, copy, distill (and each of its implementations:
-            distill-reference, distill-chunked, distill-flash, distill-triton), materialised (distillation by maps in
-            the step's own dtype), gta. One that can't serve here, or for which memory is too small, is left out, with
-            the reason.
+            distill-reference, distill-chunked, distill-flash, distill-flex, distill-triton), materialised
+            (distillation by maps in the step's own dtype), gta. One that can't serve here, or for which memory is too
+            small, is left out, with the reason.
         image_sizes: input pixels, height and width, separated by commas.
         batch_size: images a step, at the first image size; fewer at larger ones, so that tokens a step stay alike.
         repeats: how often each method runs.

@@ -460,3 +460,20 @@ def test_transformers_prepares_images_as_training_does(tiny_vit: Callable[..., A
         spec, lambda image: processor(image.convert("RGB"), return_tensors="pt")["pixel_values"][0]
     )
     assert apart < 3
+
+
+def test_a_position_bias_is_in_the_onnx_model_for_any_number_of_images(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    beit = timm.create_model(
+        "beit_base_patch16_224", img_size=32, embed_dim=32, depth=2, num_heads=2, num_classes=3
+    ).eval()
+    with torch.no_grad():
+        for block in beit.blocks:
+            nn.init.normal_(block.attn.relative_position_bias_table)  # of zeros, it could be left out unseen
+    loaded = _loaded(beit)
+    write_onnx(loaded, tmp_path, None)
+    answer = open_onnx(tmp_path, None)
+    for count in (1, 2, 5):
+        images = torch.randn(count, 3, 32, 32)
+        with torch.no_grad():
+            torch.testing.assert_close(answer(images), loaded.network(images), atol=1e-5, rtol=0)

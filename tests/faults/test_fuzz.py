@@ -23,9 +23,11 @@ from typing import Any
 from unittest import mock
 
 import pytest
+import torch
 import yaml
 
 from attention_transfer import parser
+from attention_transfer.data import check
 from attention_transfer.training import engine
 from attention_transfer.transfer import PRESETS
 
@@ -353,3 +355,45 @@ def test_the_commands_that_are_spoilt_are_right_before(fuzzer: Fuzzer, monkeypat
             wrong.append((given, outcome))
         fuzzer.restore()
     assert not wrong
+
+
+def test_a_fault_that_is_planted_is_found(fuzzer: Fuzzer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The harness itself: an exception that is no sentence, a lost file, a changed file, a command without an end."""
+    genuine = check.find_source
+
+    def bug(path: str) -> Any:
+        raise ZeroDivisionError(path)
+
+    def loss(path: str) -> Any:
+        Path("photos/train/cat/0.png").unlink()
+        Path("teacher/config.json").write_text("{}")
+        return genuine(path)
+
+    def hang(path: str) -> Any:
+        while path:
+            pass
+
+    def found(planted: Any) -> str:
+        monkeypatch.setattr(check, "find_source", planted)
+        return "\n".join(fuzzer.problems(Try(["data", "photos"])))
+
+    assert found(genuine) == ""
+    assert "ZeroDivisionError" in found(bug)
+    lost = found(loss)
+    assert "changed" in lost
+    assert "photos/train/cat/0.png" in lost
+    assert "teacher/config.json" in lost
+    assert Path("photos/train/cat/0.png").is_file()  # put back
+    monkeypatch.setitem(fuzzer.command.__globals__, "HANG", 1)
+    assert "Hang" in found(hang)
+
+
+def test_other_numbers_are_found(fuzzer: Fuzzer) -> None:
+    """The harness itself: a checkpoint with other weights, which a reader without checksums would take."""
+    path = Path("run/checkpoints/best.ckpt")
+    content = torch.load(path)
+    content["state_dict"] = {name: value + 1 for name, value in content["state_dict"].items()}
+    changed = io.BytesIO()
+    torch.save(content, changed)
+    chosen = Try(fuzzer.sandbox.train("run"), str(path), "resumed", changed.getvalue(), {"out", "run"})
+    assert "other numbers" in "\n".join(fuzzer.problems(chosen))

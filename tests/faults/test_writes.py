@@ -25,6 +25,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 
 from attention_transfer import writing
+from attention_transfer.training import run_folder
 
 MINUTES = float(os.environ.get("ATTENTION_TRANSFER_MINUTES", "0"))
 SEED = int(os.environ.get("ATTENTION_TRANSFER_SEED", "0"))
@@ -229,6 +230,25 @@ def test_a_command_whose_write_fails_or_kills_it_ends_as_if_undisturbed_when_giv
         f"{case}: {done} of {len(tries)} tries ({len(operations)} operations by {len(FAULTS)}), {len(found)} problems"
     )
     assert not found, "\n\n".join(found[:20])
+
+
+def test_a_file_that_is_not_written_whole_is_found(
+    trained: Any, in_a_process: Any, results_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The harness itself: with a plain write in the place of a whole one, a disk that fails leaves half a summary."""
+    monkeypatch.setattr(run_folder, "write_whole", lambda path, text: path.write_text(text))
+    words = trained.train("out")
+    with copied(trained, tmp_path / "whole" / "sandbox") as sandbox:
+        disk = Disk(sandbox.path)
+        assert in_a_process(words, disk=disk).code == 0
+        right, operations = results_of(Path("out")), disk.count.read_text().split()
+    last_writes = [at for at, name in enumerate(operations, start=1) if name == "write"][-6:]
+    noticed = []
+    for at in last_writes:  # one of which is the summary's
+        with copied(trained, tmp_path / f"{at}" / "sandbox") as sandbox:
+            in_a_process(words, disk=Disk(sandbox.path, at, errno.EIO, lasting=True))
+            noticed.append(in_a_process(words).code != 0 or results_of(Path("out")) != right)
+    assert any(noticed)
 
 
 def _say(found: list[str], said: set[str] = set()) -> None:  # noqa: B006 - to say each once

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import pickle
+import tarfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -436,3 +437,30 @@ def test_a_file_with_one_wrong_byte_is_read_or_refused(
     content[int(place * len(content))] = value
     path.write_bytes(content)
     whole_or_refused(path)
+
+
+def _torchscript(path: Path) -> None:
+    class Named(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            for name, value in network(1).items():
+                self.register_buffer(name.replace(".", "_"), value)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x
+
+    torch.jit.save(torch.jit.script(Named()), path)
+
+
+def _tar(path: Path) -> None:
+    with tarfile.open(path, "w") as archive:
+        for name in ("pickle", "tensors", "storages", "sys_info"):  # as torch wrote them before version 0.4
+            archive.addfile(tarfile.TarInfo(name))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("write", [_torchscript, _tar])
+def test_programs_and_archives_are_refused_in_a_sentence(write: Callable[[Path], None], tmp_path: Path) -> None:
+    write(tmp_path / "model.pt")
+    with pytest.raises(UserError, match=r"model\.pt (is not a readable checkpoint|holds)"):
+        load_vit(str(tmp_path / "model.pt"))

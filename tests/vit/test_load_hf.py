@@ -751,3 +751,18 @@ def test_without_transformers_it_is_told_how_to_be_had(
     for spec in (f"hf/{path}", str(path), "hf/google/vit-base-patch16-224"):
         sentence = refusal(spec)
         assert sentence == "models of Hugging Face need transformers; pip install 'attention-transfer[hf]'"
+
+
+def test_code_that_a_model_brings_is_not_run_and_not_handed_on(tmp_path: Path) -> None:
+    model = made("ViTModel", "ViTConfig")
+    model.save_pretrained(tmp_path / "theirs")
+    config = json.loads((tmp_path / "theirs" / "config.json").read_text())
+    config["auto_map"] = {"AutoConfig": "code.Config", "AutoModel": "code.Model"}
+    (tmp_path / "theirs" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "theirs" / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    loaded = load_vit(f"hf/{tmp_path / 'theirs'}", num_classes=3)
+    save_vit(loaded, tmp_path / "ours")
+    load_vit(str(tmp_path / "ours"))
+    assert not (tmp_path / "ran").exists()
+    assert "auto_map" not in json.loads((tmp_path / "ours" / "config.json").read_text())
+    assert not list((tmp_path / "ours").glob("*.py"))

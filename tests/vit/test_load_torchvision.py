@@ -429,3 +429,20 @@ def test_without_a_network_weights_by_name_are_refused_with_what_to_do(
     )
     with pytest.raises(UserError, match=sentence), torch.device("meta"):  # 88 million weights, of which none is made
         load_vit("torchvision/vit_b_32")
+
+
+def test_published_names_of_before_torchvisions_second_mlp_are_known(tmp_path: Path) -> None:
+    """Torchvision's own files have linear_1 and linear_2 where its networks have 0 and 3."""
+    model = torchvision.models.vit_b_32(num_classes=3)
+    with torch.no_grad():
+        nn.init.normal_(model.heads.head.weight)  # torchvision begins with zeros
+    renamed = {
+        key.replace("mlp.0.", "mlp.linear_1.").replace("mlp.3.", "mlp.linear_2."): value
+        for key, value in model.state_dict().items()
+    }
+    assert "encoder.layers.encoder_layer_0.mlp.linear_1.weight" in renamed
+    torch.save(renamed, tmp_path / "published.pth")
+    loaded = load_vit("torchvision/vit_b_32", pretrained=str(tmp_path / "published.pth"), num_classes=3)
+    images = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(images), model.eval()(images), atol=1e-5, rtol=0)

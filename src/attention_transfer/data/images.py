@@ -106,17 +106,25 @@ class ImageSet(Dataset[tuple[Tensor, Tensor]]):
 
 @dataclass(frozen=True)
 class Split:
-    """Raw images of one split, and their classes, int64 (n,)."""
+    """Raw images of one split.
+
+    Attributes:
+        images: as they are.
+        labels: their classes, int64 (n,).
+        masks: where the object is, bool (n, height, width), for images of one size; `None` where that is not known.
+    """
 
     images: Images
     labels: NDArray[np.int64]
+    masks: NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, indices: NDArray[np.int64]) -> Split:
         """The images at these indices."""
-        return Split(self.images.take(indices), self.labels[indices])
+        masks = None if self.masks is None else self.masks[indices]
+        return Split(self.images.take(indices), self.labels[indices], masks)
 
     def with_transform(self, transform: Transform) -> ImageSet:
         """The split as a dataset for a model."""

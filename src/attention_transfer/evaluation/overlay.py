@@ -22,7 +22,7 @@ from attention_transfer.data.files import Damaged, opened
 from attention_transfer.errors import UserError, raise_all
 from attention_transfer.evaluation.image_files import ImageFile
 from attention_transfer.places import expanded, folder_problems, same_or_inside
-from attention_transfer.vit import AttentionCall, ViTSpec, capture
+from attention_transfer.vit import AttentionCall, ViTSpec, capture, patch_attention
 from attention_transfer.writing import make_folder, sync, writing
 
 log = logging.getLogger("attention_transfer")
@@ -99,10 +99,7 @@ class Overlays:
 
     def maps(self, calls: list[AttentionCall]) -> NDArray[np.float32]:
         """What each patch gets, (B, rows, columns), of the calls that were collected."""
-        row = calls[-1].query_row("class" if self.spec.class_token else "mean")
-        maps_BHN = row.maps().squeeze(-2)
-        patches_BN = maps_BHN.mean(dim=1)[:, self.spec.tokens.patches(maps_BHN.shape[-1])]
-        found: NDArray[np.float32] = patches_BN.reshape(-1, *self.spec.grid).float().cpu().numpy()
+        found: NDArray[np.float32] = patch_attention(calls[-1], self.spec).float().cpu().numpy()
         return found
 
     def write(self, place: Path, pixels: Tensor, patches: NDArray[np.float32]) -> Path:

@@ -14,8 +14,9 @@ import yaml
 from torch import nn
 
 from attention_transfer.arguments import parts_of, verb
-from attention_transfer.data import DATA, Splits, check_subset, labelled_subset, load_data
+from attention_transfer.data import DATA, Split, Splits, check_subset, labelled_subset, load_data
 from attention_transfer.errors import UserError, raise_all
+from attention_transfer.evaluation import attention_iou, load_run
 from attention_transfer.experiments.pictures import draw_accuracies, draw_attention, draw_curves
 from attention_transfer.experiments.report import write_report
 from attention_transfer.experiments.results import Labels, Row, row_of, write_results
@@ -144,11 +145,14 @@ def _compared(
             # A teacher that is tuned first is the fine-tuned network of the same comparison; no method tunes its own.
             tuned = one("finetune", source, pretrained).path if preset(name).tune_teacher else None
             run = one(name, source, pretrained) if tuned is None else one(name, str(tuned), True)
-            rows.append(row_of(run, labels))
+            rows.append(row_of(run, labels, _overlap(run, splits.test)))
             write_results(rows, folder)
             bar.advance()
     network = load_vit(source, pretrained=pretrained, image_size=config["image_size"])
-    _draw(folder, rows, network, source, splits)
+    iou = None if splits.test.masks is None else attention_iou(network, network, splits.test)
+    write_results(rows, folder, iou)
+    figures = _figures(folder, rows, network, splits)
+    write_report(folder, rows, figures, teacher=source, teacher_iou=iou)
     return Comparison(folder, source, tuple(rows))
 
 
@@ -178,15 +182,22 @@ def _run(
     )
 
 
-def _draw(folder: Path, rows: Sequence[Row], network: nn.Module, teacher: str, splits: Splits) -> None:
-    """Figures and the page. The pictures of attention are those of the first seed at the first amount of labels."""
-    figures = [
+def _overlap(run: Run, test: Split) -> float | None:
+    """How well a student's attention covers the objects, where that is known."""
+    if test.masks is None:
+        return None
+    loaded = load_run(run.path)
+    return attention_iou(loaded.network, loaded.network.student, test)
+
+
+def _figures(folder: Path, rows: Sequence[Row], teacher: nn.Module, splits: Splits) -> list[Path]:
+    """Charts, and pictures of attention: those of the first seed at the first amount of labels."""
+    shown = [Path(row.run) for row in rows if (row.labels, row.seed) == (rows[0].labels, rows[0].seed)]
+    return [
         draw_accuracies(rows, folder / "figures" / "accuracy.png"),
         draw_curves(rows, folder / "figures" / "curves.png"),
+        *draw_attention(shown, teacher, splits, folder / "figures"),
     ]
-    shown = [Path(row.run) for row in rows if (row.labels, row.seed) == (rows[0].labels, rows[0].seed)]
-    figures += draw_attention(shown, network, splits, folder / "figures")
-    write_report(folder, rows, figures, teacher=teacher)
 
 
 def _grid(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
-from attention_transfer.experiments.results import HEADINGS, Row, by_labels, cells, lines
+from attention_transfer.experiments.results import Row, by_labels, cells, headings, lines, teacher_text
 from attention_transfer.transfer import preset
 from attention_transfer.writing import write_whole
 
@@ -19,7 +19,9 @@ _CAPTIONS = {
 }
 
 
-def write_report(folder: Path, rows: Sequence[Row], figures: Sequence[Path], *, teacher: str) -> Path:
+def write_report(
+    folder: Path, rows: Sequence[Row], figures: Sequence[Path], *, teacher: str, teacher_iou: float | None
+) -> Path:
     """Write `report.html` into the folder: tables, figures and what they mean, with no file beside it."""
     template = files("attention_transfer.experiments").joinpath("report.html.jinja").read_text(encoding="utf-8")
     tables = [
@@ -27,7 +29,8 @@ def write_report(folder: Path, rows: Sequence[Row], figures: Sequence[Path], *, 
             "title": title,
             "images": group[0].images,
             "steps": sorted({row.steps for row in group}),
-            "lines": [cells(line) for line in lines(group)],
+            "headings": headings(lines(group)),
+            "lines": cells(lines(group)),
         }
         for title, group in by_labels(rows).items()
     ]
@@ -35,12 +38,12 @@ def write_report(folder: Path, rows: Sequence[Row], figures: Sequence[Path], *, 
         template
     )
     html = page.render(
-        headings=HEADINGS,
         tables=tables,
         methods=[(name, preset(name)) for name in dict.fromkeys(row.preset for row in rows)],
         charts=[_figure(path) for path in figures if not path.stem.startswith("attention-")],
         attention=[_figure(path) for path in figures if path.stem.startswith("attention-")],
         teacher=teacher,
+        looks=None if teacher_iou is None else teacher_text(teacher_iou),
         runs=len(rows),
     )
     write_whole(folder / "report.html", html)

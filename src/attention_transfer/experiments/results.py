@@ -34,7 +34,10 @@ class Labels:
 
 @dataclass(frozen=True)
 class Row:
-    """One run: a method, an amount of labels, a seed, and what came of it. Accuracies are shares in [0, 1]."""
+    """One run: a method, an amount of labels, a seed, and what came of it. Accuracies are shares in [0, 1].
+
+    `attention_iou` is there where the masks of the objects are known; see `evaluation.attention_iou`.
+    """
 
     preset: str
     labels: str
@@ -48,9 +51,10 @@ class Row:
     steps: int
     seconds: float
     run: str
+    attention_iou: float | None = None
 
 
-def row_of(run: Run, labels: Labels) -> Row:
+def row_of(run: Run, labels: Labels, attention_iou: float | None = None) -> Row:
     """The row of a finished run."""
     s = run.summary
     return Row(
@@ -66,6 +70,7 @@ def row_of(run: Run, labels: Labels) -> Row:
         steps=s["train"]["steps"],
         seconds=s["train"]["seconds"],
         run=str(run.path),
+        attention_iou=attention_iou,
     )
 
 
@@ -79,6 +84,7 @@ class Line:
     seconds: float
     seeds: int
     values: tuple[float, ...]
+    attention_iou: Interval | None
 
 
 def lines(rows: Sequence[Row]) -> list[Line]:
@@ -100,7 +106,9 @@ def _line(preset: str, by_preset: dict[str, dict[int, Row]]) -> Line:
         share = gap_share(floor, top, method)
     values = tuple(row.test_accuracy for row in own.values())
     seconds = sum(row.seconds for row in own.values()) / len(own)
-    return Line(preset, mean_interval(values), share, seconds, len(own), values)
+    overlaps = [row.attention_iou for row in own.values() if row.attention_iou is not None]
+    iou = mean_interval(overlaps) if len(overlaps) == len(own) else None
+    return Line(preset, mean_interval(values), share, seconds, len(own), values, iou)
 
 
 def by_labels(rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -129,30 +137,57 @@ def share_text(interval: Interval) -> str:
     return f"{100 * interval.mean:.0f} % ({100 * interval.low:.0f} to {100 * interval.high:.0f})"
 
 
-HEADINGS = ("method", "test accuracy, % (mean ± 95 %)", "share of the gap (95 %)", "training, s", "seeds")
+def headings(lines: Sequence[Line]) -> tuple[str, ...]:
+    """What `cells` has of these lines; the attention's only where the masks of the objects are known."""
+    looks = ("attention IoU, %",) if _have_looks(lines) else ()
+    return ("method", "test accuracy, % (mean ± 95 %)", *looks, "share of the gap (95 %)", "training, s", "seeds")
 
 
-def cells(line: Line) -> tuple[str, ...]:
-    """A line as text, under `HEADINGS`."""
-    return (line.preset, percent(line.accuracy), share_text(line.share), f"{line.seconds:.0f}", str(line.seeds))
+def cells(lines: Sequence[Line]) -> list[tuple[str, ...]]:
+    """Lines as text, under `headings`."""
+    have = _have_looks(lines)
+    return [
+        (
+            line.preset,
+            percent(line.accuracy),
+            *([percent(line.attention_iou)] if have and line.attention_iou is not None else []),
+            share_text(line.share),
+            f"{line.seconds:.0f}",
+            str(line.seeds),
+        )
+        for line in lines
+    ]
 
 
-def markdown(rows: Sequence[Row]) -> str:
+def _have_looks(lines: Sequence[Line]) -> bool:
+    return all(line.attention_iou is not None for line in lines)
+
+
+def markdown(rows: Sequence[Row], teacher_iou: float | None = None) -> str:
     """A Markdown table for each amount of labels."""
     parts = []
     for title, group in by_labels(rows).items():
-        table = [f"**{title}** ({group[0].images} images)", "", "| " + " | ".join(HEADINGS) + " |"]
-        table.append("|---|---:|---:|---:|---:|")
-        table += ["| " + " | ".join(cells(line)) + " |" for line in lines(group)]
+        found = lines(group)
+        head = headings(found)
+        table = [f"**{title}** ({group[0].images} images)", "", "| " + " | ".join(head) + " |"]
+        table.append("|---" + "|---:" * (len(head) - 1) + "|")
+        table += ["| " + " | ".join(line) + " |" for line in cells(found)]
         parts.append("\n".join(table))
+    if teacher_iou is not None:
+        parts.append(teacher_text(teacher_iou))
     return "\n\n".join(parts) + "\n"
 
 
-def write_results(rows: Sequence[Row], folder: Path) -> None:
+def teacher_text(attention_iou: float) -> str:
+    """What the students' attention is to be held against, in a sentence."""
+    return f"The teacher's own attention has an IoU of {100 * attention_iou:.1f} % with the objects."
+
+
+def write_results(rows: Sequence[Row], folder: Path, teacher_iou: float | None = None) -> None:
     """Write `results.csv`, a row a run, and `results.md`, the tables."""
     text = io.StringIO()
     writer = csv.DictWriter(text, [f.name for f in fields(Row)])
     writer.writeheader()
     writer.writerows(asdict(row) for row in rows)
     write_whole(folder / "results.csv", text.getvalue())
-    write_whole(folder / "results.md", markdown(rows))
+    write_whole(folder / "results.md", markdown(rows, teacher_iou))

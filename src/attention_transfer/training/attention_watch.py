@@ -32,6 +32,7 @@ from attention_transfer.vit import (
     capture,
     check_transfer,
     describe,
+    patch_attention,
 )
 
 log = logging.getLogger("attention_transfer")
@@ -149,7 +150,7 @@ class _Pair:
         with capture(objective.vit) as calls:
             objective.run_student(images)
         ours = {call.layer: call for call in calls}
-        student = {layer: _patches(ours[layer], self.spec) for layer in self.columns}
+        student = {layer: patch_attention(ours[layer], self.spec) for layer in self.columns}
         if self.teacher is None or self.teacher_spec is None:
             return _Look({}, student, {})
         probe = AttentionProbe(self.teacher, [there for _, there in self.layers])
@@ -163,7 +164,7 @@ class _Pair:
             seen = correspondence.seen(theirs[there], reading="maps", heads=objective.matched_heads(layer))
             divergences[layer] = _divergence(ours[layer], seen)
             if layer in student:
-                teacher[layer] = _patches(theirs[there], self.teacher_spec)
+                teacher[layer] = patch_attention(theirs[there], self.teacher_spec)
         return _Look(divergences, student, teacher)
 
 
@@ -193,14 +194,6 @@ def _divergence(student: AttentionCall, teacher: AttentionCall) -> Tensor:
 def _agreement(divergence: float) -> float:
     """From nats to [0, 1]; rounding can carry a divergence out of its bounds. NaN stays."""
     return float(np.clip(round(1 - divergence / ln(2), _DIGITS), 0.0, 1.0))
-
-
-def _patches(call: AttentionCall, spec: ViTSpec) -> Tensor:
-    """What the patches get of the class token, or else of the mean query, mean over heads, (B, rows, columns)."""
-    row = call.query_row("class" if spec.class_token else "mean").as_logits()
-    maps_BN = row.maps().squeeze(-2).mean(dim=1)
-    grids: Tensor = maps_BN[:, spec.tokens.patches(maps_BN.shape[1])].unflatten(1, spec.grid)
-    return grids
 
 
 def _some(images: Images) -> Tensor:

@@ -37,6 +37,17 @@ _BUILTIN: dict[str, dict[str, Any]] = {
         "global_pool": "avg",
         "pretrained_cfg_overlay": {"mean": (0.5,), "std": (0.5,)},
     },
+    # For 48x48 scenes: 36 patches and a class token, which the head reads; 5 blocks of width 96. Its weights are here.
+    "vit_letters": {
+        "model_name": "vit_tiny_patch16_224",
+        "img_size": 48,
+        "patch_size": 8,
+        "embed_dim": 96,
+        "depth": 5,
+        "num_heads": 3,
+        "num_classes": 26,
+        "pretrained_cfg_overlay": {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)},
+    },
 }
 _LOCAL = "local-dir:"
 _FORMS = (

@@ -1,0 +1,139 @@
+"""Photographs with a sign: a handwritten digit, or a printed letter, and where it is. They need no download.
+
+The digits are scikit-learn's, the letters are set in the fonts of Matplotlib. The photographs are two of scikit-learn's
+and eight of scikit-image's, which their authors gave to the public domain (photographs/README.md names them). No
+photograph and no digit is in two splits. Signs lie on a grid of 8 pixels, so that a network as small as
+builtin/vit_letters learns to read them within minutes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from importlib.resources import files
+from io import BytesIO
+
+import matplotlib as mpl
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from sklearn.datasets import load_sample_image
+
+from attention_transfer.data.digits import digits
+from attention_transfer.data.images import ArrayImages, Split, Splits
+
+SIDE = 48
+"""Pixels of a scene's side."""
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_A_LETTER = {"train": 1000, "validation": 40, "test": 40}  # scenes of each
+_FONTS = (
+    *(f"DejaVu{family}{style}" for family in ("Sans", "SansMono", "Serif") for style in ("", "-Bold")),
+    *("DejaVuSans-Oblique", "DejaVuSansMono-Oblique", "DejaVuSerif-Italic", "STIXGeneral", "STIXGeneralBol", "cmss10"),
+)
+
+_PHOTOGRAPHS = {
+    "train": ("astronaut.jpg", "coffee.jpg", "brick.jpg", "china.jpg"),
+    "validation": ("rocket.jpg", "gravel.jpg"),
+    "test": ("chelsea.jpg", "flower.jpg", "grass.jpg", "galaxies.jpg"),
+}
+_FROM_SCIKIT_LEARN = ("china.jpg", "flower.jpg")
+_PIECE = (96, 200)  # pixels of the side of what is cut out of a photograph
+_SIGN, _GRID = 24, 8  # pixels of a sign's side, and between its places
+_DARK = (25.0, 95.0)  # luminance of a sign; its figure is all but white
+_TURN = 10  # degrees to either side, of letters
+_LUMINANCE = np.array([0.299, 0.587, 0.114])
+
+Figure = Callable[[np.random.Generator], Image.Image]
+"""Draws a figure: grey, as large as a sign, its ink white."""
+
+
+def digit_scenes() -> Splits:
+    """The embedded digits on photographs: 1,077 training, 270 validation and 450 test images, with masks."""
+    plain = digits()
+    parts = {"train": plain.train, "validation": plain.validation, "test": plain.test}
+    return _splits("digit-scenes", plain.classes, {name: _of_digits(name, split) for name, split in parts.items()})
+
+
+def letter_scenes() -> Splits:
+    """Printed capital letters on the same photographs: 26,000 training, 1,040 validation and 1,040 test images."""
+    return _splits(
+        "letter-scenes", tuple(LETTERS), {name: _of_letters(name, count) for name, count in _A_LETTER.items()}
+    )
+
+
+def _splits(name: str, classes: tuple[str, ...], parts: dict[str, Split]) -> Splits:
+    return Splits(name, classes, parts["train"], parts["validation"], parts["test"])
+
+
+def _of_digits(part: str, split: Split) -> Split:
+    def figure(index: int) -> Figure:
+        return lambda _: split.images[index].resize((_SIGN, _SIGN), Image.Resampling.BICUBIC)
+
+    return _scenes(part, 0, [figure(i) for i in range(len(split))], split.labels)
+
+
+def _of_letters(part: str, count: int) -> Split:
+    labels = np.repeat(np.arange(len(LETTERS)), count)
+
+    def figure(letter: str) -> Figure:
+        return lambda draw: _printed(letter, str(draw.choice(_FONTS)), draw)
+
+    return _scenes(part, 1, [figure(LETTERS[label]) for label in labels], labels)
+
+
+def _scenes(part: str, kind: int, figures: Sequence[Figure], labels: NDArray[np.int64]) -> Split:
+    """A scene for each figure; each has a generator of its own, so that none depends on how many there are."""
+    pixels = np.empty((len(figures), SIDE, SIDE, 3), dtype=np.uint8)
+    masks = np.zeros((len(figures), SIDE, SIDE), dtype=np.bool_)
+    for i, figure in enumerate(figures):
+        draw = np.random.default_rng((kind, list(_PHOTOGRAPHS).index(part), i))
+        pixels[i] = _piece(_photograph(str(draw.choice(_PHOTOGRAPHS[part]))), draw)
+        top, left = _GRID * draw.integers(0, (SIDE - _SIGN) // _GRID + 1, 2)
+        place = (i, slice(top, top + _SIGN), slice(left, left + _SIGN))
+        pixels[place], masks[place] = _sign(figure(draw), draw), True
+    return Split(ArrayImages(pixels), labels, masks)
+
+
+def _sign(figure: Image.Image, draw: np.random.Generator) -> NDArray[np.uint8]:
+    """A figure, all but white on a dark colour, uint8 (side, side, 3)."""
+    ink = np.asarray(figure, dtype=np.float64)[..., None] / 255
+    board = draw.uniform(0, 255, 3)
+    board *= draw.uniform(*_DARK) / (board @ _LUMINANCE)
+    return np.round(ink * draw.uniform(225, 255) + (1 - ink) * board.clip(0, 160)).astype(np.uint8)
+
+
+def _printed(letter: str, font: str, draw: np.random.Generator) -> Image.Image:
+    """A letter in one of Matplotlib's fonts, a little turned, as wide and as high as it fits."""
+    type_ = _font(font)
+    left, top, right, bottom = (round(value) for value in type_.getbbox(letter))
+    image = Image.new("L", (right - left, bottom - top))
+    ImageDraw.Draw(image).text((-left, -top), letter, 255, type_)
+    turned = image.rotate(draw.uniform(-_TURN, _TURN), Image.Resampling.BICUBIC, expand=True)
+    height = int(draw.integers(_SIGN - 8, _SIGN - 2))
+    width = min(_SIGN - 4, max(3, round(height * turned.width / turned.height)))
+    small = turned.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
+    sign = Image.new("L", (_SIGN, _SIGN))
+    sign.paste(small, ((_SIGN - width) // 2, (_SIGN - height) // 2))
+    return sign
+
+
+@cache
+def _font(name: str) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(f"{mpl.get_data_path()}/fonts/ttf/{name}.ttf", 64)
+
+
+@cache
+def _photograph(name: str) -> Image.Image:
+    if name in _FROM_SCIKIT_LEARN:
+        return Image.fromarray(load_sample_image(name))
+    packed = files("attention_transfer.data").joinpath("photographs", name).read_bytes()
+    return Image.open(BytesIO(packed), formats=["JPEG"]).convert("RGB")
+
+
+def _piece(photograph: Image.Image, draw: np.random.Generator) -> Image.Image:
+    """A random square of a photograph."""
+    side = int(draw.integers(*_PIECE))
+    left, top = (int(draw.integers(0, length - side + 1)) for length in photograph.size)
+    box = (left, top, left + side, top + side)
+    return photograph.resize((SIDE, SIDE), Image.Resampling.BILINEAR, box=box, reducing_gap=2.0)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from attention_transfer import AttentionTransfer, Copy, UserError, capture, student_like
 from attention_transfer.data import Normalise, Split, eval_pixels
 from attention_transfer.data.images import ArrayImages
-from attention_transfer.evaluation import Network, attention_iou, foreground
+from attention_transfer.evaluation import Network, foreground, looks
 from attention_transfer.vit import describe, load_vit
 
 
@@ -68,7 +68,7 @@ def counted(vit: Any, network: nn.Module, split: Split) -> float:
 
 def test_the_iou_is_what_counting_pixels_gives() -> None:
     vit, split = letters(), scenes(5)
-    assert attention_iou(vit, vit, split, batch=2) == pytest.approx(counted(vit, vit, split), abs=1e-6)
+    assert looks(vit, vit, split, batch=2).iou == pytest.approx(counted(vit, vit, split), abs=1e-6)
 
 
 def test_a_copied_student_is_measured_with_its_teachers_attention() -> None:
@@ -76,8 +76,8 @@ def test_a_copied_student_is_measured_with_its_teachers_attention() -> None:
     torch.manual_seed(1)
     student = student_like(teacher, num_classes=3).eval()
     network = Network(AttentionTransfer(teacher, student, [Copy()])).eval()
-    assert attention_iou(network, student, split) == pytest.approx(attention_iou(teacher, teacher, split), abs=1e-6)
-    assert attention_iou(student, student, split) != pytest.approx(attention_iou(teacher, teacher, split), abs=1e-3)
+    assert looks(network, student, split).iou == pytest.approx(looks(teacher, teacher, split).iou, abs=1e-6)
+    assert looks(student, student, split).iou != pytest.approx(looks(teacher, teacher, split).iou, abs=1e-3)
 
 
 def test_masks_are_cropped_as_images_are_and_lost_objects_do_not_count() -> None:
@@ -100,11 +100,25 @@ def test_masks_are_cropped_as_images_are_and_lost_objects_do_not_count() -> None
     split.masks[1, :, :55] = True  # the left half
     split.masks[2, :3] = True  # cropped away
     network = Everywhere(vit)
-    assert attention_iou(network, vit, split, mass=1.0) == pytest.approx((1 + 0.5) / 2, abs=0.02)
+    assert looks(network, vit, split, mass=1.0).iou == pytest.approx((1 + 0.5) / 2, abs=0.02)
 
 
 def test_data_without_masks_is_refused() -> None:
     split = scenes(1)
     vit = letters()
     with pytest.raises(UserError, match="this data set has none"):
-        attention_iou(vit, vit, Split(split.images, split.labels))
+        looks(vit, vit, Split(split.images, split.labels))
+
+
+def test_the_share_on_the_object_is_that_of_the_patches_attention_there() -> None:
+    vit, split = letters(), scenes(3)
+    assert split.masks is not None
+    spec = describe(vit)
+    shares = []
+    for i in range(3):
+        with torch.no_grad(), capture(vit, layers=[-1]) as calls:
+            vit(Normalise(spec)(eval_pixels(spec)(split.images[i]))[None])
+        row = calls[0].maps()[0, :, 0, 1:].mean(dim=0).reshape(6, 6).numpy()
+        covered = split.masks[i].reshape(6, 8, 6, 8).mean(axis=(1, 3))
+        shares.append((row * covered).sum() / row.sum())
+    assert looks(vit, vit, split).share == pytest.approx(np.mean(shares), abs=1e-6)

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import csv
 import re
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from attention_transfer import UserError, compare
+from attention_transfer.data import DATA, load_data
 from attention_transfer.errors import UserErrors
+from attention_transfer.evaluation import looks
 from attention_transfer.experiments.compare import Comparison
 from attention_transfer.experiments.results import Labels, Row, markdown
 from attention_transfer.training import Recipe, RunFolder, fit
+from attention_transfer.vit import load_vit, save_vit
 
 RECIPE = Recipe(epochs=2, batch_size=20, validate_every=1)
 
@@ -170,3 +175,28 @@ def test_damaged_files_are_refused_where_that_is_asked_for(teacher: str, tmp_pat
     with pytest.raises(UserError, match=r"broken\.png"):
         compare_tiny(teacher, tmp_path / "c", data=str(images), strict=True)
     assert not (tmp_path / "c").exists()
+
+
+def test_where_masks_are_known_attention_is_held_against_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = load_data("digit-scenes")
+    few = {name: getattr(whole, name).take(np.arange(30)) for name in ("train", "validation", "test")}
+    monkeypatch.setitem(DATA, "digit-scenes", lambda: replace(whole, **few))
+    torch.manual_seed(0)
+    save_vit(load_vit("builtin/vit_letters", pretrained=False), tmp_path / "teacher")
+    made = compare_tiny(
+        str(tmp_path / "teacher"), tmp_path / "c", data="digit-scenes", presets="copy,finetune", recipe=RECIPE
+    )
+    teacher = load_vit(str(tmp_path / "teacher"))
+    known = looks(teacher, teacher, few["test"])
+    by_name = {row.preset: row for row in made.rows}
+    assert by_name["copy"].attention_iou == pytest.approx(known.iou, abs=1e-6)  # it looks where its teacher does
+    assert by_name["copy"].attention_share == pytest.approx(known.share, abs=1e-6)
+    assert by_name["finetune"].attention_share != pytest.approx(known.share, abs=1e-6)
+    with (made.path / "teacher.csv").open() as file:
+        assert float(next(csv.DictReader(file))["attention_share"]) == known.share
+    table = (made.path / "results.md").read_text()
+    assert (
+        f"| copy | {100 * made.rows[0].test_accuracy:.1f} | {100 * known.share:.1f} | {100 * known.iou:.1f} |" in table
+    )
+    assert f"Of the teacher's own attention {100 * known.share:.1f} % is on the object" in table
+    assert "attention on the object, %</th>" in (made.path / "report.html").read_text()

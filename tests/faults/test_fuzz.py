@@ -27,7 +27,7 @@ import torch
 import yaml
 
 from attention_transfer import parser
-from attention_transfer.data import check
+from attention_transfer.data import find_source
 from attention_transfer.training import engine
 from attention_transfer.transfer import PRESETS
 
@@ -359,7 +359,6 @@ def test_the_commands_that_are_spoilt_are_right_before(fuzzer: Fuzzer, monkeypat
 
 def test_a_fault_that_is_planted_is_found(fuzzer: Fuzzer, monkeypatch: pytest.MonkeyPatch) -> None:
     """The harness itself: an exception that is no sentence, a lost file, a changed file, a command without an end."""
-    genuine = check.find_source
 
     def bug(path: str) -> Any:
         raise ZeroDivisionError(path)
@@ -367,17 +366,17 @@ def test_a_fault_that_is_planted_is_found(fuzzer: Fuzzer, monkeypatch: pytest.Mo
     def loss(path: str) -> Any:
         Path("photos/train/cat/0.png").unlink()
         Path("teacher/config.json").write_text("{}")
-        return genuine(path)
+        return find_source(path)
 
     def hang(path: str) -> Any:
         while path:
             pass
 
     def found(planted: Any) -> str:
-        monkeypatch.setattr(check, "find_source", planted)
+        monkeypatch.setattr("attention_transfer.data.check.find_source", planted)
         return "\n".join(fuzzer.problems(Try(["data", "photos"])))
 
-    assert found(genuine) == ""
+    assert found(find_source) == ""
     assert "ZeroDivisionError" in found(bug)
     lost = found(loss)
     assert "changed" in lost

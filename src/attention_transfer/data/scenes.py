@@ -88,7 +88,7 @@ def _scenes(part: str, kind: int, figures: Sequence[Figure], labels: NDArray[np.
     masks = np.zeros((len(figures), SIDE, SIDE), dtype=np.bool_)
     for i, figure in enumerate(figures):
         draw = np.random.default_rng((kind, list(_PHOTOGRAPHS).index(part), i))
-        pixels[i] = _piece(_photograph(str(draw.choice(_PHOTOGRAPHS[part]))), draw)
+        pixels[i] = np.asarray(_piece(_photograph(str(draw.choice(_PHOTOGRAPHS[part]))), draw))
         top, left = _GRID * draw.integers(0, (SIDE - _SIGN) // _GRID + 1, 2)
         place = (i, slice(top, top + _SIGN), slice(left, left + _SIGN))
         pixels[place], masks[place] = _sign(figure(draw), draw), True
@@ -100,7 +100,8 @@ def _sign(figure: Image.Image, draw: np.random.Generator) -> NDArray[np.uint8]:
     ink = np.asarray(figure, dtype=np.float64)[..., None] / 255
     board = draw.uniform(0, 255, 3)
     board *= draw.uniform(*_DARK) / (board @ _LUMINANCE)
-    return np.round(ink * draw.uniform(225, 255) + (1 - ink) * board.clip(0, 160)).astype(np.uint8)
+    sign: NDArray[np.float64] = ink * draw.uniform(225, 255) + (1 - ink) * board.clip(0, 160)
+    return sign.round().astype(np.uint8)
 
 
 def _printed(letter: str, font: str, draw: np.random.Generator) -> Image.Image:

@@ -9,8 +9,9 @@ from attention_transfer.evaluation.ensemble import Score as Score
 from attention_transfer.evaluation.ensemble import ensemble as ensemble
 from attention_transfer.evaluation.export import ExportReport as ExportReport
 from attention_transfer.evaluation.export import export as export
-from attention_transfer.evaluation.foreground import attention_iou as attention_iou
+from attention_transfer.evaluation.foreground import Looks as Looks
 from attention_transfer.evaluation.foreground import foreground as foreground
+from attention_transfer.evaluation.foreground import looks as looks
 from attention_transfer.evaluation.network import LoadedRun as LoadedRun
 from attention_transfer.evaluation.network import Network as Network
 from attention_transfer.evaluation.network import load_classifier as load_classifier

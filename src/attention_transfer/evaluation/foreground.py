@@ -5,6 +5,8 @@ Shapes: B images, R and C rows and columns of patches.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -12,7 +14,7 @@ from torch.nn import functional as F
 
 from attention_transfer.data import Normalise, Split, eval_pixels
 from attention_transfer.errors import UserError
-from attention_transfer.vit import capture, describe, patch_attention
+from attention_transfer.vit import ViTSpec, capture, describe, patch_attention
 
 MASS = 0.6
 """Share of the attention that the foreground gets, as in DINO's evaluation."""
@@ -35,12 +37,26 @@ def foreground(attention_BRC: Tensor, mass: float = MASS) -> Tensor:
     return torch.zeros_like(kept).scatter(1, order, kept).view_as(attention_BRC)
 
 
-@torch.no_grad()
-def attention_iou(network: nn.Module, vit: nn.Module, split: Split, *, mass: float = MASS, batch: int = 64) -> float:
-    """How well the last block's attention covers the objects: intersection over union with their masks.
+@dataclass(frozen=True)
+class Looks:
+    """How well attention covers objects, means over images.
 
-    The attention is the class token's (or else the mean query's), mean over heads; its foreground is enlarged to the
-    network's input by nearest neighbours. Masks are resized and cropped as the images are.
+    Attributes:
+        iou: intersection over union of its foreground and the object's mask, in [0, 1].
+        share: of the patches' attention, what the object gets, in [0, 1]; attention that is the same everywhere has the
+            object's share of the area.
+    """
+
+    iou: float
+    share: float
+
+
+@torch.no_grad()
+def looks(network: nn.Module, vit: nn.Module, split: Split, *, mass: float = MASS, batch: int = 64) -> Looks:
+    """How well the last block's attention covers the objects.
+
+    The attention is the class token's (or else the mean query's), mean over heads; it is enlarged to the network's
+    input by nearest neighbours. Masks are resized and cropped as the images are.
 
     Args:
         network: what is run on the images; a copied student needs its teacher.
@@ -50,25 +66,33 @@ def attention_iou(network: nn.Module, vit: nn.Module, split: Split, *, mass: flo
         batch: images a forward pass.
 
     Returns:
-        The mean over images, in [0, 1]; those whose mask is empty after cropping do not count.
+        Means over images; those whose object is cropped away do not count.
 
     Raises:
         UserError: the masks are not known.
     """
     if split.masks is None:
         raise UserError("attention can't be held against masks, as this data set has none")
-    spec, values = describe(vit), []
+    spec = describe(vit)
     pixels, prepare = eval_pixels(spec), Normalise(spec)
+    overlaps, shares = [], []
     for start in range(0, len(split), batch):
         places = range(start, min(start + batch, len(split)))
         images = torch.stack([pixels(split.images[i]) for i in places])
         masks = torch.stack([pixels(Image.fromarray(split.masks[i]).convert("RGB"))[0] >= 128 for i in places])
         with capture(vit, layers=[-1]) as calls:
             network(prepare(images))
-        found = foreground(patch_attention(calls[-1], spec), mass)
-        enlarged = F.interpolate(found[:, None].float(), size=spec.image_size, mode="nearest")[:, 0] > 0
-        values.append(_jaccard(enlarged, masks)[masks.flatten(1).any(dim=1)])
-    return float(torch.cat(values).mean())
+        attention = patch_attention(calls[-1], spec)
+        found, spread = (_enlarged(part, spec) for part in (foreground(attention, mass), attention))
+        there = masks.flatten(1).any(dim=1)
+        overlaps.append(_jaccard(found > 0, masks)[there])
+        shares.append(((spread * masks).sum(dim=(1, 2)) / spread.sum(dim=(1, 2)))[there])
+    return Looks(float(torch.cat(overlaps).mean()), float(torch.cat(shares).mean()))
+
+
+def _enlarged(patches_BRC: Tensor, spec: ViTSpec) -> Tensor:
+    """Patches to pixels, (B, height, width)."""
+    return F.interpolate(patches_BRC[:, None].float(), size=spec.image_size, mode="nearest")[:, 0]
 
 
 def _jaccard(found: Tensor, masks: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import nn
 from attention_transfer.arguments import parts_of, verb
 from attention_transfer.data import DATA, Split, Splits, check_subset, labelled_subset, load_data
 from attention_transfer.errors import UserError, raise_all
-from attention_transfer.evaluation import attention_iou, load_run
+from attention_transfer.evaluation import Looks, load_run, looks
 from attention_transfer.experiments.pictures import draw_accuracies, draw_attention, draw_curves
 from attention_transfer.experiments.report import write_report
 from attention_transfer.experiments.results import Labels, Row, row_of, write_results
@@ -145,14 +145,14 @@ def _compared(
             # A teacher that is tuned first is the fine-tuned network of the same comparison; no method tunes its own.
             tuned = one("finetune", source, pretrained).path if preset(name).tune_teacher else None
             run = one(name, source, pretrained) if tuned is None else one(name, str(tuned), True)
-            rows.append(row_of(run, labels, _overlap(run, splits.test)))
+            rows.append(row_of(run, labels, _looks(run, splits.test)))
             write_results(rows, folder)
             bar.advance()
     network = load_vit(source, pretrained=pretrained, image_size=config["image_size"])
-    iou = None if splits.test.masks is None else attention_iou(network, network, splits.test)
-    write_results(rows, folder, iou)
+    seen = None if splits.test.masks is None else looks(network, network, splits.test)
+    write_results(rows, folder, seen)
     figures = _figures(folder, rows, network, splits)
-    write_report(folder, rows, figures, teacher=source, teacher_iou=iou)
+    write_report(folder, rows, figures, teacher=source, teacher_looks=seen)
     return Comparison(folder, source, tuple(rows))
 
 
@@ -182,12 +182,12 @@ def _run(
     )
 
 
-def _overlap(run: Run, test: Split) -> float | None:
+def _looks(run: Run, test: Split) -> Looks | None:
     """How well a student's attention covers the objects, where that is known."""
     if test.masks is None:
         return None
     loaded = load_run(run.path)
-    return attention_iou(loaded.network, loaded.network.student, test)
+    return looks(loaded.network, loaded.network.student, test)
 
 
 def _figures(folder: Path, rows: Sequence[Row], teacher: nn.Module, splits: Splits) -> list[Path]:

@@ -15,7 +15,7 @@ from rich.text import Text
 from attention_transfer.arguments import verb
 from attention_transfer.errors import UserError
 from attention_transfer.experiments.compare import Comparison, compare
-from attention_transfer.experiments.results import by_labels, cells, headings, lines
+from attention_transfer.experiments.results import by_labels, lines, table
 from attention_transfer.training import console, pretrain
 
 log = logging.getLogger("attention_transfer")
@@ -82,10 +82,11 @@ def _one_thread() -> Iterator[None]:
 
 def _show(comparison: Comparison, *, meaningless: bool) -> None:
     for title, group in by_labels(comparison.rows).items():
-        table = Table(*headings(lines(group)), title=f"{title} ({group[0].images} images)")
-        for line in cells(lines(group)):
-            table.add_row(*line)
-        console.print(table)
+        head, *body = table(lines(group))
+        shown = Table(*head, title=f"{title} ({group[0].images} images)")
+        for line in body:
+            shown.add_row(*line)
+        console.print(shown)
     if meaningless:
         console.print("Two epochs teach nothing: these numbers only show that everything runs.")
     folder = comparison.path

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
-from attention_transfer.experiments.results import Row, by_labels, cells, headings, lines, teacher_text
+from attention_transfer.evaluation import Looks
+from attention_transfer.experiments.results import Row, by_labels, lines, table, teacher_text
 from attention_transfer.transfer import preset
 from attention_transfer.writing import write_whole
 
@@ -20,7 +21,7 @@ _CAPTIONS = {
 
 
 def write_report(
-    folder: Path, rows: Sequence[Row], figures: Sequence[Path], *, teacher: str, teacher_iou: float | None
+    folder: Path, rows: Sequence[Row], figures: Sequence[Path], *, teacher: str, teacher_looks: Looks | None
 ) -> Path:
     """Write `report.html` into the folder: tables, figures and what they mean, with no file beside it."""
     template = files("attention_transfer.experiments").joinpath("report.html.jinja").read_text(encoding="utf-8")
@@ -29,8 +30,7 @@ def write_report(
             "title": title,
             "images": group[0].images,
             "steps": sorted({row.steps for row in group}),
-            "headings": headings(lines(group)),
-            "lines": cells(lines(group)),
+            "lines": table(lines(group)),
         }
         for title, group in by_labels(rows).items()
     ]
@@ -43,7 +43,7 @@ def write_report(
         charts=[_figure(path) for path in figures if not path.stem.startswith("attention-")],
         attention=[_figure(path) for path in figures if path.stem.startswith("attention-")],
         teacher=teacher,
-        looks=None if teacher_iou is None else teacher_text(teacher_iou),
+        looks=None if teacher_looks is None else teacher_text(teacher_looks),
         runs=len(rows),
     )
     write_whole(folder / "report.html", html)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from attention_transfer.evaluation import Looks
 from attention_transfer.experiments.statistics import Interval, gap_share, mean_interval
 from attention_transfer.training import Run
 from attention_transfer.writing import write_whole
@@ -36,7 +37,7 @@ class Labels:
 class Row:
     """One run: a method, an amount of labels, a seed, and what came of it. Accuracies are shares in [0, 1].
 
-    `attention_iou` is there where the masks of the objects are known; see `evaluation.attention_iou`.
+    What is known of the attention is there where the objects' masks are; see `evaluation.Looks`.
     """
 
     preset: str
@@ -52,9 +53,10 @@ class Row:
     seconds: float
     run: str
     attention_iou: float | None = None
+    attention_share: float | None = None
 
 
-def row_of(run: Run, labels: Labels, attention_iou: float | None = None) -> Row:
+def row_of(run: Run, labels: Labels, looks: Looks | None = None) -> Row:
     """The row of a finished run."""
     s = run.summary
     return Row(
@@ -70,7 +72,8 @@ def row_of(run: Run, labels: Labels, attention_iou: float | None = None) -> Row:
         steps=s["train"]["steps"],
         seconds=s["train"]["seconds"],
         run=str(run.path),
-        attention_iou=attention_iou,
+        attention_iou=None if looks is None else looks.iou,
+        attention_share=None if looks is None else looks.share,
     )
 
 
@@ -84,7 +87,8 @@ class Line:
     seconds: float
     seeds: int
     values: tuple[float, ...]
-    attention_iou: Interval | None
+    iou: Interval | None
+    on_object: Interval | None
 
 
 def lines(rows: Sequence[Row]) -> list[Line]:
@@ -106,9 +110,14 @@ def _line(preset: str, by_preset: dict[str, dict[int, Row]]) -> Line:
         share = gap_share(floor, top, method)
     values = tuple(row.test_accuracy for row in own.values())
     seconds = sum(row.seconds for row in own.values()) / len(own)
-    overlaps = [row.attention_iou for row in own.values() if row.attention_iou is not None]
-    iou = mean_interval(overlaps) if len(overlaps) == len(own) else None
-    return Line(preset, mean_interval(values), share, seconds, len(own), values, iou)
+    iou, on_object = (_known([getattr(row, f"attention_{what}") for row in own.values()]) for what in ("iou", "share"))
+    return Line(preset, mean_interval(values), share, seconds, len(own), values, iou, on_object)
+
+
+def _known(values: Sequence[float | None]) -> Interval | None:
+    """A mean over seeds, where every seed has a value."""
+    there = [value for value in values if value is not None]
+    return mean_interval(there) if len(there) == len(values) else None
 
 
 def by_labels(rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -137,57 +146,49 @@ def share_text(interval: Interval) -> str:
     return f"{100 * interval.mean:.0f} % ({100 * interval.low:.0f} to {100 * interval.high:.0f})"
 
 
-def headings(lines: Sequence[Line]) -> tuple[str, ...]:
-    """What `cells` has of these lines; the attention's only where the masks of the objects are known."""
-    looks = ("attention IoU, %",) if _have_looks(lines) else ()
-    return ("method", "test accuracy, % (mean ± 95 %)", *looks, "share of the gap (95 %)", "training, s", "seeds")
+_METHOD, _ACCURACY = "method", "test accuracy, % (mean ± 95 %)"
+_LOOKS = ("attention on the object, %", "attention IoU, %")
+_REST = ("share of the gap (95 %)", "training, s", "seeds")
 
 
-def cells(lines: Sequence[Line]) -> list[tuple[str, ...]]:
-    """Lines as text, under `headings`."""
-    have = _have_looks(lines)
-    return [
-        (
-            line.preset,
-            percent(line.accuracy),
-            *([percent(line.attention_iou)] if have and line.attention_iou is not None else []),
-            share_text(line.share),
-            f"{line.seconds:.0f}",
-            str(line.seeds),
-        )
-        for line in lines
-    ]
+def table(lines: Sequence[Line]) -> list[tuple[str, ...]]:
+    """Lines as text under headings; of attention only where the masks of the objects are known."""
+    known = all(line.iou is not None and line.on_object is not None for line in lines)
+    rows = [(_METHOD, _ACCURACY, *(_LOOKS if known else ()), *_REST)]
+    for line in lines:
+        looks = [percent(value) for value in (line.on_object, line.iou) if known and value is not None]
+        rest = (share_text(line.share), f"{line.seconds:.0f}", str(line.seeds))
+        rows.append((line.preset, percent(line.accuracy), *looks, *rest))
+    return rows
 
 
-def _have_looks(lines: Sequence[Line]) -> bool:
-    return all(line.attention_iou is not None for line in lines)
-
-
-def markdown(rows: Sequence[Row], teacher_iou: float | None = None) -> str:
+def markdown(rows: Sequence[Row], teacher: Looks | None = None) -> str:
     """A Markdown table for each amount of labels."""
     parts = []
     for title, group in by_labels(rows).items():
-        found = lines(group)
-        head = headings(found)
-        table = [f"**{title}** ({group[0].images} images)", "", "| " + " | ".join(head) + " |"]
-        table.append("|---" + "|---:" * (len(head) - 1) + "|")
-        table += ["| " + " | ".join(line) + " |" for line in cells(found)]
-        parts.append("\n".join(table))
-    if teacher_iou is not None:
-        parts.append(teacher_text(teacher_iou))
+        head, *body = table(lines(group))
+        text = [f"**{title}** ({group[0].images} images)", "", "| " + " | ".join(head) + " |"]
+        text.append("|---" + "|---:" * (len(head) - 1) + "|")
+        text += ["| " + " | ".join(line) + " |" for line in body]
+        parts.append("\n".join(text))
+    if teacher is not None:
+        parts.append(teacher_text(teacher))
     return "\n\n".join(parts) + "\n"
 
 
-def teacher_text(attention_iou: float) -> str:
+def teacher_text(looks: Looks) -> str:
     """What the students' attention is to be held against, in a sentence."""
-    return f"The teacher's own attention has an IoU of {100 * attention_iou:.1f} % with the objects."
+    share, iou = 100 * looks.share, 100 * looks.iou
+    return f"Of the teacher's own attention {share:.1f} % is on the object, with an IoU of {iou:.1f} %."
 
 
-def write_results(rows: Sequence[Row], folder: Path, teacher_iou: float | None = None) -> None:
-    """Write `results.csv`, a row a run, and `results.md`, the tables."""
+def write_results(rows: Sequence[Row], folder: Path, teacher: Looks | None = None) -> None:
+    """Write `results.csv`, a row a run, and `results.md`, the tables; `teacher.csv`, where its attention is known."""
     text = io.StringIO()
     writer = csv.DictWriter(text, [f.name for f in fields(Row)])
     writer.writeheader()
     writer.writerows(asdict(row) for row in rows)
     write_whole(folder / "results.csv", text.getvalue())
-    write_whole(folder / "results.md", markdown(rows, teacher_iou))
+    if teacher is not None:
+        write_whole(folder / "teacher.csv", f"attention_iou,attention_share\n{teacher.iou},{teacher.share}\n")
+    write_whole(folder / "results.md", markdown(rows, teacher))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from attention_transfer.vit.call import AttentionCall
-from attention_transfer.vit.describe import ViTSpec
+from attention_transfer.vit.libraries import ViTSpec
 
 
 def patch_attention(call: AttentionCall, spec: ViTSpec) -> Tensor:

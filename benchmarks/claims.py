@@ -1,0 +1,180 @@
+"""What the papers claim, held against committed rows: an effect with its interval, and whether it holds here.
+
+    python -m benchmarks.claims benchmarks/results/claims-2026-11-27
+
+The folder has a folder for each setting, with the results.csv of `attention-transfer compare --config
+recipes/claims/SETTING.yaml` and, where ensembles were made, ensembles.csv (seed,labels,test_accuracy).
+
+A claim is of a difference that is paired over seeds. It holds where the 95 % interval (BCa bootstrap) is above 0 and
+the exact two-sided sign-flip test has p < 0.05, which takes at least six seeds; it does not hold where both say that
+the difference is below 0; otherwise it is undecided.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+Values = NDArray[np.float64]
+Runs = dict[str, dict[int, dict[str, float]]]
+"""By method and seed: test_accuracy and attention_iou, in points."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence of the papers, and the difference, in points, that is above 0 where it is true."""
+
+    text: str
+    source: str
+    effect: Callable[[Runs, int], float]
+
+
+def _gain(better: str, worse: str, what: str = "test_accuracy") -> Callable[[Runs, int], float]:
+    return lambda runs, seed: runs[better][seed][what] - runs[worse][seed][what]
+
+
+def _most_of_the_gap(method: str) -> Callable[[Runs, int], float]:
+    """Above 0 where a method goes more than half of the way from scratch to fine-tuning."""
+
+    def effect(runs: Runs, seed: int) -> float:
+        floor, top, found = (runs[name][seed]["test_accuracy"] for name in ("scratch", "finetune", method))
+        return found - (floor + top) / 2
+
+    return effect
+
+
+def _beats_both(mix: str, *members: str) -> Callable[[Runs, int], float]:
+    def effect(runs: Runs, seed: int) -> float:
+        return runs[mix][seed]["test_accuracy"] - max(runs[name][seed]["test_accuracy"] for name in members)
+
+    return effect
+
+
+CLAIMS = (
+    Claim(
+        "copied attention recovers most of what pre-training is worth (over half of the gap)",
+        "Li et al. 2024",
+        _most_of_the_gap("copy"),
+    ),
+    Claim(
+        "distilled attention recovers most of it (over half of the gap)",
+        "Li et al. 2024",
+        _most_of_the_gap("distill"),
+    ),
+    Claim(
+        "distilled attention recovers all of it (above fine-tuning)",
+        "Li et al. 2024",
+        _gain("distill", "finetune"),
+    ),
+    Claim(
+        "an ensemble of the distilled student and the fine-tuned teacher beats both",
+        "Li et al. 2024",
+        _beats_both("distill + finetune", "distill", "finetune"),
+    ),
+    Claim(
+        "a teacher that is fine-tuned first is better to distil from",
+        "Li et al. 2024",
+        _gain("tuned-distill", "distill"),
+    ),
+    Claim(
+        "fine-tuning on few labels spoils where the network looks (IoU of the teacher less that of the fine-tuned)",
+        "Seo et al. 2024",
+        _gain("teacher", "finetune", "attention_iou"),
+    ),
+    Claim(
+        "GTA keeps where it looks (IoU of GTA less that of fine-tuning)",
+        "Seo et al. 2024",
+        _gain("gta", "finetune", "attention_iou"),
+    ),
+    Claim("GTA is more accurate than fine-tuning", "Seo et al. 2024", _gain("gta", "finetune")),
+    Claim("GTA with TransMix is more accurate than GTA", "Seo et al. 2024", _gain("gta-transmix", "gta")),
+    Claim("fine-tuning is more accurate than a linear probe", "–", _gain("finetune", "linear-probe")),
+)
+
+
+def main() -> None:
+    """Print the table of every setting in a folder."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    folder: Path = parser.parse_args().folder
+    print("\n\n".join(table(path.parent) for path in sorted(folder.glob("*/results.csv"))))
+
+
+def table(folder: Path) -> str:
+    """The claims of one setting, as Markdown."""
+    lines = [f"### {folder.name}", "", "| claim | source | difference, points (95 %) | p | seeds | |"]
+    lines += ["|---|---|---:|---:|---:|---|"]
+    for labels, runs in read(folder).items():
+        lines += [_line(claim, labels, values) for claim in CLAIMS if len(values := differences(claim, runs)) > 1]
+    return "\n".join(lines)
+
+
+def _line(claim: Claim, labels: str, values: Values) -> str:
+    low, high, p = judged(values)
+    found = f"{values.mean():+.1f} ({low:+.1f} to {high:+.1f})"
+    return f"| {claim.text}, {labels} | {claim.source} | {found} | {p:.3f} | {len(values)} | **{verdict(values)}** |"
+
+
+def differences(claim: Claim, runs: Runs) -> Values:
+    """The effect for each seed that has what the claim speaks of."""
+    seeds = sorted({seed for method in runs.values() for seed in method})
+    return np.array(list(_there(claim, runs, seeds)))
+
+
+def _there(claim: Claim, runs: Runs, seeds: Sequence[int]) -> Iterator[float]:
+    for seed in seeds:
+        try:
+            yield claim.effect(runs, seed)
+        except KeyError:  # a method or a measurement that this setting does not have
+            continue
+
+
+def judged(values: Values) -> tuple[float, float, float]:
+    """BCa interval of the mean, and p of the exact two-sided sign-flip test of a mean of 0."""
+    p = float(stats.permutation_test((values,), np.mean, permutation_type="samples", n_resamples=100_000).pvalue)
+    if np.ptp(values) == 0:
+        return float(values[0]), float(values[0]), p
+    interval = stats.bootstrap((values,), np.mean, n_resamples=10_000, method="BCa", rng=np.random.default_rng(0))
+    return float(interval.confidence_interval.low), float(interval.confidence_interval.high), p
+
+
+def verdict(values: Values) -> str:
+    """Holds, does not hold, or undecided."""
+    low, high, p = judged(values)
+    if p >= 0.05:
+        return "undecided"
+    return "holds" if low > 0 else "does not hold" if high < 0 else "undecided"
+
+
+def read(folder: Path) -> dict[str, Runs]:
+    """Rows of a setting by amount of labels, in points; the teacher's own attention goes with every seed."""
+    found: dict[str, Runs] = {}
+    for row in _rows(folder / "results.csv"):
+        kept = {name: 100 * float(row[name]) for name in ("test_accuracy", "attention_iou") if row[name]}
+        found.setdefault(row["labels"], {}).setdefault(row["preset"], {})[int(row["seed"])] = kept
+    for row in _rows(folder / "ensembles.csv"):
+        accuracy = {"test_accuracy": 100 * float(row["test_accuracy"])}
+        found[row["labels"]].setdefault("distill + finetune", {})[int(row["seed"])] = accuracy
+    for row in _rows(folder / "teacher.csv"):
+        for runs in found.values():
+            seeds = {seed for method in runs.values() for seed in method}
+            runs["teacher"] = {seed: {"attention_iou": 100 * float(row["attention_iou"])} for seed in seeds}
+    return found
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+if __name__ == "__main__":
+    main()

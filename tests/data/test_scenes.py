@@ -78,11 +78,11 @@ def test_masks_go_with_the_images_that_are_taken(splits: Splits) -> None:
     assert digits().test.take(np.array([1])).masks is None
 
 
-def test_letters_are_all_there_and_differ_by_font(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_A_LETTER", {"train": 3, "validation": 1, "test": 1})
-    letters = module.letter_scenes()
-    assert letters.classes == tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
-    assert np.bincount(letters.train.labels).tolist() == [3] * 26
-    assert all(mask.any() for mask in masks(letters.train))
+def test_characters_are_all_there_and_differ_by_font(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_A_CHARACTER", {"train": 3, "validation": 1, "test": 1})
+    characters = module.character_scenes()
+    assert characters.classes == tuple("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+    assert np.bincount(characters.train.labels).tolist() == [3] * 36
+    assert all(mask.any() for mask in masks(characters.train))
     shapes = {module._printed("R", font, np.random.default_rng(0)).tobytes() for font in module._FONTS}
     assert len(shapes) == len(module._FONTS)

@@ -29,9 +29,9 @@ def test_the_foreground_is_the_smallest_set_with_the_mass(attention: NDArray[np.
     assert kept[0] >= attention[~found].max(initial=0)
 
 
-def letters(image_size: int | None = None) -> nn.Module:
+def characters(image_size: int | None = None) -> nn.Module:
     torch.manual_seed(0)
-    return load_vit("builtin/vit_letters", pretrained=False, num_classes=5, image_size=image_size)
+    return load_vit("builtin/vit_characters", pretrained=False, num_classes=5, image_size=image_size)
 
 
 def scenes(count: int, side: int = 48) -> Split:
@@ -67,12 +67,12 @@ def counted(vit: Any, network: nn.Module, split: Split) -> float:
 
 
 def test_the_iou_is_what_counting_pixels_gives() -> None:
-    vit, split = letters(), scenes(5)
+    vit, split = characters(), scenes(5)
     assert looks(vit, vit, split, batch=2).iou == pytest.approx(counted(vit, vit, split), abs=1e-6)
 
 
 def test_a_copied_student_is_measured_with_its_teachers_attention() -> None:
-    teacher, split = letters(), scenes(4)
+    teacher, split = characters(), scenes(4)
     torch.manual_seed(1)
     student = student_like(teacher, num_classes=3).eval()
     network = Network(AttentionTransfer(teacher, student, [Copy()])).eval()
@@ -92,7 +92,7 @@ def test_masks_are_cropped_as_images_are_and_lost_objects_do_not_count() -> None
             out: Tensor = self.vit(images)
             return out
 
-    vit = letters(image_size=96)  # which is cropped from 110 pixels
+    vit = characters(image_size=96)  # which is cropped from 110 pixels
     split = scenes(3, side=110)
     assert split.masks is not None
     split.masks[:] = False
@@ -105,13 +105,13 @@ def test_masks_are_cropped_as_images_are_and_lost_objects_do_not_count() -> None
 
 def test_data_without_masks_is_refused() -> None:
     split = scenes(1)
-    vit = letters()
+    vit = characters()
     with pytest.raises(UserError, match="this data set has none"):
         looks(vit, vit, Split(split.images, split.labels))
 
 
 def test_the_share_on_the_object_is_that_of_the_patches_attention_there() -> None:
-    vit, split = letters(), scenes(3)
+    vit, split = characters(), scenes(3)
     assert split.masks is not None
     spec = describe(vit)
     shares = []

@@ -182,7 +182,7 @@ def test_where_masks_are_known_attention_is_held_against_them(tmp_path: Path, mo
     few = {name: getattr(whole, name).take(np.arange(30)) for name in ("train", "validation", "test")}
     monkeypatch.setitem(DATA, "digit-scenes", lambda: replace(whole, **few))
     torch.manual_seed(0)
-    save_vit(load_vit("builtin/vit_letters", pretrained=False), tmp_path / "teacher")
+    save_vit(load_vit("builtin/vit_characters", pretrained=False), tmp_path / "teacher")
     made = compare_tiny(
         str(tmp_path / "teacher"), tmp_path / "c", data="digit-scenes", presets="copy,finetune", recipe=RECIPE
     )

@@ -13,14 +13,14 @@ import numpy as np
 from attention_transfer.data.digits import digits
 from attention_transfer.data.images import FileImages, Split, Splits
 from attention_transfer.data.listing import find_damaged, unreadable_splits, with_remarks
-from attention_transfer.data.scenes import digit_scenes, letter_scenes
+from attention_transfer.data.scenes import character_scenes, digit_scenes
 from attention_transfer.data.tables import SUFFIXES, load_table
 from attention_transfer.errors import UserError, nearest, raise_all
 
 DATA: dict[str, Callable[[], Splits]] = {
     "digits": digits,
     "digit-scenes": digit_scenes,
-    "letter-scenes": letter_scenes,
+    "character-scenes": character_scenes,
 }
 """Embedded data sets."""
 

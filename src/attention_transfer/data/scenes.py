@@ -1,9 +1,9 @@
-"""Photographs with a sign: a handwritten digit, or a printed letter, and where it is. They need no download.
+"""Photographs with a sign: a handwritten digit, or a printed character, and where it is. They need no download.
 
-The digits are scikit-learn's, the letters are set in the fonts of Matplotlib. The photographs are two of scikit-learn's
-and eight of scikit-image's, which their authors gave to the public domain (photographs/README.md names them). No
-photograph and no digit is in two splits. Signs lie on a grid of 8 pixels, so that a network as small as
-builtin/vit_letters learns to read them within minutes.
+The digits are scikit-learn's, the printed characters are set in fonts of Matplotlib. The photographs are two of
+scikit-learn's and eight of scikit-image's, which their authors gave to the public domain (photographs/README.md names
+them). No photograph and no digit is in two splits. Signs lie on a grid of 8 pixels, so that a network as small as
+builtin/vit_characters learns to read them within minutes.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from attention_transfer.data.images import ArrayImages, Split, Splits
 SIDE = 48
 """Pixels of a scene's side."""
 
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_A_LETTER = {"train": 1000, "validation": 40, "test": 40}  # scenes of each
+CHARACTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_A_CHARACTER = {"train": 700, "validation": 30, "test": 30}  # scenes of each
 _FONTS = (
     *(f"DejaVu{family}{style}" for family in ("Sans", "SansMono", "Serif") for style in ("", "-Bold")),
     *("DejaVuSans-Oblique", "DejaVuSansMono-Oblique", "DejaVuSerif-Italic", "STIXGeneral", "STIXGeneralBol", "cmss10"),
@@ -41,7 +41,7 @@ _FROM_SCIKIT_LEARN = ("china.jpg", "flower.jpg")
 _PIECE = (96, 200)  # pixels of the side of what is cut out of a photograph
 _SIGN, _GRID = 24, 8  # pixels of a sign's side, and between its places
 _DARK = (25.0, 95.0)  # luminance of a sign; its figure is all but white
-_TURN = 10  # degrees to either side, of letters
+_TURN = 10  # degrees to either side, of printed characters
 _LUMINANCE = np.array([0.299, 0.587, 0.114])
 
 Figure = Callable[[np.random.Generator], Image.Image]
@@ -55,10 +55,12 @@ def digit_scenes() -> Splits:
     return _splits("digit-scenes", plain.classes, {name: _of_digits(name, split) for name, split in parts.items()})
 
 
-def letter_scenes() -> Splits:
-    """Printed capital letters on the same photographs: 26,000 training, 1,040 validation and 1,040 test images."""
+def character_scenes() -> Splits:
+    """Printed digits and capital letters on the same photographs: 25,200 training, 1,080 validation, 1,080 test."""
     return _splits(
-        "letter-scenes", tuple(LETTERS), {name: _of_letters(name, count) for name, count in _A_LETTER.items()}
+        "character-scenes",
+        tuple(CHARACTERS),
+        {name: _of_characters(name, count) for name, count in _A_CHARACTER.items()},
     )
 
 
@@ -73,13 +75,13 @@ def _of_digits(part: str, split: Split) -> Split:
     return _scenes(part, 0, [figure(i) for i in range(len(split))], split.labels)
 
 
-def _of_letters(part: str, count: int) -> Split:
-    labels = np.repeat(np.arange(len(LETTERS)), count)
+def _of_characters(part: str, count: int) -> Split:
+    labels = np.repeat(np.arange(len(CHARACTERS)), count)
 
-    def figure(letter: str) -> Figure:
-        return lambda draw: _printed(letter, str(draw.choice(_FONTS)), draw)
+    def figure(character: str) -> Figure:
+        return lambda draw: _printed(character, str(draw.choice(_FONTS)), draw)
 
-    return _scenes(part, 1, [figure(LETTERS[label]) for label in labels], labels)
+    return _scenes(part, 1, [figure(CHARACTERS[label]) for label in labels], labels)
 
 
 def _scenes(part: str, kind: int, figures: Sequence[Figure], labels: NDArray[np.int64]) -> Split:
@@ -104,12 +106,12 @@ def _sign(figure: Image.Image, draw: np.random.Generator) -> NDArray[np.uint8]:
     return sign.round().astype(np.uint8)
 
 
-def _printed(letter: str, font: str, draw: np.random.Generator) -> Image.Image:
-    """A letter in one of Matplotlib's fonts, a little turned, as wide and as high as it fits."""
+def _printed(character: str, font: str, draw: np.random.Generator) -> Image.Image:
+    """A character in one of Matplotlib's fonts, a little turned, as wide and as high as it fits."""
     type_ = _font(font)
-    left, top, right, bottom = (round(value) for value in type_.getbbox(letter))
+    left, top, right, bottom = (round(value) for value in type_.getbbox(character))
     image = Image.new("L", (right - left, bottom - top))
-    ImageDraw.Draw(image).text((-left, -top), letter, 255, type_)
+    ImageDraw.Draw(image).text((-left, -top), character, 255, type_)
     turned = image.rotate(draw.uniform(-_TURN, _TURN), Image.Resampling.BICUBIC, expand=True)
     height = int(draw.integers(_SIGN - 8, _SIGN - 2))
     width = min(_SIGN - 4, max(3, round(height * turned.width / turned.height)))

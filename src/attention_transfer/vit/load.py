@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -37,22 +38,22 @@ _BUILTIN: dict[str, dict[str, Any]] = {
         "global_pool": "avg",
         "pretrained_cfg_overlay": {"mean": (0.5,), "std": (0.5,)},
     },
-    # For 48x48 scenes: 36 patches and a class token, which the head reads; 5 blocks of width 96. Its weights are here.
-    "vit_letters": {
+    # For 48x48 scenes: 36 patches and a class token, which the head reads; 4 blocks of width 64. Its weights are here.
+    "vit_characters": {
         "model_name": "vit_tiny_patch16_224",
         "img_size": 48,
         "patch_size": 8,
-        "embed_dim": 96,
-        "depth": 5,
-        "num_heads": 3,
-        "num_classes": 26,
+        "embed_dim": 64,
+        "depth": 4,
+        "num_heads": 4,
+        "num_classes": 36,
         "pretrained_cfg_overlay": {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)},
     },
 }
 _LOCAL = "local-dir:"
 _FORMS = (
-    "timm/<name>, hf/<name or folder>, torchvision/<name>, builtin/vit_digits, the folder of a run or of an exported "
-    "model, or a weights file"
+    "timm/<name>, hf/<name or folder>, torchvision/<name>, builtin/vit_characters, builtin/vit_digits, the folder of a "
+    "run or of an exported model, or a weights file"
 )
 
 
@@ -69,7 +70,8 @@ def load_vit(
 
     Args:
         spec: `timm/<name>`, `hf/<name or folder>` or `torchvision/<name>`; the folder of a run or of an exported model;
-            a weights file (its architecture is read from the weights' shapes); or `builtin/vit_digits`.
+            a weights file (its architecture is read from the weights' shapes); or `builtin/vit_characters`, whose
+            weights are in the package, or `builtin/vit_digits`, which has none.
         pretrained: `True` loads the weights that belong to the name or folder, `False` initialises at random, a path
             loads that weights file (safetensors, PyTorch, `.npz` of JAX) in the layout of its project: MAE, DINO,
             DINOv2, MoCo v3, iBOT, MSN, DeiT, BEiT, torchvision, the original ViT, Attention Transfer.
@@ -158,7 +160,8 @@ def _from_name(spec: str, pretrained: bool, options: dict[str, Any]) -> nn.Modul
 def _builtin(name: str, options: dict[str, Any], pretrained: bool) -> nn.Module:
     if name not in _BUILTIN:
         raise UserError(f"there is no built-in model {name!r}; {nearest(name, _BUILTIN)}")
-    if pretrained:
+    weights = files("attention_transfer.vit").joinpath("weights", f"{name}.safetensors")
+    if pretrained and not weights.is_file():
         raise UserError(
             f"builtin/{name} has no weights of its own; make some with `attention-transfer pretrain` and name that "
             "folder, or pass --pretrained false"
@@ -169,7 +172,11 @@ def _builtin(name: str, options: dict[str, Any], pretrained: bool) -> nn.Module:
         "patch_size": options["patch_size"],
     }
     chosen = {key: value for key, value in given.items() if value is not None}
-    return cast(nn.Module, timm.create_model(**{**_BUILTIN[name], **chosen}))
+    model = cast(nn.Module, timm.create_model(**{**_BUILTIN[name], **chosen}))
+    if pretrained:
+        with as_file(weights) as path:
+            load_weights(model, path, f"builtin/{name}")
+    return model
 
 
 def _located(text: str) -> tuple[str, str | None]:

@@ -63,6 +63,12 @@ def test_every_network_and_every_number_of_images_has_a_sound_recipe(
     assert steps(found, images) >= (500 if start == "random" else 200)
 
 
+def test_the_most_epochs_are_cut_into_validations_at_once() -> None:
+    found = resolve(Recipe(augment="none", epochs=1_000_000), VIT_S, None)  # type: ignore[arg-type]
+    assert found.problems() == []
+    assert found.validate_every == 100_000
+
+
 def test_what_is_given_is_kept_and_the_rest_follows_it(spec: ViTSpec) -> None:
     asked = Recipe(lr=0.123, batch_size=5, ema_decay=None, weight_decay=0.0)
     found = resolve(asked, VIT_S, spec)

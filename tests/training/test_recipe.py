@@ -18,6 +18,7 @@ def test_the_defaults_have_no_problem() -> None:
     "wrong",
     [
         {"epochs": 0},
+        {"epochs": 99_999_999_999},
         {"batch_size": 0},
         {"lr": -1.0},
         {"lr": float("nan")},

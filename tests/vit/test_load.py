@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
+from attention_transfer.data import eval_transform, load_data
 from attention_transfer.errors import UserError
 from attention_transfer.vit import describe, load_vit, read_state, save_vit
 
@@ -208,7 +211,7 @@ def test_weights_of_another_architecture_are_refused(
         ("timm/vit_tiny_patch16_22", "did you mean timm/vit_tiny_patch16_224"),
         ("builtin/vit_digit", "did you mean 'vit_digits'"),
         ("timm/zzzz", "list_models"),
-        ("nowhere/at/all", "not found.*timm/<name>, hf/<name or folder>.*builtin/vit_digits, the folder"),
+        ("nowhere/at/all", "not found.*timm/<name>, hf/<name or folder>.*builtin/vit_characters, builtin/vit_digits, the folder"),
     ],
 )
 def test_an_unknown_name_is_refused_with_what_there_is(spec: str, hint: str) -> None:
@@ -253,3 +256,26 @@ def test_a_file_whose_architecture_cannot_be_read_is_told_how_to_be_used(tmp_pat
     save_file({"tower.weight": torch.zeros(3)}, tmp_path / "weights.safetensors")
     with pytest.raises(UserError, match="name the architecture and give the file as its weights"):
         load_vit(str(tmp_path / "weights.safetensors"))
+
+
+def test_the_network_of_characters_comes_with_its_weights() -> None:
+    """What it was trained for is in the package; the file is the one that its page describes."""
+    page = files("attention_transfer.vit").joinpath("weights", "README.md").read_text(encoding="utf-8")
+    content = files("attention_transfer.vit").joinpath("weights", "vit_characters.safetensors").read_bytes()
+    assert hashlib.sha256(content).hexdigest() in page
+    model: Any = load_vit("builtin/vit_characters")
+    spec, test = describe(model), load_data("character-scenes").test
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    some = range(0, len(test), 5)
+    images = torch.stack([eval_transform(spec)(test.images[i]) for i in some])
+    with torch.no_grad():
+        found = model(images).argmax(dim=1)
+    assert (found == torch.from_numpy(test.labels[::5])).float().mean() > 0.9
+
+
+def test_the_network_of_characters_takes_other_sizes_and_classes() -> None:
+    own: Any = load_vit("builtin/vit_characters")
+    other: Any = load_vit("builtin/vit_characters", image_size=96, num_classes=3)
+    assert describe(other).grid == (12, 12)
+    torch.testing.assert_close(other.blocks[2].attn.qkv.weight, own.blocks[2].attn.qkv.weight)
+    assert other(torch.zeros(1, 3, 96, 96)).shape == (1, 3)

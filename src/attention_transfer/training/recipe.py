@@ -18,6 +18,8 @@ Auto = Literal["auto"]
 
 AUTO: Auto = "auto"
 
+_MOST_EPOCHS = 1_000_000  # more are a slip of the hand, and would be counted for ever
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -110,7 +112,7 @@ class Recipe:
     def problems(self) -> list[str]:
         """What is wrong with the settings, a sentence each."""
         bounds = {
-            "epochs": (1, float("inf")),
+            "epochs": (1, _MOST_EPOCHS),
             "batch_size": (1, float("inf")),
             "lr": (1e-12, float("inf")),
             "lr_base_size": (1, float("inf")),

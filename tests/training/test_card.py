@@ -65,7 +65,7 @@ def test_it_says_the_data_the_recipe_and_the_results(vit: nn.Module) -> None:
     text = _card(vit, _config("distill"))
     assert "50 labelled images, 5 of each class" in text
     assert "ant, bee, cat, dog, eel" in text
-    assert "weight = 54.0" in text
+    assert "weight = 3.0" in text
     assert "lr 0.0123" in text
     assert "weight_decay" not in text  # it is the default
     assert "| test (450 images) | accuracy, % (95 % interval) | 88.0 (84.7 to 90.7) |" in text

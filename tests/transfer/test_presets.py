@@ -12,8 +12,8 @@ def test_the_methods_are_these() -> None:
         "scratch": ("random", ()),
         "finetune": ("teacher", ()),
         "copy": ("random", (Copy(parts="qk", layers=None, heads=None),)),
-        "distill": ("random", (Distill(weight=54.0, layers=None, heads=None),)),
-        "gta": ("teacher", (Guide(weight=1.0, layers=None, heads=None),)),
+        "distill": ("random", (Distill(weight=3.0, layers=None, heads=None),)),
+        "gta": ("teacher", (Guide(weight=0.1, layers=None, heads=None),)),
     }
 
 

@@ -37,7 +37,7 @@ class Guide(LossRule):
         on: "logits" (the paper's), or "maps", the weights after the softmax, as an ablation.
     """
 
-    weight: float = 1.0
+    weight: float = 0.1
     reduction: Reduction = "mean"
     query: Query = "class"
     rows: Rows = "query"

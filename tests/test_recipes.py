@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -13,20 +14,21 @@ import timm
 import torch
 
 from attention_transfer import cli
-from attention_transfer.data import DATA, Splits, digits
+from attention_transfer.data import DATA, Splits, load_data
 from attention_transfer.training import ResolvedRecipe, RunFolder, read_config, read_metrics
 from attention_transfer.vit import describe, load_vit, save_vit
 
 FOLDER = Path(__file__).parent.parent / "recipes"
 BASES = {"imagenet.yaml", "base.yaml", "transmix.yaml"}
-RECIPES = sorted(path for path in FOLDER.rglob("*.yaml") if path.name not in BASES)
+CLAIMS = sorted((FOLDER / "claims").glob("*.yaml"))
+RECIPES = sorted(path for path in FOLDER.rglob("*.yaml") if path.name not in BASES and path not in CLAIMS)
 NAMES = [str(path.relative_to(FOLDER).with_suffix("")) for path in RECIPES]
 
 
 @lru_cache
-def few() -> Splits:
-    """Twenty digits to train, ten to validate, ten to test: two, one and one of each class."""
-    whole = digits()
+def few(data: str = "digits") -> Splits:
+    """Twenty images to train, ten to validate, ten to test: two, one and one of each class."""
+    whole = load_data(data)
 
     def first(labels: Any, number: int) -> Any:
         return np.sort(np.concatenate([np.flatnonzero(labels == c)[:number] for c in range(10)]))
@@ -101,3 +103,15 @@ def test_each_is_listed_in_the_readme() -> None:
     gta = {f"{s}-{f}{mix}" for s in ("cub", "cars", "aircraft", "dogs", "pets") for f in (15, 30, 50, 100)
            for mix in ("", "-transmix")}  # fmt: skip
     assert {Path(name).name for name in NAMES if name.startswith("gta/")} == gta
+
+
+@pytest.mark.parametrize("path", CLAIMS, ids=[path.stem for path in CLAIMS])
+def test_a_setting_of_the_claims_starts(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = read_config(path)
+    scenes = few(config["data"])
+    monkeypatch.setitem(DATA, config["data"], lambda: scenes)
+    assert len(config["seeds"].split(",")) >= 6  # with fewer, the sign-flip test can't reach 5 %
+    words = ["compare", "--config", str(path), "--seeds", "0", "--shots", "1", "--epochs", "1"]
+    cli.run([*words, "--out", str(tmp_path / "c")])
+    methods = {row["preset"] for row in csv.DictReader((tmp_path / "c" / "results.csv").open())}
+    assert methods == {*config["presets"].split(",")}

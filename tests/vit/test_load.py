@@ -279,3 +279,9 @@ def test_the_network_of_characters_takes_other_sizes_and_classes() -> None:
     assert describe(other).grid == (12, 12)
     torch.testing.assert_close(other.blocks[2].attn.qkv.weight, own.blocks[2].attn.qkv.weight)
     assert other(torch.zeros(1, 3, 96, 96)).shape == (1, 3)
+
+
+@pytest.mark.parametrize("size", [0, -3, 4097, 10**9, (8, 10**9)])
+def test_a_size_that_would_fill_memory_is_refused(size: Any) -> None:
+    with pytest.raises(UserError, match="give a number of pixels from 1 to 4096"):
+        load_vit("builtin/vit_digits", pretrained=False, image_size=size)

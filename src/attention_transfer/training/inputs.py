@@ -32,7 +32,7 @@ from attention_transfer.data import (
 from attention_transfer.training.hardware import this_process
 from attention_transfer.training.recipe import ResolvedRecipe
 from attention_transfer.training.run_folder import RunFolder
-from attention_transfer.vit import ViTSpec
+from attention_transfer.vit import ViTSpec, size_problems
 from attention_transfer.writing import write_whole
 
 log = logging.getLogger("attention_transfer")
@@ -68,9 +68,7 @@ def input_problems(seed: int, image_size: int | None) -> list[str]:
     problems = []
     if not 0 <= seed < 2**32:  # what numpy's global generator takes
         problems.append(f"seed is {seed}; give a number from 0 to {2**32 - 1}")
-    if image_size is not None and image_size < 1:
-        problems.append(f"image_size is {image_size}; give a number of pixels of at least 1")
-    return problems
+    return [*problems, *size_problems(image_size)]
 
 
 def subset_lines(train: Split, subset: NDArray[np.int64]) -> str:

@@ -22,6 +22,7 @@ from attention_transfer.vit.libraries import unwrapped as unwrapped
 from attention_transfer.vit.load import labels_of as labels_of
 from attention_transfer.vit.load import load_vit as load_vit
 from attention_transfer.vit.load import save_vit as save_vit
+from attention_transfer.vit.load import size_problems as size_problems
 from attention_transfer.vit.looks import patch_attention as patch_attention
 from attention_transfer.vit.match import Difference as Difference
 from attention_transfer.vit.match import TransferReport as TransferReport

@@ -12,7 +12,7 @@ import timm
 import torch
 from torch import nn
 
-from attention_transfer.errors import UserError, nearest
+from attention_transfer.errors import UserError, nearest, raise_all
 from attention_transfer.folders import MODEL
 from attention_transfer.vit.describe import describe
 from attention_transfer.vit.files import read_network
@@ -51,6 +51,7 @@ _BUILTIN: dict[str, dict[str, Any]] = {
     },
 }
 _LOCAL = "local-dir:"
+_LARGEST = 4096  # pixels of a side, of which a patch of 16 makes 65,536 tokens
 _FORMS = (
     "timm/<name>, hf/<name or folder>, torchvision/<name>, builtin/vit_characters, builtin/vit_digits, the folder of a "
     "run or of an exported model, or a weights file"
@@ -95,6 +96,7 @@ def load_vit(
     if network is not None and weights is None and _kind(spec) != "file":
         raise UserError("network chooses among those of a weights file, but no file is named; leave it out")
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    raise_all(size_problems(image_size))
     options: dict[str, Any] = {"num_classes": num_classes, "image_size": size, "patch_size": patch_size}
     if _kind(spec) == "file":
         model = _from_file(Path(spec), pretrained if weights is None else weights, network, options)
@@ -107,6 +109,13 @@ def load_vit(
         _refuse_not_finite(model, spec)
     _say_cut(model, spec)
     return model.eval()
+
+
+def size_problems(image_size: int | tuple[int, int] | None) -> list[str]:
+    """What is wrong with a size that is asked for, a sentence each: a slip of the hand would fill memory."""
+    sides = (image_size,) if isinstance(image_size, int) else image_size or ()
+    wrong = [side for side in sides if not 1 <= side <= _LARGEST]
+    return [f"image_size is {side}; give a number of pixels from 1 to {_LARGEST}" for side in wrong]
 
 
 def save_vit(model: nn.Module, folder: Path, *, labels: list[str] | None = None) -> None:

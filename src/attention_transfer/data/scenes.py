@@ -48,8 +48,12 @@ Figure = Callable[[np.random.Generator], Image.Image]
 """Draws a figure: grey, as large as a sign, its ink white."""
 
 
+@cache
 def digit_scenes() -> Splits:
-    """The embedded digits on photographs: 1,077 training, 270 validation and 450 test images, with masks."""
+    """The embedded digits on photographs: 1,077 training, 270 validation and 450 test images, with masks.
+
+    The arrays are the same at each call, and can't be written to.
+    """
     plain = digits()
     parts = {"train": plain.train, "validation": plain.validation, "test": plain.test}
     return _splits("digit-scenes", plain.classes, {name: _of_digits(name, split) for name, split in parts.items()})
@@ -94,6 +98,8 @@ def _scenes(part: str, kind: int, figures: Sequence[Figure], labels: NDArray[np.
         top, left = _GRID * draw.integers(0, (SIDE - _SIGN) // _GRID + 1, 2)
         place = (i, slice(top, top + _SIGN), slice(left, left + _SIGN))
         pixels[place], masks[place] = _sign(figure(draw), draw), True
+    for array in (pixels, masks):
+        array.flags.writeable = False
     return Split(ArrayImages(pixels), labels, masks)
 
 

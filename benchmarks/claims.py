@@ -22,9 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+_MEASURED = ("test_accuracy", "attention_iou", "attention_share")
 Values = NDArray[np.float64]
 Runs = dict[str, dict[int, dict[str, float]]]
-"""By method and seed: test_accuracy and attention_iou, in points."""
+"""By method and seed: test_accuracy, attention_iou and attention_share, in points."""
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,19 @@ CLAIMS = (
         _gain("teacher", "finetune", "attention_iou"),
     ),
     Claim(
+        "the same (share of the attention on the object)",
+        "Seo et al. 2024",
+        _gain("teacher", "finetune", "attention_share"),
+    ),
+    Claim(
         "GTA keeps where it looks (IoU of GTA less that of fine-tuning)",
         "Seo et al. 2024",
         _gain("gta", "finetune", "attention_iou"),
+    ),
+    Claim(
+        "the same (share of the attention on the object)",
+        "Seo et al. 2024",
+        _gain("gta", "finetune", "attention_share"),
     ),
     Claim("GTA is more accurate than fine-tuning", "Seo et al. 2024", _gain("gta", "finetune")),
     Claim("GTA with TransMix is more accurate than GTA", "Seo et al. 2024", _gain("gta-transmix", "gta")),
@@ -157,7 +168,7 @@ def read(folder: Path) -> dict[str, Runs]:
     """Rows of a setting by amount of labels, in points; the teacher's own attention goes with every seed."""
     found: dict[str, Runs] = {}
     for row in _rows(folder / "results.csv"):
-        kept = {name: 100 * float(row[name]) for name in ("test_accuracy", "attention_iou") if row[name]}
+        kept = {name: 100 * float(row[name]) for name in _MEASURED if row.get(name)}
         found.setdefault(row["labels"], {}).setdefault(row["preset"], {})[int(row["seed"])] = kept
     for row in _rows(folder / "ensembles.csv"):
         accuracy = {"test_accuracy": 100 * float(row["test_accuracy"])}
@@ -165,7 +176,7 @@ def read(folder: Path) -> dict[str, Runs]:
     for row in _rows(folder / "teacher.csv"):
         for runs in found.values():
             seeds = {seed for method in runs.values() for seed in method}
-            runs["teacher"] = {seed: {"attention_iou": 100 * float(row["attention_iou"])} for seed in seeds}
+            runs["teacher"] = {seed: {name: 100 * float(row[name]) for name in row} for seed in seeds}
     return found
 
 

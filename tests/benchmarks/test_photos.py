@@ -9,7 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 from PIL import Image
+
+from attention_transfer.vit import save_vit
 
 CUTOUTS = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "photos" / "cutouts.py"))
 SIZE = 28
@@ -93,3 +96,24 @@ def test_in_the_shift_the_background_goes_with_the_class_in_training_and_not_in_
     assert all(len(seen) == 1 for seen in train.values())
     assert all(not train[label] & test[label] for label in train)
     assert all(len(seen) > 1 for seen in test.values())
+
+
+def test_attention_and_probe_are_measured_on_the_cut_outs(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "photos" / "measure.py"))
+    vit = timm.create_model(
+        "vit_tiny_patch16_224", img_size=SIZE, patch_size=7, embed_dim=24, depth=1, num_heads=2, num_classes=0
+    )
+    save_vit(vit.eval(), tmp_path / "network")
+    words = ["measure", str(tmp_path / "network"), str(made), "--variant", "plain", "--image-size", str(SIZE)]
+    monkeypatch.setattr("sys.argv", [*words, "--shots", "2"])
+    measure["main"]()
+    looked, probed = (part.splitlines() for part in capsys.readouterr().out.split("\n\n"))
+    assert [line.split(",")[0] for line in looked] == ["network", "as it is", "random"]
+    area = np.mean([pixels > 0 for pixels in pictures(made / "masks" / "plain", "test").values()])
+    share = float(looked[1].split(",")[2])
+    assert share == pytest.approx(area, abs=0.1)  # a network that knows nothing looks everywhere alike
+    assert len(probed) == 1 + 3 * 4
+    red = [float(line.split(",")[3]) for line in probed[1:]]
+    assert max(red) > 1 / 7  # classes differ by colour

@@ -1,0 +1,73 @@
+"""The claims: effects, intervals and verdicts, from rows whose answer is known."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+MODULE = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "claims.py"))
+
+
+def rows(folder: Path, gains: dict[str, list[float]]) -> Path:
+    """results.csv in which a method has 50 % and so many points more, by seed."""
+    folder.mkdir()
+    with (folder / "results.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["preset", "labels", "seed", "test_accuracy", "attention_iou"])
+        for name, values in gains.items():
+            writer.writerows([name, "5 labels", i, 0.5 + gain / 100, 0.2] for i, gain in enumerate(values))
+    return folder
+
+
+def sign_flip(values: list[float]) -> float:
+    """Exact, two-sided, by hand."""
+    own = abs(np.mean(values))
+    flips = [abs(np.mean(np.multiply(values, signs))) for signs in itertools.product((-1, 1), repeat=len(values))]
+    return float(np.mean([flip >= own - 1e-12 for flip in flips]))
+
+
+@pytest.mark.parametrize(
+    ("gains", "verdict"),
+    [
+        ([3.0, 4.0, 2.5, 3.5, 5.0, 3.0], "holds"),
+        ([-3.0, -4.0, -2.5, -3.5, -5.0, -3.0], "does not hold"),
+        ([3.0, -4.0, 2.5, -3.5, 5.0, -3.0], "undecided"),
+        ([3.0, 4.0, 2.5, 3.5, 5.0], "undecided"),  # five seeds can't go below 0.0625
+        ([0.0] * 6, "undecided"),
+    ],
+)
+def test_a_claim_holds_where_interval_and_test_agree(gains: list[float], verdict: str) -> None:
+    low, high, p = MODULE["judged"](np.array(gains))
+    assert p == pytest.approx(sign_flip(gains), abs=1e-9)
+    assert low <= np.mean(gains) <= high
+    assert MODULE["verdict"](np.array(gains)) == verdict
+
+
+def test_the_table_has_each_claim_that_the_rows_speak_of(tmp_path: Path) -> None:
+    none = [0.0] * 6
+    folder = rows(
+        tmp_path / "scenes", {"finetune": none, "gta": [3.0, 4.0, 2.5, 3.5, 5.0, 3.0], "scratch": [-20.0] * 6}
+    )
+    (folder / "teacher.csv").write_text("attention_iou,attention_share\n0.3,0.5\n")
+    table = MODULE["table"](folder)
+    assert table.startswith("### scenes\n")
+    assert "| GTA is more accurate than fine-tuning, 5 labels | Seo et al. 2024 | +3.5 (" in table
+    assert "| 0.031 | 6 | **holds** |" in table
+    assert "(IoU of the teacher less that of the fine-tuned), 5 labels | Seo et al. 2024 | +10.0 (" in table
+    assert "distilled" not in table
+
+
+def test_the_gap_is_halved_and_an_ensemble_beats_the_better_of_its_members(tmp_path: Path) -> None:
+    runs = MODULE["read"](
+        rows(tmp_path / "c", {"scratch": [0.0] * 6, "finetune": [20.0] * 6, "copy": [13.0] * 6, "distill": [25.0] * 6})
+    )["5 labels"]
+    runs["distill + finetune"] = {seed: {"test_accuracy": 76.0} for seed in range(6)}
+    effects = {claim.text: MODULE["differences"](claim, runs) for claim in MODULE["CLAIMS"]}
+    by_start = {text.split(" (")[0]: values for text, values in effects.items() if len(values)}
+    assert by_start["copied attention recovers most of what pre-training is worth"] == pytest.approx(3.0)
+    assert by_start["an ensemble of the distilled student and the fine-tuned teacher beats both"] == pytest.approx(1.0)

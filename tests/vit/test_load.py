@@ -260,8 +260,8 @@ def test_a_file_whose_architecture_cannot_be_read_is_told_how_to_be_used(tmp_pat
 
 def test_the_network_of_characters_comes_with_its_weights() -> None:
     """What it was trained for is in the package; the file is the one that its page describes."""
-    page = files("attention_transfer.vit").joinpath("weights", "README.md").read_text(encoding="utf-8")
-    content = files("attention_transfer.vit").joinpath("weights", "vit_characters.safetensors").read_bytes()
+    page = files("attention_transfer.vit").joinpath("pretrained", "README.md").read_text(encoding="utf-8")
+    content = files("attention_transfer.vit").joinpath("pretrained", "vit_characters.safetensors").read_bytes()
     assert hashlib.sha256(content).hexdigest() in page
     model: Any = load_vit("builtin/vit_characters")
     spec, test = describe(model), load_data("character-scenes").test

@@ -169,7 +169,7 @@ def _from_name(spec: str, pretrained: bool, options: dict[str, Any]) -> nn.Modul
 def _builtin(name: str, options: dict[str, Any], pretrained: bool) -> nn.Module:
     if name not in _BUILTIN:
         raise UserError(f"there is no built-in model {name!r}; {nearest(name, _BUILTIN)}")
-    weights = files("attention_transfer.vit").joinpath("weights", f"{name}.safetensors")
+    weights = files("attention_transfer.vit").joinpath("pretrained", f"{name}.safetensors")
     if pretrained and not weights.is_file():
         raise UserError(
             f"builtin/{name} has no weights of its own; make some with `attention-transfer pretrain` and name that "

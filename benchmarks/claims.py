@@ -1,9 +1,10 @@
 """What the papers claim, held against committed rows: an effect with its interval, and whether it holds here.
 
-    python -m benchmarks.claims benchmarks/results/claims-2026-11-27
+    python -m benchmarks.claims table benchmarks/results/claims-2026-11-27
+    python -m benchmarks.claims ensembles COMPARISON
 
-The folder has a folder for each setting, with the results.csv of `attention-transfer compare --config
-recipes/claims/SETTING.yaml` and, where ensembles were made, ensembles.csv (seed,labels,test_accuracy).
+The folder has a folder for each setting, with results.csv and teacher.csv of `attention-transfer compare --config
+recipes/claims/SETTING.yaml`, and ensembles.csv, which the second command writes into such a comparison's folder.
 
 A claim is of a difference that is paired over seeds. It holds where the 95 % interval (BCa bootstrap) is above 0 and
 the exact two-sided sign-flip test has p < 0.05, which takes at least six seeds; it does not hold where both say that
@@ -21,6 +22,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
+
+from attention_transfer import ensemble
 
 _MEASURED = ("test_accuracy", "attention_iou", "attention_share")
 Values = NDArray[np.float64]
@@ -111,11 +114,27 @@ CLAIMS = (
 
 
 def main() -> None:
-    """Print the table of every setting in a folder."""
+    """Print the table of every setting in a folder, or write the ensembles of a comparison."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("table", "ensembles"))
     parser.add_argument("folder", type=Path)
-    folder: Path = parser.parse_args().folder
-    print("\n\n".join(table(path.parent) for path in sorted(folder.glob("*/results.csv"))))
+    args = parser.parse_args()
+    if args.what == "ensembles":
+        write_ensembles(args.folder)
+    else:
+        print("\n\n".join(table(path.parent) for path in sorted(args.folder.glob("*/results.csv"))))
+
+
+def write_ensembles(folder: Path) -> None:
+    """Put the distilled and the fine-tuned student of each seed together, with equal weights, and test both as one."""
+    found: dict[tuple[str, str], dict[str, str]] = {}
+    for row in _rows(folder / "results.csv"):
+        found.setdefault((row["labels"], row["seed"]), {})[row["preset"]] = row["run"]
+    with (folder / "ensembles.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["labels", "seed", "test_accuracy"])
+        for (labels, seed), runs in found.items():
+            writer.writerow([labels, seed, ensemble([runs["distill"], runs["finetune"]]).test.accuracy])
 
 
 def table(folder: Path) -> str:

@@ -19,8 +19,10 @@ COLOURS = {
     "copy": "#e69f00",
     "distill": "#d55e00",
     "gta": "#009e73",
+    "tuned-distill": "#cc79a7",
+    "linear-probe": "#56b4e9",
 }
-_OTHERS = ("#cc79a7", "#56b4e9", "#f0e442")
+_OTHERS = ("#cc79a7", "#56b4e9")  # the palette's yellow can't be read on white
 
 
 def colour(method: str) -> str:

@@ -30,7 +30,10 @@ from attention_transfer.training import Recipe, read_metrics
         ("train --preset scratch --seed -1", "seed is -1; give a number from 0 to"),
         ("train --preset scratch --image-size 0", "image_size is 0; give a number of pixels"),
         ("train --loggers wandb", 'loggers is wandb; give a list in quoted brackets, such as "[wandb]"'),
-        ("train --preset scratch --data x[b]y", "there is no data set 'x[b]y'; choose one of: digits. A folder,"),
+        (
+            "train --preset scratch --data x[b]y",
+            "there is no data set 'x[b]y'; choose one of: character-scenes, digit-scenes, digits. A folder,",
+        ),
         ("train --seed 1e400", "seed is inf; give a value of type int"),
         (f"train --seed {'9' * 5_000}", "seed: a number of so many digits can't be read"),
         ("train --out", "--out has no value; give one"),
@@ -38,7 +41,10 @@ from attention_transfer.training import Recipe, read_metrics
         ("train --shots many", "shots is many; give a value of type int"),
         ("train --rules+=Distil", "there is no rule 'Distil'; did you mean 'Distill'?"),
         ("train --rules+=Distill --rules.weight=-1", "Distill.weight is -1.0; give a finite number of at least 0"),
-        ("train --preset scratch --data mnist", "there is no data set 'mnist'; choose one of: digits"),
+        (
+            "train --preset scratch --data mnist",
+            "there is no data set 'mnist'; choose one of: character-scenes, digit-scenes, digits",
+        ),
         ("train --preset copy --teacher builtin/vit_digit", "there is no built-in model 'vit_digit'"),
         ("compare --recipe.lr fast", "recipe: lr is fast; give a value of type float"),
         ("predict", "run and images missing; add what is missing, or see --help"),
@@ -65,7 +71,7 @@ def test_all_mistakes_of_flags_and_configurations_are_listed_at_once(tmp_path: P
     assert sorted(said[2:]) == [
         "device is 'tpu'; did you mean 'cpu'?",
         'loggers is wandb; give a list in quoted brackets, such as "[wandb]"',
-        "recipe.epochs is 0; give a number of at least 1",
+        "recipe.epochs is 0; give a number of at least 1 and at most 1,000,000",
         "recipe.lr is fast; give a value of type float",
         "seed is x; give a value of type int",
         "there is no option 'prest'; did you mean 'preset'?",

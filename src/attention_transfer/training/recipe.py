@@ -193,4 +193,8 @@ def _range(low: float, high: float) -> str:
     lowest = f"of at least {low:g}" if low > 1e-6 or low == 0 else "above 0"
     if high == float("inf"):
         return lowest
-    return f"{lowest} and below 1" if 0.5 < high < 1 else f"{lowest} and at most {high:g}"
+    return f"{lowest} and below 1" if 0.5 < high < 1 else f"{lowest} and at most {_written(high)}"
+
+
+def _written(number: float) -> str:
+    return f"{number:,.0f}" if number >= 1000 else f"{number:g}"

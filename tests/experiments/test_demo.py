@@ -52,7 +52,7 @@ def test_the_demo_is_of_photographs_with_as_many_steps_for_each_amount_of_labels
         ("20", "0,1,2,3,4,5"),
     ]
     steps = [10 * int(a["shots"]) * a["epochs"] // a["recipe"].batch_size for a in asked]
-    assert steps == [80, 200, 200]
+    assert steps == [64, 200, 200]
     assert {(settings["data"], settings["teacher"]) for settings in asked} == {
         ("digit-scenes", "builtin/vit_characters")
     }

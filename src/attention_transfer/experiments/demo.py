@@ -75,7 +75,7 @@ def _digits_alone(folder: Path) -> list[Comparison]:
 
 def _photographs(folder: Path, *, full: bool) -> Iterator[Comparison]:
     """As many steps for every method and amount of labels; those of the plain demo fit the time that was promised."""
-    steps, seeds = (200, "0,1,2,3,4,5") if full else (80, "0,1,2")
+    steps, seeds = (200, "0,1,2,3,4,5") if full else (64, "0,1,2")
     for shots in (5, 20) if full else (20,):
         epochs = steps * 50 // (10 * shots)
         place = str(folder / f"{shots}shot")

@@ -41,6 +41,7 @@ class Trial:
     weight: float = 1.0
     image_size: int | None = None
     epochs: int | None = None
+    augment: str = "auto"
 
 
 def main() -> None:
@@ -55,6 +56,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--image-size", type=int)
     parser.add_argument("--epochs", type=int, help="in place of the defaults' length, the same for all")
+    parser.add_argument("--augment", default="auto", help="none, where images that move lose what they show")
     args = parser.parse_args()
     if args.what == "table":
         print(table(read(args.rows)))
@@ -70,6 +72,7 @@ def main() -> None:
 def grid(args: argparse.Namespace) -> Iterator[Trial]:
     """Every trial, the defaults first."""
     settings: dict[str, Any] = {"data": args.data, "image_size": args.image_size, "epochs": args.epochs}
+    settings["augment"] = args.augment
     cells = [
         Trial(shots=int(shots), preset=name, seed=int(seed), **settings)
         for seed in args.seeds.split(",")
@@ -95,8 +98,9 @@ def score(trial: Trial, teacher: str) -> dict[str, Any]:
         recipe, rules = Recipe(**method.recipe), list(method.rules)  # type: ignore[arg-type]
         common: dict[str, Any] = {"teacher": teacher, "data": trial.data, "shots": trial.shots, "seed": trial.seed}
         common |= {"image_size": trial.image_size, "epochs": trial.epochs, "loggers": []}
+        recipe = replace(recipe, augment=trial.augment)
         if trial.rate != 1:
-            recipe = replace(recipe, lr=trial.rate * default_rate(trial, common, scratch))
+            recipe = replace(recipe, lr=trial.rate * default_rate(trial, recipe, common, scratch))
         weighted = LossRule | NetworkRule
         rules = [replace(r, weight=r.weight * trial.weight) if isinstance(r, weighted) else r for r in rules]
         run = train(trial.preset, rules=rules, recipe=recipe, out=f"{scratch}/run", **common)
@@ -108,9 +112,9 @@ def score(trial: Trial, teacher: str) -> dict[str, Any]:
     return row
 
 
-def default_rate(trial: Trial, common: dict[str, Any], scratch: str) -> float:
+def default_rate(trial: Trial, recipe: Recipe, common: dict[str, Any], scratch: str) -> float:
     """The rate that the recipe comes to by itself, from the configuration of a training of one epoch."""
-    run = train(trial.preset, out=f"{scratch}/probe", **{**common, "epochs": 1})
+    run = train(trial.preset, recipe=recipe, out=f"{scratch}/probe", **{**common, "epochs": 1})
     return float(RunFolder(run.path).config()["recipe"]["lr"])
 
 

@@ -54,6 +54,7 @@ def main() -> None:
     parser.add_argument("--shots", default="5,20")
     parser.add_argument("--presets", default=PRESETS)
     parser.add_argument("--seeds", default="0")
+    parser.add_argument("--rates", default=",".join(map(repr, RATES)), help="factors, in order")
     parser.add_argument("--image-size", type=int)
     parser.add_argument("--epochs", type=int, help="in place of the defaults' length, the same for all")
     parser.add_argument("--augment", default="auto", help="none, where images that move lose what they show")
@@ -79,10 +80,11 @@ def grid(args: argparse.Namespace) -> Iterator[Trial]:
         for shots in args.shots.split(",")
         for name in args.presets.split(",")
     ]
-    for rate in RATES:
+    rates = [float(rate) for rate in args.rates.split(",")]
+    for rate in rates:
         yield from (replace(cell, rate=rate) for cell in cells)
     for weight in WEIGHTS[1:]:
-        for rate in RATES:
+        for rate in rates:
             yield from (replace(cell, rate=rate, weight=weight) for cell in cells if has_weight(cell.preset))
 
 

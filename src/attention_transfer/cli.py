@@ -17,11 +17,8 @@ from typing import NoReturn
 from attention_transfer.errors import Interrupted, UserError, log_of
 from attention_transfer.streams import guard, lost_output
 
-GOES_ON = ("demo", "pretrain", "train", "compare")
-"""Verbs that, given again, go on where they were stopped."""
-
 FAILED, WRONG, STOPPED = 1, 2, 130
-"""Exit codes: an error of this program, one that the user can mend, Ctrl-C or SIGTERM."""
+"""Exit codes: an error of this program, one that the user can fix, Ctrl-C or SIGTERM."""
 
 _Handler = Callable[[int, FrameType | None], object]
 
@@ -47,17 +44,18 @@ def main() -> NoReturn:
 
 def run(arguments: Sequence[str]) -> None:
     """Parse and call a verb."""
-    from attention_transfer.parser import VERBS, parse
+    from attention_transfer.parser import parse
 
-    verb, values = parse(arguments)
-    VERBS[verb](**values)
+    verb, config = parse(arguments)
+    verb.run(config)
 
 
 def _ended(arguments: Sequence[str]) -> int:
     """Run a command to its end, good or bad, and say what is to be said of it; its exit code."""
     from attention_transfer.ui import console, print_error
+    from attention_transfer.verbs import VERBS
 
-    goes_on = any(verb in GOES_ON for verb in arguments[:1])
+    goes_on = any(verb in VERBS and VERBS[verb].resumes for verb in arguments[:1])
     then = "the same command goes on" if goes_on else "give the command again"
     try:
         run(arguments)
@@ -80,7 +78,7 @@ def _ended(arguments: Sequence[str]) -> int:
         return FAILED
     lost = None if goes_on else lost_output()
     if lost is not None:
-        print_error(f"standard output can't be written ({lost.strerror}); mend that, then give the command again")
+        print_error(f"standard output can't be written ({lost.strerror}); fix that, then give the command again")
     return WRONG if lost is not None else 0
 
 
@@ -111,7 +109,7 @@ def _in_words(error: OSError) -> str:
     place = f"{error.filename}: " if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{place}the disk is full; make space"
-    return f"{place}{error.strerror or error}; mend that"
+    return f"{place}{error.strerror or error}; fix that"
 
 
 def _of_a_bug(error: Exception) -> str:

@@ -21,8 +21,8 @@ from scipy.spatial.distance import jensenshannon
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 
-from attention_transfer import AttentionTransfer, Copy, Distill, LogitKD, Pairing
-from attention_transfer.training import Supervised, job, pretrain, read_metrics
+from attention_transfer import AttentionTransfer, Copy, Distill, LogitKD, Pairing, pretrain
+from attention_transfer.training import Supervised, job, read_metrics
 from attention_transfer.training.attention_watch import WatchAttention
 from attention_transfer.transfer import Rule
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from attention_transfer.config.recipe import ResolvedRecipe
 from attention_transfer.data import (
     RANDOM_ERASING,
     FileImages,
@@ -30,7 +31,6 @@ from attention_transfer.data import (
     train_pixels,
 )
 from attention_transfer.training.hardware import this_process
-from attention_transfer.training.recipe import ResolvedRecipe
 from attention_transfer.training.run_folder import RunFolder
 from attention_transfer.vit import ViTSpec, size_problems
 from attention_transfer.writing import write_whole

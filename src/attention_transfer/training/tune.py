@@ -5,16 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
 
-from attention_transfer.errors import nearest
-from attention_transfer.training.hardware import Devices, launched_processes
-from attention_transfer.training.recipe import ResolvedRecipe
+from attention_transfer.config.choices import Devices, Tune
+from attention_transfer.config.recipe import ResolvedRecipe
+from attention_transfer.training.hardware import launched_processes
 
 log = logging.getLogger("attention_transfer")
-
-Tune = Literal["lr"]
-"""What is searched before a training."""
 
 FACTORS = (1 / 9, 1 / 3, 1.0, 3.0, 9.0)
 """Rates that are tried, as factors on the recipe's own."""
@@ -39,8 +35,6 @@ def tune_problems(tune: Tune | None, devices: Devices, nodes: int | None) -> lis
     """Why nothing can be searched, a sentence each."""
     if tune is None:
         return []
-    if tune not in get_args(Tune):
-        return [f"tune is {tune!r}; {nearest(tune, get_args(Tune))}"]
     if devices not in (None, 1) or nodes not in (None, 1) or launched_processes() is not None:
         return ["tune searches on one device; search there, then give recipe.lr to the run on several"]
     return []

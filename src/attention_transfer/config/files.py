@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from attention_transfer.errors import UserError, nearest
 
-RECIPES = Path(str(files("attention_transfer"))) / "recipes"
-"""The published experiments, as they are in the package."""
+_PACKAGE = Path(__file__).parent.parent
+RECIPES = next(path for path in (_PACKAGE / "recipes", _PACKAGE.parent.parent / "recipes") if path.is_dir())
+"""The published experiments: in the package, or beside the source in a checkout."""
 
 _LONGEST = 16  # files in a row
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import signal
+import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -413,3 +414,23 @@ def test_a_configuration_in_what_would_be_replaced_is_not(tmp_path: Path) -> Non
         with pytest.raises(UserError, match=r"config\.yaml is read, and would be replaced in"):
             cli.run(["train", *words, "--out", str(out), "--overwrite"])
     assert config.read_text() == "preset: scratch\nshots: 1\n"
+
+
+@pytest.mark.parametrize("flag", ["", "-v"])
+def test_a_run_says_three_lines_and_all_of_its_log_where_asked(flag: str, teacher: str, tmp_path: Path) -> None:
+    run = tmp_path / "a folder with many words in its name that is longer than eighty columns would be" / "run"
+    words = ["train", "--preset=distill", f"--teacher={teacher}", "--shots=1", "--epochs=2", "--recipe.workers=0"]
+    command = [sys.executable, "-m", "attention_transfer", *words, f"--out={run}", *filter(None, [flag])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.splitlines()
+    facts = [line for line in lines if line.startswith("distill seed 0: ")]
+    where, recipe, result = [line for line in facts if " images, student " not in line and "in layers" not in line]
+    assert "on cpu" in where
+    assert "learning rate" in recipe or "lr " in recipe
+    assert result.startswith("distill seed 0: test accuracy ")
+    assert result.endswith(f" s, in {run}")
+    log = (run / "log.txt").read_text()
+    assert "10 labelled images, student" in log
+    assert ("10 labelled images, student" in done.stderr) == bool(flag)
+    assert len(lines) == 3 or flag

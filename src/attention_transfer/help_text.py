@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import textwrap
 from collections.abc import Callable, Iterator
@@ -10,6 +11,8 @@ from typing import Any, Literal, get_args, get_origin
 
 from attention_transfer.config.base import Setting, docs_of, holds_rules, members, settings_of
 from attention_transfer.verbs import VERBS, Verb, of_other_packages
+
+_LINK = re.compile(r"\[`([^]`]+)`\]\[[^]]*\]")
 
 _OF_ALL = {
     "-h, --help": "show this and exit",
@@ -106,7 +109,7 @@ def type_words(kind: Any) -> str:
 
 def _doc(doc: str, default: Any) -> str:
     shown = "" if default is MISSING or default is None or default == "" else f"(default {default_words(default)})"
-    return " ".join(filter(None, (doc, shown)))
+    return " ".join(filter(None, (_LINK.sub(r"\1", doc), shown)))
 
 
 def default_words(value: Any) -> str:

@@ -59,7 +59,7 @@ class Setting:
 
 
 def settings_of(kind: type) -> dict[str, Setting]:
-    """The fields of a dataclass by name."""
+    """The fields of a dataclass by name: its own, then those of its bases."""
     return _settings_of(kind)
 
 
@@ -73,9 +73,14 @@ def _settings_of(kind: type) -> dict[str, Setting]:
         f.name: Setting(
             f.name, hints.get(f.name, Any), f.default if f.default_factory is MISSING else f.default_factory()
         )
-        for f in fields(kind)
+        for f in sorted(fields(kind), key=lambda f: _first_home(kind, f.name))
         if f.init
     }
+
+
+def _first_home(kind: type, name: str) -> int:
+    """How far above a class the first one is that has a field."""
+    return max(depth for depth, base in enumerate(kind.__mro__) if name in vars(base).get("__annotations__", {}))
 
 
 def options_of(kind: type) -> dict[str, Setting]:

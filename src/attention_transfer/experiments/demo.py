@@ -72,7 +72,7 @@ def _one_thread() -> Iterator[None]:
     """Compute on one thread: in matrices as small as the demo's, more wait for each other longer than they work."""
     threads = torch.get_num_threads()
     if threads > 1:
-        log.info("one thread instead of %d: the demo's network is so small that more threads would slow it", threads)
+        log.debug("one thread instead of %d: the demo's network is so small that more threads would slow it", threads)
     torch.set_num_threads(1)
     try:
         yield

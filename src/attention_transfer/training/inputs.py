@@ -144,7 +144,7 @@ def inputs_for(
         subset: indices of the training images to use; default all.
     """
     for note in splits.notes:
-        _say(f"{splits.name}: {note}", logging.INFO)
+        _say(f"{splits.name}: {note}", logging.DEBUG)
     part = splits.train if subset is None else splits.train.take(subset)
     augment, _ = choose_augment(spec, recipe.augment, len(part))
     pixels = eval_pixels(spec)

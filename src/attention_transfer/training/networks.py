@@ -42,7 +42,7 @@ def make_networks(config: Train, classes: int) -> tuple[nn.Module | None, nn.Mod
         return teacher, _started(load_vit(config.init, image_size=size), config, classes)
     if teacher is None or config.student is not None:
         if config.student is None:
-            log.info("no teacher named: the architecture is %s", DEFAULT_ARCHITECTURE)
+            log.debug("no teacher named: the architecture is %s", DEFAULT_ARCHITECTURE)
         return teacher, _fresh(config.student or DEFAULT_ARCHITECTURE, config, classes)
     if config.init == "random":
         return teacher, student_like(teacher, num_classes=classes, pool=config.pool)
@@ -99,7 +99,7 @@ def _started(source: nn.Module, config: Train, classes: int) -> nn.Module:
         return student_from(source, num_classes=classes, pool=config.pool)
     student = student_like(source, num_classes=classes, pool=config.pool)
     taken = take_part(student, source, config.init_parts)
-    log.info("%d parameters from %s (%s), the rest at random", len(taken), config.init, config.init_parts)
+    log.debug("%d parameters from %s (%s), the rest at random", len(taken), config.init, config.init_parts)
     return student
 
 

@@ -150,7 +150,7 @@ class _Plan:
 
 def _tune_teacher(config: Train, out: str) -> None:
     """Fine-tune the teacher of a run on the same images, in a run of its own; `pool` is the student's alone."""
-    log.info("fine-tuning the teacher first, in %s", out)
+    log.debug("fine-tuning the teacher first, in %s", out)
     tuned = Train(
         "finetune",
         teacher=config.teacher,

@@ -59,7 +59,7 @@ def tuned(recipe: ResolvedRecipe, trial: Callable[[ResolvedRecipe, str], Score],
             scores[rate] = trial(short, f"lr-{rate:g}-epochs-{epochs}")
         rates = sorted(scores, key=lambda rate: scores[rate].order, reverse=True)
         shown = ", ".join(f"{rate:g}: {100 * scores[rate].accuracy:.1f} %" for rate in sorted(scores))
-        log.info("%s: validation accuracy after %d epochs by learning rate: %s", name, epochs, shown)
+        log.debug("%s: validation accuracy after %d epochs by learning rate: %s", name, epochs, shown)
     best = rates[0]
     at_edge = not min(tried) < best < max(tried)
     log.info("%s: learning rate %g%s", name, best, ", at the edge of what was tried" if at_edge else "")

@@ -21,7 +21,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from attention_transfer.training import Recipe, RunFolder, train
+from attention_transfer import train
+from attention_transfer.training import Recipe, RunFolder
 from attention_transfer.transfer import LossRule, NetworkRule, preset
 
 PRESETS = "finetune,gta,linear-probe,l2sp,distill,copy"

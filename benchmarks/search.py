@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import attention_transfer as at
-from attention_transfer.training import Recipe, train
+from attention_transfer import train
+from attention_transfer.training import Recipe
 from attention_transfer.transfer import PRESETS
 
 RATES = {"random": (4e-3, 8e-3, 1.6e-2, 3.2e-2), "teacher": (2e-3, 4e-3, 8e-3, 1.6e-2)}

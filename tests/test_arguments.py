@@ -1,14 +1,16 @@
-"""What holds for the arguments of every verb."""
+"""What holds for the settings of every verb."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+import inspect
+from dataclasses import dataclass, field
 
 import pytest
 
-from attention_transfer import UserError, parser
-from attention_transfer.arguments import parts_of, verb
+import attention_transfer
+from attention_transfer import Config, UserError, Verb, verb
+from attention_transfer.config.base import docs_of, options_of, parts_of
+from attention_transfer.verbs import VERBS
 
 
 @dataclass(frozen=True)
@@ -17,12 +19,21 @@ class Settings:
     cut: float | None = None
 
 
-@verb
-def work(
-    out: str = "x", data: list[str] | None = None, *, seed: int = 0, shots: str = "", settings: Settings | None = None
-) -> tuple[object, ...]:
+@dataclass(frozen=True, kw_only=True)
+class Work(Config):
+    out: str = field(default="x", kw_only=False)
+    """Where to."""
+
+    data: list[str] | None = field(default=None, kw_only=False)
+    seed: int = 0
+    shots: str = ""
+    settings: Settings | None = None
+
+
+@verb(Work)
+def work(config: Work) -> tuple[object, ...]:
     """Give back what it gets."""
-    return out, data, seed, shots, settings
+    return config.out, config.data, config.seed, config.shots, config.settings
 
 
 def test_a_tilde_is_the_home_directory_in_every_text(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,6 +76,23 @@ def test_parts_between_commas() -> None:
     assert problems == ["shots is 'a,,b', which has an empty part; give values with single commas between them"]
 
 
-def test_every_verb_looks_at_its_arguments(tmp_path: Path) -> None:
-    for name, function in parser.VERBS.items():
-        assert function.__wrapped__.__name__ == function.__name__, name  # type: ignore[attr-defined]
+def test_a_word_that_is_none_of_the_choices_is_refused_in_python_too() -> None:
+    with pytest.raises(UserError, match=r"^device is 'tpu'; did you mean 'cpu'\?$"):
+        attention_transfer.train(device="tpu")  # type: ignore[arg-type]
+
+
+def test_a_verb_has_the_signature_of_its_settings() -> None:
+    assert list(inspect.signature(work).parameters) == ["out", "data", "seed", "shots", "settings"]
+    assert work.__doc__ == "Give back what it gets."
+    for found in VERBS.values():
+        assert isinstance(found, Verb)
+        assert getattr(attention_transfer, found.__name__) is found
+
+
+def test_every_setting_of_every_verb_says_what_it_is() -> None:
+    for found in VERBS.values():
+        for name, setting in options_of(found.config).items():  # type: ignore[arg-type] # a dataclass
+            top, _, inner = name.partition(".")
+            group = options_of(found.config)[top].group  # type: ignore[arg-type]
+            docs = docs_of(group) if inner and group else docs_of(found.config)  # type: ignore[arg-type]
+            assert docs.get(inner or top, "").endswith("."), (found.name, setting)

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import errno
-import re
 import signal
+import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import yaml
 
-from attention_transfer import UserError, cli, parser, ui
+from attention_transfer import Copy, Distill, Guide, UserError, cli, ui
+from attention_transfer.config.base import options_of
+from attention_transfer.config.presets import PRESETS, Preset
+from attention_transfer.config.recipe import Recipe
+from attention_transfer.config.training import Compare, Train
+from attention_transfer.parser import parse
 from attention_transfer.plain_yaml import read_mapping
-from attention_transfer.training import Recipe, read_metrics
+from attention_transfer.training import read_metrics
+from attention_transfer.verbs import VERBS
+
+T = TypeVar("T")
 
 
 @pytest.mark.parametrize(
@@ -46,7 +56,7 @@ from attention_transfer.training import Recipe, read_metrics
             "there is no data set 'mnist'; choose one of: character-scenes, digit-scenes, digits",
         ),
         ("train --preset copy --teacher builtin/vit_digit", "there is no built-in model 'vit_digit'"),
-        ("compare --recipe.lr fast", "recipe: lr is fast; give a value of type float"),
+        ("compare --recipe.lr fast", "recipe.lr is fast; give a value of type float"),
         ("predict", "run and images missing; add what is missing, or see --help"),
         ("demo --quick --full", "quick and full exclude each other; choose one"),
     ],
@@ -120,10 +130,11 @@ def test_a_flag_imports_no_rule_that_is_not_known() -> None:
     assert "antigravity" not in sys.modules
 
 
-def test_every_verb_with_a_device_takes_all_of_them() -> None:
-    for name, verb in parser.build_parser().verbs.items():
-        if any("--device" in action.option_strings for action in verb._actions):
-            assert "mps" in verb.format_help(), name
+def test_every_verb_with_a_device_takes_all_of_them(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in [name for name, verb in VERBS.items() if "device" in options_of(verb.config)]:  # type: ignore[arg-type]
+        with pytest.raises(SystemExit):
+            parse([name, "--help"])
+        assert "--device auto|cpu|cuda|mps" in capsys.readouterr().out, name
 
 
 def test_wrong_input_leaves_with_code_2_and_no_traceback(
@@ -152,7 +163,7 @@ def test_what_is_stopped_or_fails_says_whether_it_goes_on(
     for error, code, sentence in (
         (KeyboardInterrupt(), 130, "stopped"),
         (OSError(errno.ENOSPC, "No space left", "a[b]c"), 2, "error: a[b]c: the disk is full; make space, then"),
-        (OSError(errno.EROFS, "Read-only file system", "x"), 2, "error: x: Read-only file system; mend that, then"),
+        (OSError(errno.EROFS, "Read-only file system", "x"), 2, "error: x: Read-only file system; fix that, then"),
     ):
 
         def broken(_: object, error: BaseException = error) -> None:
@@ -220,29 +231,91 @@ def test_print_config_shows_what_would_be_run(capsys: pytest.CaptureFixture[str]
 
 
 def test_switches_stand_alone_and_dashes_are_underscores() -> None:
-    parse = parser.build_parser().parse_args
-    settings = parse(["train", "--overwrite", "--image-size", "16", "--recipe.batch-size", "4"]).train
+    settings = parsed("train --overwrite --image-size 16 --recipe.batch-size 4", Train)
+    assert settings.recipe is not None
     assert (settings.overwrite, settings.image_size, settings.recipe.batch_size) == (True, 16, 4)
-    assert parse(["train", "--image_size", "16"]).train.image_size == 16
+    assert parsed("train --image_size 16", Train).image_size == 16
+    assert parsed("train --overwrite false --strict=true --pretrained no", Train).pretrained is False
 
 
-def test_the_help_of_a_preset_shows_its_own_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
-    from attention_transfer.transfer import PRESETS, Preset
+def parsed(words: str, kind: type[T]) -> T:
+    """The configuration of a command."""
+    _, config = parse(words.split())
+    assert isinstance(config, kind)
+    return config
 
+
+def test_values_are_of_the_types_of_their_settings() -> None:
+    config = parsed("train --recipe.lr 1e-3 --recipe.ema-decay null --devices auto --recipe.epochs 7 --shots 5", Train)
+    assert config.recipe == Recipe(lr=1e-3, ema_decay=None, epochs=7)
+    assert (config.devices, config.shots) == ("auto", 5)
+    assert parsed("train --loggers [wandb,mlflow] --pretrained w.pth", Train).loggers == ["wandb", "mlflow"]
+    assert parsed("compare --vary.pool [token,avg] --vary.recipe.batch-size [8]", Compare).vary == {
+        "pool": ["token", "avg"],
+        "recipe.batch_size": [8],
+    }
+
+
+def test_rules_are_named_with_their_settings() -> None:
+    words = "train --rules+=Copy --rules.layers=[0,1] --rules+=Distill --rules.weight 5 --rules.layers=3"
+    assert parsed(words, Train).rules == [Copy(layers=[0, 1]), Distill(weight=5.0, layers=3)]
+    assert parsed("train --rules []", Train).rules == []
+    assert parsed("train --rules null", Train).rules is None
+    assert parsed("train --rules Guide", Train).rules == [Guide()]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentences"),
+    [
+        ("--rules.weight 5", ["--rules.weight sets a rule, but none is named before it; add --rules+=NAME"]),
+        (
+            "--rules+=Distill --rules.weigth=5 --rules.target=maps",
+            [
+                "there is no option 'weigth' of Distill; did you mean 'weight'?",
+                "Distill.target is 'maps'; did you mean 'map'?",
+            ],
+        ),
+    ],
+)
+def test_wrong_settings_of_rules_are_listed(words: str, sentences: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        parse(["train", *words.split()])
+    assert str(caught.value).splitlines() == sentences
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(["--version"])
+    assert not caught.value.code
+    assert capsys.readouterr().out == f"attention-transfer {version('attention-transfer')}\n"
+
+
+def test_what_is_printed_of_a_configuration_is_read_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = "train --rules+=Guide --pairing.heads mean --recipe.lr 0.5 --init-parts [qk] --fraction 0.5"
+    with pytest.raises(SystemExit):
+        parse([*words.split(), "--print_config"])
+    (tmp_path / "c.yaml").write_text(capsys.readouterr().out)
+    assert parsed(f"train --config {tmp_path / 'c.yaml'}", Train) == parsed(words, Train)
+
+
+def test_the_help_of_a_preset_shows_its_own_recipe(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setitem(PRESETS, "gta", Preset("x", init="teacher", recipe={"lr": 0.123}))
-    settings = parser.build_parser(["train", "--preset=gta"]).parse_args(["train", "--preset", "gta"]).train
-    assert settings.recipe.lr == 0.123
-    assert parser.build_parser().parse_args(["train"]).train.recipe.lr == Recipe(**PRESETS["distill"].recipe).lr  # type: ignore[arg-type]
+    assert parsed("train --preset=gta", Train).recipe == Recipe(lr=0.123)
+    assert parsed("train", Train).recipe == PRESETS["distill"].own_recipe
+    with pytest.raises(SystemExit):
+        parse(["train", "--preset", "gta", "--help"])
+    assert "(default 0.123)" in capsys.readouterr().out
 
 
 def test_the_flags_are_these() -> None:
     """A new flag is a promise: it changes this list, the docs and the changelog together."""
-    subparsers = parser.build_parser().verbs
     flags = {
-        verb: {o for a in sub._actions for o in a.option_strings if re.fullmatch("--(?!recipe)[a-z-_]+", o)}
-        - {"--help", "--config", "--print_config"}
-        for verb, sub in subparsers.items()
-    }
+        name: {f"--{option.replace('_', '-')}" for option in options_of(verb.config)  # type: ignore[arg-type]
+               if "." not in option and option not in ("recipe", *verb.words)}
+        for name, verb in VERBS.items()
+    }  # fmt: skip
     assert flags == {
         "demo": {"--quick", "--full", "--out"},
         "pretrain": {
@@ -300,6 +373,15 @@ def test_the_flags_are_these() -> None:
             "--strict",
             "--epochs",
             "--image-size",
+            "--student",
+            "--pairing",
+            "--pool",
+            "--init",
+            "--init-parts",
+            "--trained",
+            "--rules",
+            "--vary",
+            "--loggers",
             "--device",
             "--out",
         },
@@ -332,3 +414,23 @@ def test_a_configuration_in_what_would_be_replaced_is_not(tmp_path: Path) -> Non
         with pytest.raises(UserError, match=r"config\.yaml is read, and would be replaced in"):
             cli.run(["train", *words, "--out", str(out), "--overwrite"])
     assert config.read_text() == "preset: scratch\nshots: 1\n"
+
+
+@pytest.mark.parametrize("flag", ["", "-v"])
+def test_a_run_says_three_lines_and_all_of_its_log_where_asked(flag: str, teacher: str, tmp_path: Path) -> None:
+    run = tmp_path / "a folder with many words in its name that is longer than eighty columns would be" / "run"
+    words = ["train", "--preset=distill", f"--teacher={teacher}", "--shots=1", "--epochs=2", "--recipe.workers=0"]
+    command = [sys.executable, "-m", "attention_transfer", *words, f"--out={run}", *filter(None, [flag])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.splitlines()
+    facts = [line for line in lines if line.startswith("distill seed 0: ")]
+    where, recipe, result = [line for line in facts if " images, student " not in line and "in layers" not in line]
+    assert "on cpu" in where
+    assert "learning rate" in recipe or "lr " in recipe
+    assert result.startswith("distill seed 0: test accuracy ")
+    assert result.endswith(f" s, in {run}")
+    log = (run / "log.txt").read_text()
+    assert "10 labelled images, student" in log
+    assert ("10 labelled images, student" in done.stderr) == bool(flag)
+    assert len(lines) == 3 or flag

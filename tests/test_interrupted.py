@@ -310,7 +310,7 @@ def test_where_the_disk_is_full_the_file_is_named_and_the_command_can_be_given_a
         code, text = command(line)
     assert code == 2
     assert text.strip().splitlines()[-1] == (
-        f"error: {tmp_path / 'work' / file}: File too large; mend that, then give the command again"
+        f"error: {tmp_path / 'work' / file}: File too large; fix that, then give the command again"
     )
     assert below(tmp_path / "work") == []
     assert command(line)[0] == 0
@@ -338,7 +338,7 @@ def test_a_run_goes_on_where_the_disk_was_full_at_its_end(
         code, text = command(line)
     assert code == 2
     assert text.strip().splitlines()[-1] == (
-        f"error: {out / failing}: File too large; mend that, then the same command goes on"
+        f"error: {out / failing}: File too large; fix that, then the same command goes on"
     )
     assert not [name for name in below(out) if name.startswith((f"{failing}/", f".{failing}"))]
     code, text = command(line)
@@ -387,7 +387,7 @@ def test_a_run_goes_on_where_the_disk_was_full_meanwhile(
         code, text = command(line)
     assert code == 2
     assert text.strip().splitlines()[-1] == (
-        f"error: {out / file}: File too large; mend that, then the same command goes on"
+        f"error: {out / file}: File too large; fix that, then the same command goes on"
     )
     assert "Traceback" not in text
     assert [name for name in below(out) if Path(name).name.startswith(".")] == []

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
+
+import pytest
 
 import attention_transfer
+from attention_transfer.verbs import EXTRAS
 
 
 def test_every_public_name_is_there() -> None:
@@ -23,7 +28,7 @@ model = timm.create_model("vit_tiny_patch16_224", img_size=8, patch_size=4, embe
 student = at.student_like(model, num_classes=3)
 transfer = at.AttentionTransfer(model, student, [at.Distill()])
 transfer(torch.randn(2, 3, 8, 8))
-heavy = {"lightning", "jsonargparse", "sklearn", "scipy", "matplotlib", "rich", "torchmetrics", "jinja2", "yaml"}
+heavy = {"lightning", "sklearn", "scipy", "matplotlib", "rich", "torchmetrics", "jinja2", "yaml"}
 print(sorted({name.partition(".")[0] for name in set(sys.modules) - before} & heavy))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -32,3 +37,66 @@ print(sorted({name.partition(".")[0] for name in set(sys.modules) - before} & he
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
     assert not hasattr(attention_transfer, "no_such_thing")
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        ("--help", 0),
+        ("--version", 0),
+        ("presets", 0),
+        ("train --help", 0),
+        ("predict --help", 0),
+        ("train --presett copy --recipe.lr fast", 2),
+        ("trian", 2),
+        ("train --config recipe:gta/cub-15 --rules null --print_config", 0),
+    ],
+)
+def test_help_presets_and_mistakes_load_nothing_heavy(words: str, code: int) -> None:
+    played = f"""
+import sys
+sys.argv = {["attention-transfer", *words.split()]!r}
+from attention_transfer import cli
+try:
+    cli.main()
+finally:
+    print(sorted({{"torch", "timm", "numpy", "rich", "lightning", "scipy"}} & set(sys.modules)), file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", played], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (code, "[]")
+
+
+def test_a_verb_whose_packages_are_missing_names_the_command_that_brings_them(tmp_path: Path) -> None:
+    """The packages are hidden; what needs none of them works."""
+    played = """
+import sys
+from importlib.machinery import PathFinder
+from attention_transfer.verbs import EXTRAS
+
+class Hiding(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.partition(".")[0] in EXTRAS["train"] else super().find_spec(name, path, target)
+
+sys.meta_path[sys.meta_path.index(PathFinder)] = Hiding
+from attention_transfer import cli
+cli.run(["doctor", "builtin/vit_digits"])
+cli.main()
+"""
+    words = ["train", "--preset", "scratch", "--out", str(tmp_path / "run")]
+    done = subprocess.run([sys.executable, "-c", played, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "the student fits its teacher in everything" in done.stdout
+    assert done.stderr.splitlines()[-1] == (
+        "error: train needs packages that are not installed "
+        "(lightning, torchmetrics, tensorboard, sklearn, matplotlib, jinja2); "
+        'run: pip install "attention-transfer[train]"'
+    )
+
+
+def test_extras_bring_what_verbs_need() -> None:
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+    names = {"sklearn": "scikit-learn"}
+    for extra, packages in EXTRAS.items():
+        brought = {line.partition(">")[0] for line in project["optional-dependencies"][extra]}
+        assert {names.get(package, package) for package in packages} == brought

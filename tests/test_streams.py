@@ -36,8 +36,8 @@ def work():
     Path("done").write_text("done")
 
 parser = types.ModuleType("attention_transfer.parser")
-parser.VERBS = {"train": work, "data": work, "broken": lambda: [][1]}
-parser.parse = lambda words: (words[0], {})
+VERBS = {"train": work, "data": work, "broken": lambda: [][1]}
+parser.parse = lambda words: (types.SimpleNamespace(run=lambda config: VERBS[words[0]]()), None)
 sys.modules["attention_transfer.parser"] = parser
 cli.main()
 """
@@ -71,7 +71,7 @@ def test_a_report_that_is_lost_is_no_success(tmp_path: Path) -> None:
     done = play(tmp_path, "data", shell=">/dev/full")
     assert done.returncode == 2
     assert done.stderr.decode().splitlines()[-1] == (
-        "error: standard output can't be written (No space left on device); mend that, then give the command again"
+        "error: standard output can't be written (No space left on device); fix that, then give the command again"
     )
     assert play(tmp_path, "data", shell=">&-").returncode == 0  # nobody wanted it
 

@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.table import Table
 
-from attention_transfer import ui
+from attention_transfer import cli, ui
 
 NAME = "de[/x]mo [bold]:x: \x1b[2J"
 SHOWN = "de[/x]mo [bold]:x: \\x1b[2J"
@@ -29,8 +29,28 @@ def test_brackets_and_codes_are_text_in_all_that_is_printed() -> None:
 
 def test_an_error_is_one_line_of_text(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("COLUMNS", "20")
-    ui.print_error(NAME * 5)
+    cli.print_error(NAME * 5)
     assert capsys.readouterr().err == f"error: {SHOWN * 5}\n"
+
+
+def test_lines_and_tables_are_not_wrapped_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    file = io.StringIO()
+    monkeypatch.setattr(ui, "console", ui.Console(file=file))
+    path = "/a path/with/many words/" * 20
+    ui.show_line(f"done, in {path}")
+    table = Table("run")
+    table.add_row(path)
+    ui.console.print(table)
+    assert f"done, in {path}\n" in file.getvalue()
+    assert f"│ {path} │" in file.getvalue()
+
+
+def test_lines_are_wrapped_by_words_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = io.StringIO()
+    monkeypatch.setattr(ui, "console", ui.Console(file=file, width=50, force_terminal=True))
+    ui.show_line("many words " * 10)
+    assert all(line.strip().endswith(("many", "words")) for line in file.getvalue().splitlines())
 
 
 def test_brackets_are_text_beside_bars(monkeypatch: pytest.MonkeyPatch) -> None:

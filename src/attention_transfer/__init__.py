@@ -2,216 +2,80 @@
 
 Everything is loaded when it is first used: the library for a training loop of one's own (`capture`,
 `AttentionTransfer`, the rules, the losses) loads torch and timm only, the verbs (`train`, `compare`, `predict`,
-`export` and others) the rest.
+`export` and others) the rest when they are called.
 """
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from attention_transfer.lazy import lazily
 
 if TYPE_CHECKING:
-    from attention_transfer.attention import (
-        attention_cosine,
-        attention_cross_entropy,
-        attention_js,
-        attention_kl,
-        attention_logits,
-        attention_maps,
-        attention_mse,
-        choose_impl,
-        class_logit_l2,
-        class_logits,
-        distilled_attention,
-        frozen_attention,
-        logit_l2,
-        output_l2,
-    )
-    from attention_transfer.data import inspect_data
-    from attention_transfer.errors import UserError
-    from attention_transfer.evaluation import Ensemble, doctor, ensemble, export, load_classifier, load_run, predict
-    from attention_transfer.experiments import bench, compare, demo
-    from attention_transfer.training import Recipe, Run, presets, pretrain, train
-    from attention_transfer.transfer import (
-        BSS,
-        L2SP,
-        PRESETS,
-        AttentionRule,
-        AttentionTransfer,
-        Copy,
-        Distill,
-        FeatureKD,
-        Guide,
-        LogitKD,
-        LossRule,
-        NetworkRule,
-        OperandRule,
-        Preset,
-        Rule,
-        Seen,
-        TransferOutput,
-    )
-    from attention_transfer.vit import (
-        AttentionCall,
-        AttentionProbe,
-        Difference,
-        Pairing,
-        Tokens,
-        TransferReport,
-        ViTSpec,
-        capture,
-        check_transfer,
-        describe,
-        load_vit,
-        student_from,
-        student_like,
-    )
+    from attention_transfer.attention import attention_cosine as attention_cosine
+    from attention_transfer.attention import attention_cross_entropy as attention_cross_entropy
+    from attention_transfer.attention import attention_js as attention_js
+    from attention_transfer.attention import attention_kl as attention_kl
+    from attention_transfer.attention import attention_logits as attention_logits
+    from attention_transfer.attention import attention_maps as attention_maps
+    from attention_transfer.attention import attention_mse as attention_mse
+    from attention_transfer.attention import choose_impl as choose_impl
+    from attention_transfer.attention import class_logit_l2 as class_logit_l2
+    from attention_transfer.attention import class_logits as class_logits
+    from attention_transfer.attention import distilled_attention as distilled_attention
+    from attention_transfer.attention import frozen_attention as frozen_attention
+    from attention_transfer.attention import logit_l2 as logit_l2
+    from attention_transfer.attention import output_l2 as output_l2
+    from attention_transfer.config.base import Config as Config
+    from attention_transfer.config.presets import PRESETS as PRESETS
+    from attention_transfer.config.presets import Preset as Preset
+    from attention_transfer.config.recipe import Recipe as Recipe
+    from attention_transfer.config.training import Train as Train
+    from attention_transfer.errors import UserError as UserError
+    from attention_transfer.evaluation import Ensemble as Ensemble
+    from attention_transfer.evaluation import load_classifier as load_classifier
+    from attention_transfer.evaluation import load_run as load_run
+    from attention_transfer.training import Run as Run
+    from attention_transfer.transfer import BSS as BSS
+    from attention_transfer.transfer import L2SP as L2SP
+    from attention_transfer.transfer import AttentionRule as AttentionRule
+    from attention_transfer.transfer import AttentionTransfer as AttentionTransfer
+    from attention_transfer.transfer import Copy as Copy
+    from attention_transfer.transfer import Distill as Distill
+    from attention_transfer.transfer import FeatureKD as FeatureKD
+    from attention_transfer.transfer import Guide as Guide
+    from attention_transfer.transfer import LogitKD as LogitKD
+    from attention_transfer.transfer import LossRule as LossRule
+    from attention_transfer.transfer import NetworkRule as NetworkRule
+    from attention_transfer.transfer import OperandRule as OperandRule
+    from attention_transfer.transfer import Rule as Rule
+    from attention_transfer.transfer import Seen as Seen
+    from attention_transfer.transfer import TransferOutput as TransferOutput
+    from attention_transfer.verbs import Verb as Verb
+    from attention_transfer.verbs import bench as bench
+    from attention_transfer.verbs import compare as compare
+    from attention_transfer.verbs import demo as demo
+    from attention_transfer.verbs import doctor as doctor
+    from attention_transfer.verbs import ensemble as ensemble
+    from attention_transfer.verbs import export as export
+    from attention_transfer.verbs import inspect_data as inspect_data
+    from attention_transfer.verbs import predict as predict
+    from attention_transfer.verbs import presets as presets
+    from attention_transfer.verbs import pretrain as pretrain
+    from attention_transfer.verbs import train as train
+    from attention_transfer.verbs import verb as verb
+    from attention_transfer.vit import AttentionCall as AttentionCall
+    from attention_transfer.vit import AttentionProbe as AttentionProbe
+    from attention_transfer.vit import Difference as Difference
+    from attention_transfer.vit import Pairing as Pairing
+    from attention_transfer.vit import Tokens as Tokens
+    from attention_transfer.vit import TransferReport as TransferReport
+    from attention_transfer.vit import ViTSpec as ViTSpec
+    from attention_transfer.vit import capture as capture
+    from attention_transfer.vit import check_transfer as check_transfer
+    from attention_transfer.vit import describe as describe
+    from attention_transfer.vit import load_vit as load_vit
+    from attention_transfer.vit import student_from as student_from
+    from attention_transfer.vit import student_like as student_like
 
-_ROOMS: dict[str, tuple[str, ...]] = {
-    "errors": ("UserError",),
-    "attention": (
-        "attention_cosine",
-        "attention_cross_entropy",
-        "attention_js",
-        "attention_kl",
-        "attention_logits",
-        "attention_maps",
-        "attention_mse",
-        "choose_impl",
-        "class_logit_l2",
-        "class_logits",
-        "distilled_attention",
-        "frozen_attention",
-        "logit_l2",
-        "output_l2",
-    ),
-    "vit": (
-        "AttentionCall",
-        "AttentionProbe",
-        "Difference",
-        "Pairing",
-        "Tokens",
-        "TransferReport",
-        "ViTSpec",
-        "capture",
-        "check_transfer",
-        "describe",
-        "load_vit",
-        "student_from",
-        "student_like",
-    ),
-    "transfer": (
-        "AttentionRule",
-        "AttentionTransfer",
-        "BSS",
-        "Copy",
-        "Distill",
-        "FeatureKD",
-        "Guide",
-        "L2SP",
-        "LogitKD",
-        "LossRule",
-        "NetworkRule",
-        "OperandRule",
-        "PRESETS",
-        "Preset",
-        "Rule",
-        "Seen",
-        "TransferOutput",
-    ),
-    "data": ("inspect_data",),
-    "training": (
-        "Recipe",
-        "Run",
-        "presets",
-        "pretrain",
-        "train",
-    ),
-    "evaluation": (
-        "Ensemble",
-        "doctor",
-        "ensemble",
-        "export",
-        "load_classifier",
-        "load_run",
-        "predict",
-    ),
-    "experiments": (
-        "bench",
-        "compare",
-        "demo",
-    ),
-}
-_ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
-
-__all__ = [
-    "BSS",
-    "L2SP",
-    "PRESETS",
-    "AttentionCall",
-    "AttentionProbe",
-    "AttentionRule",
-    "AttentionTransfer",
-    "Copy",
-    "Difference",
-    "Distill",
-    "Ensemble",
-    "FeatureKD",
-    "Guide",
-    "LogitKD",
-    "LossRule",
-    "NetworkRule",
-    "OperandRule",
-    "Pairing",
-    "Preset",
-    "Recipe",
-    "Rule",
-    "Run",
-    "Seen",
-    "Tokens",
-    "TransferOutput",
-    "TransferReport",
-    "UserError",
-    "ViTSpec",
-    "attention_cosine",
-    "attention_cross_entropy",
-    "attention_js",
-    "attention_kl",
-    "attention_logits",
-    "attention_maps",
-    "attention_mse",
-    "bench",
-    "capture",
-    "check_transfer",
-    "choose_impl",
-    "class_logit_l2",
-    "class_logits",
-    "compare",
-    "demo",
-    "describe",
-    "distilled_attention",
-    "doctor",
-    "ensemble",
-    "export",
-    "frozen_attention",
-    "inspect_data",
-    "load_classifier",
-    "load_run",
-    "load_vit",
-    "logit_l2",
-    "output_l2",
-    "predict",
-    "presets",
-    "pretrain",
-    "student_from",
-    "student_like",
-    "train",
-]
-
-
-def __getattr__(name: str) -> Any:
-    """Load a name's room when it is first asked for."""
-    if name not in _ROOM_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = value = getattr(importlib.import_module(f"{__name__}.{_ROOM_OF[name]}"), name)
-    return value
+__all__, __getattr__ = lazily(__name__)

@@ -15,13 +15,10 @@ from types import FrameType
 from typing import NoReturn
 
 from attention_transfer.errors import Interrupted, UserError, log_of
-from attention_transfer.streams import guard, lost_output
-
-GOES_ON = ("demo", "pretrain", "train", "compare")
-"""Verbs that, given again, go on where they were stopped."""
+from attention_transfer.streams import guard, lost_output, readable
 
 FAILED, WRONG, STOPPED = 1, 2, 130
-"""Exit codes: an error of this program, one that the user can mend, Ctrl-C or SIGTERM."""
+"""Exit codes: an error of this program, one that the user can fix, Ctrl-C or SIGTERM."""
 
 _Handler = Callable[[int, FrameType | None], object]
 
@@ -30,12 +27,9 @@ def main() -> NoReturn:
     """Entry point: 0 done, 2 wrong input or a full disk (a sentence says what), 130 stopped by Ctrl-C or SIGTERM."""
     guard()
     _listen(_leave)
-    import_module("attention_transfer.parser")  # which takes seconds
-    from attention_transfer import ui
-
+    import_module("attention_transfer.parser")
     _listen(_stop)
-    log = logging.getLogger("attention_transfer")
-    handler = ui.LogHandler()
+    log, handler = logging.getLogger("attention_transfer"), _Lines(logging.INFO)
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     try:
@@ -45,19 +39,39 @@ def main() -> NoReturn:
     sys.exit(code)
 
 
+class _Lines(logging.Handler):
+    """Shows what is logged."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from attention_transfer.ui import show_line
+
+        show_line(self.format(record))
+
+
 def run(arguments: Sequence[str]) -> None:
     """Parse and call a verb."""
-    from attention_transfer.parser import VERBS, parse
+    from attention_transfer.parser import parse
 
-    verb, values = parse(arguments)
-    VERBS[verb](**values)
+    words = [word for word in arguments if word not in ("-v", "--verbose")]
+    if len(words) < len(arguments):
+        log = logging.getLogger("attention_transfer")
+        for handler in [log, *log.handlers]:
+            handler.setLevel(logging.DEBUG)
+    verb, config = parse(words)
+    verb.run(config)
+
+
+def print_error(message: str) -> None:
+    """What is wrong, after a word that says so."""
+    colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ
+    print("\x1b[1;31merror:\x1b[0m" if colour else "error:", readable(message), file=sys.stderr)
 
 
 def _ended(arguments: Sequence[str]) -> int:
     """Run a command to its end, good or bad, and say what is to be said of it; its exit code."""
-    from attention_transfer.ui import console, print_error
+    from attention_transfer.verbs import VERBS
 
-    goes_on = any(verb in GOES_ON for verb in arguments[:1])
+    goes_on = any(verb in VERBS and VERBS[verb].resumes for verb in arguments[:1])
     then = "the same command goes on" if goes_on else "give the command again"
     try:
         run(arguments)
@@ -67,7 +81,7 @@ def _ended(arguments: Sequence[str]) -> int:
         print_error(str(error))
         return WRONG
     except (Interrupted, KeyboardInterrupt):
-        console.print("stopped; the same command goes on from the last checkpoint" if goes_on else "stopped")
+        print("stopped; the same command goes on from the last checkpoint" if goes_on else "stopped", file=sys.stderr)
         return STOPPED
     except OSError as error:  # a disk that fills up, a folder that goes away
         print_error(f"{_in_words(error)}, then {then}")
@@ -80,7 +94,7 @@ def _ended(arguments: Sequence[str]) -> int:
         return FAILED
     lost = None if goes_on else lost_output()
     if lost is not None:
-        print_error(f"standard output can't be written ({lost.strerror}); mend that, then give the command again")
+        print_error(f"standard output can't be written ({lost.strerror}); fix that, then give the command again")
     return WRONG if lost is not None else 0
 
 
@@ -99,10 +113,9 @@ def _leave(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001
 
 def _stop(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001
     """The first signal ends the work, and takes away what is half-written; the second ends the process at once."""
-    from attention_transfer.ui import show_cursor
-
     signal.signal(number, signal.SIG_DFL)
-    show_cursor()  # for which the second leaves no time
+    if (ui := sys.modules.get("attention_transfer.ui")) is not None:  # else no bar hides it
+        ui.show_cursor()  # for which the second leaves no time
     raise KeyboardInterrupt
 
 
@@ -111,7 +124,7 @@ def _in_words(error: OSError) -> str:
     place = f"{error.filename}: " if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{place}the disk is full; make space"
-    return f"{place}{error.strerror or error}; mend that"
+    return f"{place}{error.strerror or error}; fix that"
 
 
 def _of_a_bug(error: Exception) -> str:

@@ -30,23 +30,37 @@ def read_mapping(path: Path) -> dict[str, Any]:
     if len(data) > MOST_BYTES:
         raise UserError(f"{path} is larger than a configuration may be (1 MiB); name another file")
     try:
-        content = _plain(data.decode("utf-8-sig"))
-    except _TooMuch as error:
-        raise UserError(f"{path} {error}, as no configuration has; mend or restore it") from None
-    except RecursionError:
-        raise UserError(f"{path} is nested deeper than a configuration may be; mend or restore it") from None
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError) as error:  # so it fails on `!!int ""` and the like
-        raise UserError(f"{path} is not readable YAML{_line(error)}; mend or restore it") from error
+        content = plain(data.decode("utf-8-sig"))
+    except UserError as error:
+        raise UserError(f"{path} {error}; fix or restore it") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not readable YAML; fix or restore it") from error
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
-        raise UserError(f"{path} is not a configuration, which has names with values; mend or restore it")
+        raise UserError(f"{path} is not a configuration, which has names with values; fix or restore it")
     return content
+
+
+def plain(text: str) -> Any:
+    """Text of YAML as plain data.
+
+    Raises:
+        UserError: it is no YAML, or too much; the message is the end of a sentence.
+    """
+    try:
+        return _constructed(text)
+    except _TooMuch as error:
+        raise UserError(f"{error}, as no configuration has") from None
+    except RecursionError:
+        raise UserError("is nested deeper than a configuration may be") from None
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError) as error:  # so it fails on `!!int ""` and the like
+        raise UserError(f"is not readable YAML{_line(error)}") from error
 
 
 class _TooMuch(Exception):
     """What a file would become is too large; the message is the end of a sentence."""
 
 
-def _plain(text: str) -> Any:
+def _constructed(text: str) -> Any:
     loader = yaml.SafeLoader(text)
     try:
         node = loader.get_single_node()

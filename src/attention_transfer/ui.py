@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from contextlib import suppress
 from typing import Any
 
 import rich.console
-from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
 from attention_transfer.streams import readable
 
 _NARROWEST = 40  # columns; on a narrower terminal lines are broken by it, and words stay whole
+_UNWRAPPED = 1000  # columns of what is no terminal, where tables have the width that they need
 
 
 class Console(rich.console.Console):
@@ -22,6 +21,8 @@ class Console(rich.console.Console):
 
     def __init__(self, *, stderr: bool = False, **options: Any) -> None:
         super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False, **options)
+        if "width" not in options and not self.is_terminal and "COLUMNS" not in os.environ:
+            self.width = _UNWRAPPED
 
     @property
     def width(self) -> int:
@@ -46,15 +47,9 @@ console = Console(stderr=True)
 """For messages, tables and bars."""
 
 
-class LogHandler(RichHandler):
-    """Shows what is logged."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.INFO, console, show_path=False, show_time=False, show_level=False)
-
-    def render_message(self, record: logging.LogRecord, message: str) -> Any:
-        """Text without codes that a terminal would obey."""
-        return super().render_message(record, readable(message))
+def show_line(text: str) -> None:
+    """Show what is logged, above a bar that may be drawn: one line, which is wrapped by words on a terminal alone."""
+    console.print(readable(text), soft_wrap=not console.is_terminal)
 
 
 def bars(*, visible: bool, note: bool = False) -> Progress:
@@ -71,11 +66,6 @@ def bars(*, visible: bool, note: bool = False) -> Progress:
         transient=True,
         disable=not visible,
     )
-
-
-def print_error(message: str) -> None:
-    """What is wrong, after a word that says so."""
-    console.print(Text.assemble(("error:", "bold red"), " ", readable(message)), soft_wrap=True)
 
 
 def show_cursor() -> None:

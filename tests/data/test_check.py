@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from attention_transfer.data import DATA, ArrayImages, Images, Split, Splits, inspect_data
+from attention_transfer import inspect_data
+from attention_transfer.data import DATA, ArrayImages, Images, Split, Splits
 from attention_transfer.errors import UserError
 
 Write = Callable[..., list[Path]]

@@ -29,13 +29,14 @@ from attention_transfer import (
     UserError,
     describe,
     ensemble,
+    export,
     load_run,
     predict,
     student_from,
     train,
 )
 from attention_transfer.data import digits
-from attention_transfer.evaluation import ExportReport, LoadedRun, Network, export
+from attention_transfer.evaluation import ExportReport, LoadedRun, Network
 from attention_transfer.evaluation.formats import format_problems, write_format
 from attention_transfer.evaluation.onnx_format import open_onnx, write_onnx
 from attention_transfer.evaluation.preprocessing import for_timm, for_transformers, grey_levels_apart

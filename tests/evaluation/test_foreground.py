@@ -16,7 +16,8 @@ from torch import nn
 from attention_transfer import AttentionTransfer, Copy, UserError, capture, student_like
 from attention_transfer.data import Normalise, Split, eval_pixels
 from attention_transfer.data.images import ArrayImages
-from attention_transfer.evaluation import Network, foreground, looks
+from attention_transfer.evaluation import Network, looks
+from attention_transfer.evaluation.foreground import foreground
 from attention_transfer.vit import describe, load_vit
 
 

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from attention_transfer import UserError, compare
+from attention_transfer.config.training import Pretrain
 from attention_transfer.data import DATA, load_data
 from attention_transfer.errors import UserErrors
 from attention_transfer.evaluation import looks
@@ -90,16 +91,16 @@ def test_a_tuned_teacher_is_the_fine_tuned_network_of_the_same_labels_and_seed(t
 
 
 def test_without_a_teacher_one_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: dict[str, Any] = {}
+    asked: list[Pretrain] = []
 
-    def refuse(**settings: Any) -> None:
-        asked.update(settings)
+    def refuse(config: Pretrain) -> None:
+        asked.append(config)
         raise UserError("enough")
 
-    monkeypatch.setattr(import_module("attention_transfer.experiments.compare"), "pretrain", refuse)
+    monkeypatch.setattr(import_module("attention_transfer.experiments.compare"), "pretrain_teacher", refuse)
     with pytest.raises(UserError, match="enough"):
         compare(shots="1", out=str(tmp_path / "c"))
-    assert asked["out"] == str(tmp_path / "c" / "teacher")
+    assert asked == [Pretrain(out=str(tmp_path / "c" / "teacher"))]
 
 
 def test_every_mistake_is_listed_and_nothing_written(tmp_path: Path) -> None:
@@ -163,6 +164,29 @@ def test_every_run_has_the_device_and_is_as_strict(teacher: str, tmp_path: Path)
     found = compare_tiny(teacher, tmp_path / "c", presets="scratch", device="cpu", strict=True)
     config = RunFolder(Path(found.rows[0].run)).config()
     assert (config["device"], config["strict"]) == ("cpu", True)
+
+
+def test_any_setting_of_train_is_an_axis_and_the_others_are_shared(teacher: str, tmp_path: Path) -> None:
+    axes: dict[str, list[object]] = {"pool": ["token", "avg"], "recipe.lr": [1e-3]}
+    found = compare_tiny(teacher, tmp_path / "c", presets="scratch", trained=["head"], vary=axes)
+    titles = ["1 labels a class, pool token, recipe.lr 0.001", "1 labels a class, pool avg, recipe.lr 0.001"]
+    assert [row.labels for row in found.rows] == titles
+    configs = [RunFolder(Path(row.run)).config() for row in found.rows]
+    assert [(c["pool"], c["recipe"]["lr"], c["trained"]) for c in configs] == [
+        ("token", 1e-3, ["head"]),
+        ("avg", 1e-3, ["head"]),
+    ]
+    assert (tmp_path / "c" / "runs" / "scratch-1shot-pool=avg-recipe.lr=0.001-seed0").is_dir()
+
+
+def test_an_axis_that_there_is_not_is_refused(teacher: str, tmp_path: Path) -> None:
+    with pytest.raises(UserErrors) as caught:
+        compare_tiny(teacher, tmp_path / "c", vary={"recipe.lrr": [1.0], "data": ["digits"], "pool": ["all"]})
+    assert str(caught.value).splitlines() == [
+        "vary can't change 'recipe.lrr'; did you mean 'recipe.lr'?",
+        *(line for line in str(caught.value).splitlines() if line.startswith("vary can't change 'data'; ")),
+        "vary.pool is 'all'; choose one of: avg, token",
+    ]
 
 
 def test_damaged_files_are_refused_where_that_is_asked_for(teacher: str, tmp_path: Path) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from attention_transfer import PRESETS, UserError, demo, predict
+from attention_transfer.config.training import Compare
 from attention_transfer.experiments.compare import Comparison
 
 
@@ -35,27 +35,26 @@ def test_the_quick_demo_leaves_a_page_and_students_that_predict(
 def test_the_demo_is_of_photographs_with_as_many_steps_for_each_amount_of_labels(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[dict[str, Any]] = []
+    asked: list[Compare] = []
 
-    def noted(**settings: Any) -> Comparison:
-        asked.append(settings)
-        return Comparison(Path(settings["out"]), settings["teacher"], ())
+    def noted(config: Compare) -> Comparison:
+        asked.append(config)
+        return Comparison(Path(config.out), str(config.teacher), ())
 
     module = import_module("attention_transfer.experiments.demo")
-    monkeypatch.setattr(module, "compare", noted)
+    monkeypatch.setattr(module, "compare_methods", noted)
     monkeypatch.setattr(module, "_show", lambda *_, **__: None)
     demo(out=str(tmp_path / "demo"))
     demo(full=True, out=str(tmp_path / "demo"))
-    assert [(settings["shots"], settings["seeds"]) for settings in asked] == [
+    assert [(config.shots, config.seeds) for config in asked] == [
         ("20", "0,1,2"),
         ("5", "0,1,2,3,4,5"),
         ("20", "0,1,2,3,4,5"),
     ]
-    steps = [10 * int(a["shots"]) * a["epochs"] // a["recipe"].batch_size for a in asked]
-    assert steps == [64, 200, 200]
-    assert {(settings["data"], settings["teacher"]) for settings in asked} == {
-        ("digit-scenes", "builtin/vit_characters")
-    }
+    assert {(config.data, config.teacher) for config in asked} == {("digit-scenes", "builtin/vit_characters")}
+    images = [10 * int(str(config.shots)) * (config.epochs or 0) for config in asked]
+    assert [config.recipe and config.recipe.batch_size for config in asked] == [50, 50, 50]
+    assert [seen // 50 for seen in images] == [64, 200, 200]
 
 
 def test_quick_and_full_exclude_each_other(tmp_path: Path) -> None:

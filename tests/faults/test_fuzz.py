@@ -7,7 +7,6 @@ shards, models, and each file of a run.
 
 from __future__ import annotations
 
-import functools
 import io
 import os
 import random
@@ -16,20 +15,18 @@ import tarfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
 import yaml
 
-from attention_transfer import parser
+from attention_transfer.config.base import options_of
 from attention_transfer.data import find_source
 from attention_transfer.training import engine
-from attention_transfer.transfer import PRESETS
+from attention_transfer.verbs import VERBS
 
 MINUTES = float(os.environ.get("ATTENTION_TRANSFER_MINUTES", "0"))
 SEED = int(os.environ.get("ATTENTION_TRANSFER_SEED", "0"))
@@ -78,7 +75,7 @@ class Fuzzer:
         self.sandbox, self.command, self.results_of, self.seed = sandbox, command, results, seed
         self.whole = sandbox.files()
         self.folders = [path for path in self.whole if (sandbox.path / path).is_dir()]
-        self.options = {name: list(verb._option_string_actions) for name, verb in _parsers().items()}
+        self.options = _options()
         self.ends: Counter[str] = Counter()
         self.results = results(sandbox.path / "run")
 
@@ -276,25 +273,13 @@ def _short(chosen: Try) -> str:
     return f"{given} {chosen.file or ''} {chosen.damage} {content}"
 
 
-@functools.cache
-def _parsers() -> dict[str, Any]:
-    return dict(parser.build_parser().verbs)
-
-
-@contextmanager
-def _one_parser() -> Iterator[None]:
-    """Build the parser of a preset once: that takes longer than all else in a command that is refused."""
-    build, parsers = parser.build_parser, {}
-
-    def cached(arguments: Any = ()) -> Any:
-        preset = parser._preset(arguments)
-        key = preset if preset in PRESETS else ""
-        if key not in parsers:
-            parsers[key] = build(arguments)
-        return parsers[key]
-
-    with mock.patch.object(parser, "build_parser", cached):
-        yield
+def _options() -> dict[str, list[str]]:
+    """The flags of each verb."""
+    own = ["--help", "--config", "--print_config", "--rules+", "--rules.weight", "--rules.help"]
+    return {
+        name: [*own, *(f"--{option.replace('_', '-')}" for option in options_of(verb.config))]  # type: ignore[arg-type]
+        for name, verb in VERBS.items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -325,7 +310,7 @@ def stocked(trained: Any) -> Any:
 @pytest.fixture
 def fuzzer(stocked: Any, command_line: Any, results_of: Any) -> Iterator[Fuzzer]:
     """Makes tries."""
-    with stocked.entered(), _one_parser():
+    with stocked.entered():
         yield Fuzzer(stocked, command_line, results_of, SEED)
 
 

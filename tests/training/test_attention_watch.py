@@ -21,8 +21,8 @@ from scipy.spatial.distance import jensenshannon
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 
-from attention_transfer import AttentionTransfer, Copy, Distill, LogitKD, Pairing
-from attention_transfer.training import Supervised, job, pretrain, read_metrics
+from attention_transfer import AttentionTransfer, Copy, Distill, LogitKD, Pairing, pretrain
+from attention_transfer.training import Supervised, job, read_metrics
 from attention_transfer.training.attention_watch import WatchAttention
 from attention_transfer.transfer import Rule
 
@@ -135,7 +135,7 @@ def test_a_compiled_training_is_not_compiled_anew(tiny: Any, tmp_path: Path, cap
     trainer: Any = SimpleNamespace(is_global_zero=True, precision_plugin=SimpleNamespace(forward_context=nullcontext))
     module: Any = SimpleNamespace(prepare=nn.Identity(), device="cpu")
     images, labels = tiny.images(8).tensors
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.DEBUG):
         for _ in range(2):
             objective(images, labels)
             watch.on_validation_epoch_start(trainer, module)
@@ -182,7 +182,7 @@ def test_blocks_are_paired_as_the_rules_pair_them(tiny: Any, tmp_path: Path) -> 
 
 def test_why_nothing_is_measured_is_said_once(tiny: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     objective = supervised(tiny, [LogitKD()], num_heads=4)
-    with caplog.at_level(logging.INFO, logger="attention_transfer"):
+    with caplog.at_level(logging.DEBUG, logger="attention_transfer"):
         tiny.fit(objective, tmp_path)
     (said,) = [record.getMessage() for record in caplog.records if "no agreement" in record.getMessage()]
     assert "has heads 4 but the student has 3" in said

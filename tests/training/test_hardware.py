@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from attention_transfer import Recipe, UserError
-from attention_transfer.training import train
+from attention_transfer import Recipe, UserError, train
 from attention_transfer.training.hardware import Hardware, choose_hardware, launched_processes, this_process
 from attention_transfer.training.loading import choose_workers
 

@@ -19,11 +19,11 @@ from torch._dynamo.testing import CompileCounter
 from torch.nn import functional as F
 from torchvision.models import VisionTransformer
 
+from attention_transfer.config.mixing import Mixing
 from attention_transfer.errors import UserError, UserErrors
 from attention_transfer.training.mixing import (
     Mixed,
     MixedLoss,
-    Mixing,
     mix,
     mixed_cross_entropy,
     row_of_last_block,

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from attention_transfer import compare, pretrain, train
 from attention_transfer.data import ArrayImages, FileImages, Split, Splits
 from attention_transfer.data import overlap as overlap_module
-from attention_transfer.experiments import compare
-from attention_transfer.training import Recipe, RunFolder, pretrain, train
+from attention_transfer.training import Recipe, RunFolder
 from attention_transfer.training.inputs import keep_overlap
 
 RECIPE = Recipe(epochs=1, batch_size=6, validate_every=1, workers=0)

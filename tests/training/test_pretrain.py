@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from attention_transfer import UserError, capture, load_vit
+from attention_transfer import UserError, capture, load_vit, pretrain
 from attention_transfer.data import digits, eval_transform
-from attention_transfer.training import Recipe, pretrain
+from attention_transfer.training import Recipe
 from attention_transfer.vit import describe
 
 

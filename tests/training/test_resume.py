@@ -23,7 +23,8 @@ from attention_transfer.training.checkpoints import WholeCheckpoints
 # checkpoint; the last is left to end.
 KILLING = """
 import os, random, signal, sys, time
-from attention_transfer.training import Recipe, train
+from attention_transfer import train
+from attention_transfer.training import Recipe
 
 teacher, folder, workers = sys.argv[1], sys.argv[2], int(sys.argv[3])
 recipe = Recipe(epochs=8, batch_size=8, validate_every=2, mixup=0.8, cutmix=1.0, mix_probability=0.8, ema_decay=0.9,

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from attention_transfer import L2SP, AttentionTransfer, UserError, load_run
-from attention_transfer.training import Recipe, ResolvedRecipe, RunFolder, Supervised, fit, read_metrics, train
+from attention_transfer import L2SP, AttentionTransfer, UserError, load_run, train
+from attention_transfer.training import Recipe, ResolvedRecipe, RunFolder, Supervised, fit, read_metrics
 from attention_transfer.training.hardware import Hardware, choose_hardware
 from attention_transfer.training.samplers import EqualBatches
 

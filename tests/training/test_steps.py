@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from attention_transfer import AttentionTransfer, UserError
+from attention_transfer.config.mixing import Mixing
 from attention_transfer.training import ObjectiveModule, Recipe, ResolvedRecipe, Supervised
 from attention_transfer.training.callbacks import AveragedWeights
 from attention_transfer.training.memory import checkpointed_gradients
-from attention_transfer.training.mixing import Mixing
 
 
 class Double(nn.Module):

@@ -17,7 +17,18 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from attention_transfer import PRESETS, AttentionTransfer, Copy, Guide, Pairing, UserError, load_run, load_vit
+from attention_transfer import (
+    PRESETS,
+    AttentionTransfer,
+    Copy,
+    Guide,
+    Pairing,
+    UserError,
+    load_run,
+    load_vit,
+    pretrain,
+    train,
+)
 from attention_transfer.data import digits, eval_transform
 from attention_transfer.plain_yaml import read_mapping
 from attention_transfer.training import (
@@ -27,9 +38,7 @@ from attention_transfer.training import (
     ResolvedRecipe,
     Run,
     Supervised,
-    pretrain,
     read_metrics,
-    train,
 )
 from attention_transfer.training.callbacks import AveragedWeights, ShowProgress
 from attention_transfer.vit import save_vit

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from attention_transfer import UserError
-from attention_transfer.training import Recipe, ResolvedRecipe, RunFolder, train
+from attention_transfer import UserError, train
+from attention_transfer.training import Recipe, ResolvedRecipe, RunFolder
 from attention_transfer.training.tune import Score, tuned
 
 RECIPE = ResolvedRecipe(epochs=40, lr=0.01)

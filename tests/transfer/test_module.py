@@ -354,7 +354,7 @@ def test_what_is_attached_beside_the_rules_goes_with_them(tiny_vit: Build, image
 def test_how_losses_are_computed_is_logged_once(
     tiny_vit: Build, images: Tensor, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO", logger="attention_transfer")
+    caplog.set_level("DEBUG", logger="attention_transfer")
     transfer = AttentionTransfer(tiny_vit(1), tiny_vit(2), [Distill(layers=1)]).train()
     with torch.no_grad():  # where there is nothing to learn, it is computed otherwise
         transfer(images)

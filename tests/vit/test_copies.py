@@ -60,7 +60,7 @@ def network(request: pytest.FixtureRequest, tiny_vit: Build) -> Any:
 
 
 def test_adapters_are_merged_and_it_is_said(network: Any, images: Tensor, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO", "attention_transfer")
+    caplog.set_level("DEBUG", "attention_transfer")
     plain = maps(network, images)
     targets = ["qkv"] if hasattr(network, "blocks") else ["q_proj", "v_proj"]
     source = adapted(network, targets)

@@ -184,7 +184,7 @@ def written(content: object, path: Path, **options: Any) -> Path:
 def test_the_network_that_its_authors_evaluate_is_read(
     file: Published, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO", "attention_transfer")
+    caplog.set_level("DEBUG", "attention_transfer")
     assert taken(read_state(written(file.content, tmp_path / "weights.pth"))) == 1
     messages = [record.getMessage() for record in caplog.records]
     if file.log:
@@ -213,7 +213,7 @@ def test_a_network_can_be_named_as_the_log_line_names_it(name: str, tmp_path: Pa
 def test_a_choice_among_several_of_the_same_name_is_logged_too(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO", "attention_transfer")
+    caplog.set_level("DEBUG", "attention_transfer")
     path = written(FILES["Attention Transfer, averaged"].content, tmp_path / "weights.pth")
     assert taken(read_state(path, network="student")) == 1
     assert "taken: model_ema.student, the moving average of the weights" in caplog.text

@@ -162,7 +162,7 @@ def test_an_image_size_that_patches_do_not_fill_is_refused(folder: Callable[...,
 def test_a_weights_file_gives_an_architecture_its_very_weights(
     prefix: str, name: str, folder: Callable[..., str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO", "attention_transfer")
+    caplog.set_level("DEBUG", "attention_transfer")
     source = vit(seed=1)
     state = {f"{prefix}{key}": value for key, value in source.state_dict().items()}
     if name.endswith(".pth"):
@@ -185,7 +185,7 @@ def test_a_weights_file_is_resampled_to_another_image_size(folder: Callable[...,
 def test_a_head_that_does_not_fit_is_new_and_said(
     folder: Callable[..., str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO", "attention_transfer")
+    caplog.set_level("DEBUG", "attention_transfer")
     source = vit(seed=1, num_classes=7)
     torch.save(source.state_dict(), tmp_path / "weights.pth")
     loaded = load_vit(folder(vit()), pretrained=str(tmp_path / "weights.pth"))

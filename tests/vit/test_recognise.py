@@ -142,7 +142,7 @@ EVERY_CASE = pytest.mark.parametrize("case", [pytest.param(c, id=name) for name,
 def test_a_file_alone_gives_the_network_that_it_was_saved_from(
     case: Case, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO", "attention_transfer")
+    caplog.set_level("DEBUG", "attention_transfer")
     source = vit(**case.model)
     torch.save(case.write(source.state_dict()), tmp_path / "weights.pth")
     loaded: Any = load_vit(str(tmp_path / "weights.pth"))
@@ -212,7 +212,7 @@ def test_a_safetensors_file_is_read_too(tmp_path: Path) -> None:
 
 
 def test_the_network_of_a_file_can_be_chosen(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO", "attention_transfer")
+    caplog.set_level("DEBUG", "attention_transfer")
     student, teacher = vit(num_classes=5), vit(num_classes=7, depth=3)
     networks = under("teacher.", teacher.state_dict()) | under("student.", student.state_dict())
     torch.save({"model": networks}, tmp_path / "weights.pth")
@@ -226,14 +226,14 @@ def test_the_network_of_a_file_can_be_chosen(tmp_path: Path, caplog: pytest.LogC
 
 
 def test_a_choice_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO", "attention_transfer")
+    caplog.set_level("DEBUG", "attention_transfer")
     torch.save(dino(vit().state_dict()), tmp_path / "weights.pth")
     load_vit(str(tmp_path / "weights.pth"))
     assert caplog.text.count("taken: teacher.backbone") == 1
 
 
 def test_another_head_is_new_and_the_features_stay(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO", "attention_transfer")
+    caplog.set_level("DEBUG", "attention_transfer")
     source = vit(num_classes=5)
     torch.save({"model": source.state_dict()}, tmp_path / "weights.pth")
     for classes, shape in ((3, (2, 3)), (0, (2, 128))):

@@ -244,7 +244,7 @@ def test_a_published_file_gives_the_architecture_its_very_weights(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    caplog.set_level("INFO", "attention_transfer")
+    caplog.set_level("DEBUG", "attention_transfer")
     model = source(layout)
     torch.save(layout.write(model.state_dict()), tmp_path / "weights.pth")
     loaded: Any = load_vit(blank(**layout.model), pretrained=str(tmp_path / "weights.pth"))
@@ -263,7 +263,7 @@ def test_a_published_file_gives_the_architecture_its_very_weights(
 def test_dinov2_with_registers_adds_the_position_of_the_class_token_to_it(
     tiny_vit: Build, blank: Callable[..., str], images: Tensor, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO", "attention_transfer")
+    caplog.set_level("DEBUG", "attention_transfer")
     registers: dict[str, Any] = {"name": "vit_small_patch14_reg4_dinov2", "num_classes": 0}
     model = tiny_vit(seed=1, **registers)
     token, position = torch.randn(1, 1, WIDTH), torch.randn(1, 1, WIDTH)
@@ -300,7 +300,7 @@ def test_half_precision_is_read_in_single_precision(tiny_vit: Build, blank: Call
 def test_the_network_of_a_file_can_be_chosen(
     tiny_vit: Build, blank: Callable[..., str], images: Tensor, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO", "attention_transfer")
+    caplog.set_level("DEBUG", "attention_transfer")
     teacher, student = tiny_vit(seed=3), tiny_vit(seed=4)
     networks = under("teacher.", teacher.state_dict()) | under("student.", student.state_dict())
     torch.save(trained(model=networks), tmp_path / "release.pth")
@@ -323,7 +323,7 @@ def test_a_network_of_no_file_is_refused(pretrained: bool, blank: Callable[..., 
 def test_a_head_that_does_not_fit_is_new_and_said(
     tiny_vit: Build, blank: Callable[..., str], images: Tensor, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO", "attention_transfer")
+    caplog.set_level("DEBUG", "attention_transfer")
     model = tiny_vit(seed=1, num_classes=7)
     torch.save(model.state_dict(), tmp_path / "weights.pth")
     folder, path = blank(), str(tmp_path / "weights.pth")

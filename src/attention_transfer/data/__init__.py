@@ -1,5 +1,6 @@
 """Images: embedded, in folders, tables or archives; splits, labelled subsets and transforms."""
 
+from attention_transfer.config.choices import Augment as Augment
 from attention_transfer.data.cache import DecodedImages as DecodedImages
 from attention_transfer.data.cache import free_memory as free_memory
 from attention_transfer.data.cache import keep_decoded as keep_decoded
@@ -7,7 +8,7 @@ from attention_transfer.data.cache import keep_pixels as keep_pixels
 from attention_transfer.data.check import DataReport as DataReport
 from attention_transfer.data.check import Duplicate as Duplicate
 from attention_transfer.data.check import SplitReport as SplitReport
-from attention_transfer.data.check import inspect_data as inspect_data
+from attention_transfer.data.check import report_of as report_of
 from attention_transfer.data.cut import cut as cut
 from attention_transfer.data.digits import digits as digits
 from attention_transfer.data.files import read_image as read_image
@@ -31,7 +32,6 @@ from attention_transfer.data.subset import class_balanced_weights as class_balan
 from attention_transfer.data.subset import labelled_subset as labelled_subset
 from attention_transfer.data.tables import load_table as load_table
 from attention_transfer.data.transforms import RANDOM_ERASING as RANDOM_ERASING
-from attention_transfer.data.transforms import Augment as Augment
 from attention_transfer.data.transforms import Normalise as Normalise
 from attention_transfer.data.transforms import Transform as Transform
 from attention_transfer.data.transforms import choose_augment as choose_augment

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
-from attention_transfer.arguments import verb
+from attention_transfer.config.verbs import InspectData
 from attention_transfer.data.images import ArrayImages, FileImages, Images, Split, Splits
 from attention_transfer.data.listing import named
 from attention_transfer.data.load import DATA, find_source
@@ -107,37 +107,17 @@ class _Seen:
     problem: str | None = None
 
 
-@verb
-def inspect_data(
-    path: str, *, strict: bool = False, duplicates: bool = True, out: str | None = None, overwrite: bool = False
-) -> DataReport:
-    """Say what a data set holds and what is wrong with it; every image is decoded.
-
-    Prints the classes, the splits and how they were made, sizes and modes, damaged files, and pictures that are in
-    several splits, which would make the reported accuracy too high, or in several classes.
-
-    Args:
-        path: data set, in the forms of `load_data`: a folder, a .csv or .tsv file, shards, hf/…, torchvision/…, digits.
-        strict: refuse damaged images instead of reporting them.
-        duplicates: look for pictures that are there more than once.
-        out: .json file for the report; default prints only.
-        overwrite: replace that file.
-
-    Returns:
-        The report.
-
-    Raises:
-        UserError: the data set can't be loaded; or, with `strict`, images are damaged, and each is named.
-    """
-    target = _target(path, out, overwrite=overwrite)
-    source = find_source(path)
-    splits = source.load(strict)
-    seen = _decoded(splits, duplicates=duplicates)
+def report_of(config: InspectData) -> DataReport:
+    """The verb `data`."""
+    target = _target(config.path, config.out, overwrite=config.overwrite)
+    source = find_source(config.path)
+    splits = source.load(config.strict)
+    seen = _decoded(splits, duplicates=config.duplicates)
     broken = {image.where: image.problem for image in seen if image.problem is not None}
-    if strict:
+    if config.strict:
         raise_all([f"{where} {problem}" for where, problem in broken.items()])
-    report = _report(path, source.title, splits, seen, {**splits.skipped, **broken})
-    _show(report, duplicates=duplicates)
+    report = _report(config.path, source.title, splits, seen, {**splits.skipped, **broken})
+    _show(report, duplicates=config.duplicates)
     if target is not None:
         _write(target, report)
     return report

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import torch
@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode, functional
 
+from attention_transfer.config.choices import Augment
 from attention_transfer.data.files import in_mode
 from attention_transfer.errors import UserError
 from attention_transfer.vit import ViTSpec
 
 Transform = Callable[[Image.Image], Tensor]
 Step = Callable[[Image.Image], Image.Image]
-Augment = Literal["auto", "none", "shift", "light", "medium", "heavy"]
 
 SMALL = 64
 """Below this many pixels, height and width, an image is a sign rather than a scene: nothing is cropped or mirrored."""

@@ -8,7 +8,8 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
-from attention_transfer.arguments import verb
+from attention_transfer.config.base import as_data
+from attention_transfer.config.verbs import Doctor
 from attention_transfer.ui import Console
 from attention_transfer.vit import (
     Pairing,
@@ -37,38 +38,14 @@ _ROWS: dict[str, Callable[[ViTSpec], str]] = {
 }
 
 
-@verb
-def doctor(
-    teacher: str,
-    student: str | None = None,
-    *,
-    pretrained: bool | str = False,
-    image_size: int | None = None,
-    pairing: Pairing | None = None,
-) -> TransferReport:
-    """Say what a vision transformer is, and whether a student can take its attention.
-
-    Prints a table of both, and each difference with its effect and its mend.
-
-    Args:
-        teacher: timm/<name>, hf/<name or folder>, torchvision/<name>, a folder or a weights file.
-        student: the same, or "standard" for a plain ViT of the teacher's size; default the student that
-            `student_like(teacher)` makes.
-        pretrained: also load the teacher's weights: true, or a weights file; default only its architecture.
-        image_size: input pixels, height and width; default each model's own.
-        pairing: how unequal parts are mapped.
-
-    Returns:
-        The report.
-
-    Raises:
-        UserError: one of the two can't be made, or is not supported.
-    """
-    source = load_vit(teacher, pretrained=pretrained, image_size=image_size)
-    made = _student(source, student, image_size)
+def examine(config: Doctor) -> TransferReport:
+    """The verb `doctor`."""
+    source = load_vit(config.teacher, pretrained=config.pretrained, image_size=config.image_size)
+    made = _student(source, config.student, config.image_size)
+    pairing = None if config.pairing is None else Pairing(**as_data(config.pairing))
     report = check_transfer(source, made, pairing=pairing)
     console = Console()
-    console.print(_table(report, f"teacher {teacher}", f"student {student or 'by student_like'}"))
+    console.print(_table(report, f"teacher {config.teacher}", f"student {config.student or 'by student_like'}"))
     for difference in report.differences:
         console.print(Text.assemble((difference.effect, _STYLES[difference.effect]), f": {difference.message}"))
     if not report.differences:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import torch
@@ -18,18 +18,17 @@ from scipy import optimize, stats
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from attention_transfer.arguments import verb
+from attention_transfer.config.choices import Mean, Weighting
+from attention_transfer.config.verbs import MakeEnsemble
 from attention_transfer.data import Split, eval_transform, load_data
 from attention_transfer.errors import UserError, nearest, raise_all
 from attention_transfer.evaluation.network import LoadedRun, Network, load_run
 from attention_transfer.folders import MODEL_FILES
 from attention_transfer.places import expanded, file_problems
-from attention_transfer.training import RunFolder, console
+from attention_transfer.training import RunFolder
+from attention_transfer.ui import console
 from attention_transfer.vit import ViTSpec, describe
 from attention_transfer.writing import whole_file
-
-Mean = Literal["probabilities", "logits"]
-Weighting = Literal["equal", "validation"]
 
 _BATCH = 256
 _LEAST = 1e-9  # of a fitted weight: at 0, the slope is infinite where all other members rule the right class out
@@ -162,35 +161,10 @@ class EnsembleResult:
         return tuple(member.weight for member in self.members)
 
 
-@verb
-def ensemble(
-    runs: list[str],
-    *,
-    mean: Mean = "probabilities",
-    weights: Weighting | None = None,
-    out: str | None = None,
-    overwrite: bool = False,
-) -> EnsembleResult:
-    """Average the predictions of several finished runs, and say how good that is.
-
-    Each run gets images of its own size and normalisation. The test split is read for the report alone.
-
-    Args:
-        runs: folders of finished runs of `train`, at least two, of one data set.
-        mean: what is averaged: probabilities, or logits (the softmax comes after).
-        weights: equal, or validation for those of the lowest cross-entropy on the validation split; default equal.
-        out: .json file for the result; default shows tables only.
-        overwrite: replace that file.
-
-    Returns:
-        Scores of members and ensemble, and how alike the members predict.
-
-    Raises:
-        UserError: runs can't be loaded or don't belong together; every mistake is listed, and nothing was written.
-    """
-    weighting: Weighting = "equal" if weights is None else weights
-    problems = _choice("mean", mean, get_args(Mean)) + _choice("weights", weighting, get_args(Weighting))
-    problems += _out_problems(out, runs, overwrite=overwrite) + _run_problems(runs)
+def average_runs(config: MakeEnsemble) -> EnsembleResult:
+    """The verb `ensemble`."""
+    runs, mean, weighting = config.runs, config.mean, config.weights or "equal"
+    problems = _out_problems(config.out, runs, overwrite=config.overwrite) + _run_problems(runs)
     loaded = _loaded(runs, problems)
     data = str(RunFolder(loaded[0].path).config()["data"])
     splits = load_data(data)
@@ -204,8 +178,8 @@ def ensemble(
     test_KBC = _log_probabilities(runs, loaded, splits.test)
     result = _result(runs, data, mean, weighting, weights_K, (validation_KBC, labels), (test_KBC, splits.test.labels))
     _show(result)
-    if out is not None:
-        with whole_file(expanded(out)) as file:
+    if config.out is not None:
+        with whole_file(expanded(config.out)) as file:
             file.write_text(json.dumps(asdict(result), indent=2) + "\n", encoding="utf-8")
     return result
 

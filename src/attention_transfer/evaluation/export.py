@@ -6,15 +6,15 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 import torch
 from torch import Tensor
 
-from attention_transfer.arguments import verb
+from attention_transfer.config.choices import Format
+from attention_transfer.config.verbs import Export
 from attention_transfer.data import eval_transform, load_data
-from attention_transfer.errors import UserError, nearest, raise_all
-from attention_transfer.evaluation.formats import Format, Reopened, format_problems, reopened, write_format
+from attention_transfer.errors import UserError, raise_all
+from attention_transfer.evaluation.formats import Reopened, format_problems, reopened, write_format
 from attention_transfer.evaluation.network import LoadedRun, load_run
 from attention_transfer.evaluation.preprocessing import grey_levels_apart
 from attention_transfer.folders import EXPORT, RUN, is_export, replacing_problems
@@ -55,52 +55,24 @@ class ExportReport:
     grey_levels: float | None
 
 
-@verb
-def export(
-    run: str,
-    *,
-    to: Format = "timm",
-    out: str | None = None,
-    batch_size: int | None = None,
-    overwrite: bool = False,
-) -> ExportReport:
-    """Write a trained run as a model that other programs load, and check that it answers as the run does.
-
-    Args:
-        run: folder of a finished run of `train`.
-        to: timm for `timm.create_model("local-dir:…", pretrained=True)`; hf for transformers' `from_pretrained` and
-            `pipeline`; onnx for one file, which holds a copied student's teacher too, as far as it is needed.
-        out: folder of the exported model; default export/<format> in the run's folder.
-        batch_size: images a forward pass of an ONNX model takes; default any number.
-        overwrite: replace an exported model in that folder.
-
-    Returns:
-        Where it is, and how far its logits are from the run's.
-
-    Raises:
-        UserError: the run can't be loaded or can't be written in that format, or the exported model answers
-            otherwise than the run; nothing is left behind.
-        OSError: the disk is full, or alike; nothing is left behind either, and an exported model that is there stays.
-    """
-    target = expanded(out) if out is not None else Path(run) / "export" / to
-    raise_all(_problems(run, to, target, batch_size, overwrite=overwrite))
+def export_run(config: Export) -> ExportReport:
+    """The verb `export`."""
+    run, to = config.run, config.to
+    target = expanded(config.out) if config.out is not None else Path(run) / "export" / to
+    raise_all(_problems(run, target, overwrite=config.overwrite))
     loaded = load_run(run)
-    raise_all(format_problems(loaded, to, batch_size))
+    raise_all(format_problems(loaded, to, config.batch_size))
     check_writable(target)
     with whole_folder(target, EXPORT) as folder:
-        write_format(loaded, to, folder, batch_size)
-        report = _checked(loaded, to, folder, target, batch_size)
+        write_format(loaded, to, folder, config.batch_size)
+        report = _checked(loaded, to, folder, target, config.batch_size)
         _describe(loaded, report, folder)
     log.info("%s: %s in %s; %s", run, to, target, " ".join(_sentences(report)))
     return report
 
 
-def _problems(run: str, to: str, target: Path, batch_size: int | None, *, overwrite: bool) -> list[str]:
+def _problems(run: str, target: Path, *, overwrite: bool) -> list[str]:
     problems = []
-    if to not in get_args(Format):
-        problems.append(f"there is no format {to!r}; {nearest(to, get_args(Format))}")
-    if batch_size is not None and batch_size < 1:
-        problems.append(f"batch_size is {batch_size}; give at least 1 image, or leave it out for any number")
     if not Path(run).is_dir():
         problems.append(f"there is no run {run}; check the path")
     elif not (Path(run) / "config.yaml").is_file():

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import timm
 import torch
@@ -16,14 +16,13 @@ from safetensors.torch import load_file, save_file
 from timm.data import create_transform, resolve_data_config
 from torch import Tensor
 
+from attention_transfer.config.choices import Format
 from attention_transfer.errors import UserError
 from attention_transfer.evaluation.network import LoadedRun
 from attention_transfer.evaluation.onnx_format import open_onnx, write_onnx
 from attention_transfer.evaluation.preprocessing import Pixels, for_timm, for_transformers
 from attention_transfer.vit import logits_of, save_vit, unwrapped
 from attention_transfer.writing import write_whole
-
-Format = Literal["timm", "hf", "onnx"]
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow makes grey of colours
 

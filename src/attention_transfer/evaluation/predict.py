@@ -7,84 +7,46 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from attention_transfer.arguments import verb
+from attention_transfer.config.verbs import Predict
 from attention_transfer.data import Normalise, Transform, eval_pixels, read_image
-from attention_transfer.errors import UserError, nearest, raise_all
+from attention_transfer.errors import UserError, raise_all
 from attention_transfer.evaluation.image_files import ImageFile, find_images
 from attention_transfer.evaluation.network import LoadedRun, load_classifier
 from attention_transfer.evaluation.overlay import Overlays, overlay_problems, picture_problems
 from attention_transfer.evaluation.predictions import Prediction, as_csv, as_json, out_problems, show
 from attention_transfer.places import expanded
 from attention_transfer.training import Display
-from attention_transfer.training.hardware import Device, choose_hardware
+from attention_transfer.training.hardware import choose_hardware
 from attention_transfer.writing import whole_file
 
 log = logging.getLogger("attention_transfer")
-
-Probabilities = Literal["top", "all"]
 
 _TOP = 3
 _SHOWN = 20  # rows of the table where a file has them all
 
 
-@verb
-def predict(
-    run: str,
-    images: list[str],
-    *,
-    top: int | None = None,
-    probabilities: Probabilities = "top",
-    batch_size: int = 64,
-    device: Device = "auto",
-    overlay: str | None = None,
-    out: str | None = None,
-    overwrite: bool = False,
-) -> list[Prediction]:
-    """Classify images with a trained run.
-
-    Images are turned upright, and brought to the channels, size and normalisation of the model. A file that is named
-    must be readable; of folders and patterns, those that are not are left out and listed at the end.
-
-    Args:
-        run: folder of a finished run of `train` or of an exported model; or a model, e.g. timm/<name>.
-        images: image files, folders (with all below them), or patterns in quotes, e.g. "photos/**/*.jpg".
-        top: how many classes to give for each; default 3, or all where there are fewer.
-        probabilities: top for those of the classes that are given, all for those of every class.
-        batch_size: images a forward pass.
-        device: where to compute: auto, cpu, cuda or mps; auto takes a GPU where there is one.
-        overlay: folder for a picture of each image with the attention of the last block over it.
-        out: file for the predictions, .csv or .json; default shows a table only.
-        overwrite: replace that file, and pictures of the same names that were drawn before.
-
-    Returns:
-        A prediction for each image, in the order given.
-
-    Raises:
-        UserError: the run can't be loaded, or images that were named can't be read (each is named); nothing was
-            written.
-        OSError: the disk is full, or alike; no half of a file is left, and the same command can be given again.
-    """
+def predict_images(config: Predict) -> list[Prediction]:
+    """The verb `predict`."""
+    run, images, overlay, out, overwrite = config.run, config.images, config.overlay, config.out, config.overwrite
     problems = out_problems(out, run, images, overwrite=overwrite)
-    problems += overlay_problems(overlay, run, images, overwrite=overwrite)
-    raise_all(problems + _problems(top, probabilities, batch_size))
+    raise_all(problems + overlay_problems(overlay, run, images, overwrite=overwrite))
     files = find_images(images)
     raise_all([] if overlay is None else picture_problems(expanded(overlay), files))
     loaded = load_classifier(run)
-    count = min(_TOP, len(loaded.classes)) if top is None else top
+    count = min(_TOP, len(loaded.classes)) if config.top is None else config.top
     if count > len(loaded.classes):
-        raise UserError(f"top is {top}; choose from 1 to the {len(loaded.classes)} classes of the run")
+        raise UserError(f"top is {count}; choose from 1 to the {len(loaded.classes)} classes of the run")
     pixels = eval_pixels(loaded.spec)
     raise_all([found for file in files if file.named and isinstance(found := _read(file, pixels), str)])
-    hardware = choose_hardware(device, 1)
+    hardware = choose_hardware(config.device, 1)
     log.info("predicting on %s (%s)", hardware.device, hardware.reason)
-    every, where = probabilities == "all", torch.device(hardware.device)
+    every, where = config.probabilities == "all", torch.device(hardware.device)
     with _drawing(overlay, loaded, overwrite=overwrite) as overlays:
-        predictions, skipped = _predicted(loaded, files, pixels, overlays, batch_size, count, where, every=every)
+        predictions, skipped = _predicted(loaded, files, pixels, overlays, config.batch_size, count, where, every=every)
         if not predictions:
             raise UserError(f"none of the {len(files)} images can be read; the first: {skipped[0]}")
         show(predictions, _SHOWN if out is not None else None)
@@ -97,17 +59,6 @@ def predict(
     if skipped:
         log.warning("%d of %d images were left out:\n%s", len(skipped), len(files), "\n".join(skipped))
     return predictions
-
-
-def _problems(top: int | None, probabilities: str, batch_size: int) -> list[str]:
-    problems = []
-    if top is not None and top < 1:
-        problems.append(f"top is {top}; give at least 1 class")
-    if batch_size < 1:
-        problems.append(f"batch_size is {batch_size}; give at least 1 image")
-    if probabilities not in get_args(Probabilities):
-        problems.append(f"probabilities is {probabilities!r}; {nearest(probabilities, get_args(Probabilities))}")
-    return problems
 
 
 def _drawing(overlay: str | None, loaded: LoadedRun, *, overwrite: bool) -> AbstractContextManager[Overlays | None]:

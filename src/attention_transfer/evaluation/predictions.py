@@ -16,7 +16,7 @@ from rich.table import Table
 from attention_transfer.folders import MODEL_FILES
 from attention_transfer.places import expanded, file_problems
 from attention_transfer.text_files import as_utf8
-from attention_transfer.training import console
+from attention_transfer.ui import console
 
 _LONG = 40  # characters of a path that a table has room for
 

@@ -1,7 +1,13 @@
 """Comparisons: grids of runs, statistics, figures and the page."""
 
-from attention_transfer.experiments.bench import Cost as Cost
-from attention_transfer.experiments.bench import bench as bench
-from attention_transfer.experiments.compare import Comparison as Comparison
-from attention_transfer.experiments.compare import compare as compare
-from attention_transfer.experiments.demo import demo as demo
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from attention_transfer.lazy import lazily
+
+if TYPE_CHECKING:
+    from attention_transfer.experiments.bench import Cost as Cost
+    from attention_transfer.experiments.compare import Comparison as Comparison
+
+__all__, __getattr__ = lazily(__name__)

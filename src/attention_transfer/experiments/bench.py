@@ -18,13 +18,14 @@ import timm
 import torch
 from rich.table import Table
 
-from attention_transfer.arguments import parts_of, verb
+from attention_transfer.config.base import parts_of
+from attention_transfer.config.verbs import MeasureCost
 from attention_transfer.errors import UserError, raise_all
 from attention_transfer.experiments.runners import Runner, runner
 from attention_transfer.experiments.steps import METHODS, Bench, check_methods, teacher_of
 from attention_transfer.folders import is_bench
 from attention_transfer.places import check_writable, expanded, folder_problems
-from attention_transfer.training import Device, Display, choose_hardware
+from attention_transfer.training import Display, choose_hardware
 from attention_transfer.training.memory import ran_out_of_memory
 from attention_transfer.ui import Console
 from attention_transfer.viewing import cost_chart, save
@@ -74,75 +75,32 @@ class LeftOut:
     reason: str
 
 
-@verb
-def bench(
-    model: str = "timm/vit_small_patch16_224",
-    *,
-    methods: str = "floor,finetune,copy,distill,distill-reference,gta,logit-kd",
-    image_sizes: str = "224",
-    batch_size: int = 8,
-    repeats: int = 10,
-    device: Device = "cpu",
-    dtype: str = "float32",
-    compiled: bool = False,
-    out: str = "runs/bench",
-    overwrite: bool = False,
-) -> list[Cost]:
-    """Measure what each method costs a step, in time and memory, against the floor.
-
-    The floor is a student's step and a teacher's forward pass. A method's steps alternate with the floor's, in random
-    order, so that each ratio is of one moment; the floor's own line, two of it side by side, shows the noise. On the
-    CPU both run in processes of their own.
-
-    Args:
-        model: architecture of teacher and student, in the forms of load_vit; weights are random.
-        methods: separated by commas: floor, finetune, logit-kd, copy, distill (and each of its implementations:
-            distill-reference, distill-chunked, distill-flash, distill-flex, distill-triton), materialised
-            (distillation by maps in the step's own dtype), gta. One that can't serve here, or for which memory is too
-            small, is left out, with the reason.
-        image_sizes: input pixels, height and width, separated by commas.
-        batch_size: images a step, at the first image size; fewer at larger ones, so that tokens a step stay alike.
-        repeats: how often each method runs.
-        device: where to compute: cpu, cuda or mps; auto takes a GPU where there is one. MPS counts no peak of memory:
-            there it is what is allocated after a step.
-        dtype: float32, or bfloat16 or float16 for autocast.
-        compiled: run the steps through torch.compile.
-        out: folder for bench.json and bench.png.
-        overwrite: replace these two in that folder.
-
-    Returns:
-        A record for each method and image size that could be measured.
-
-    Raises:
-        UserError: there is no such method, device or model.
-    """
+def measure_costs(config: MeasureCost) -> list[Cost]:
+    """The verb `bench`."""
     problems: list[str] = []
-    names = ["floor", *(name for name in parts_of(methods, "methods", problems) if name != "floor")]
-    parts = parts_of(image_sizes, "image_sizes", problems)
+    names = ["floor", *(name for name in parts_of(config.methods, "methods", problems) if name != "floor")]
+    parts = parts_of(config.image_sizes, "image_sizes", problems)
     raise_all(problems)
     check_methods(names)
     sizes = _sizes(parts)
-    if dtype not in ("float32", "bfloat16", "float16"):
-        raise UserError(f"dtype is {dtype}; choose float32, bfloat16 or float16")
-    chosen = choose_hardware(device, 1).device
-    if min(batch_size, repeats) < 1:
-        raise UserError("batch_size and repeats must be at least 1")
-    folder = expanded(out)
-    raise_all(_problems(folder, model, overwrite=overwrite))
+    chosen = choose_hardware(config.device, 1).device
+    folder = expanded(config.out)
+    raise_all(_problems(folder, config.model, overwrite=config.overwrite))
     check_writable(folder, needed_mb=1)
-    first = Bench(model, sizes[0], batch_size, chosen, dtype, compiled)
+    first = Bench(config.model, sizes[0], config.batch_size, chosen, config.dtype, config.compiled)
     costs: list[Cost] = []
     left_out: list[LeftOut] = []
     with Display.open() as display, display.bar("bench", len(sizes) * len(names)) as bar:
         for size in sizes:
-            fewer = max(1, round(batch_size * (sizes[0] / size) ** 2))
-            for result in measure(replace(first, image_size=size, batch_size=fewer), names, repeats, note=bar.note):
+            fewer = max(1, round(config.batch_size * (sizes[0] / size) ** 2))
+            setting = replace(first, image_size=size, batch_size=fewer)
+            for result in measure(setting, names, config.repeats, note=bar.note):
                 if isinstance(result, Cost):
                     costs.append(result)
                 else:
                     left_out.append(result)
                 bar.advance()
-    _write(costs, left_out, first, repeats, folder)
+    _write(costs, left_out, first, config.repeats, folder)
     _show(costs, left_out)
     return costs
 

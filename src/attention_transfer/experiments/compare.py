@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import partial
-from inspect import signature
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from torch import nn
 
-from attention_transfer.arguments import parts_of, verb
+from attention_transfer.config.base import as_data, options_of, parts_of, settings_of, with_settings
+from attention_transfer.config.presets import preset
+from attention_transfer.config.training import Compare, Pretrain, Student, Train
+from attention_transfer.config.values import brought
 from attention_transfer.data import DATA, Split, Splits, check_subset, labelled_subset, load_data
-from attention_transfer.errors import UserError, raise_all
+from attention_transfer.errors import UserError, nearest, raise_all
 from attention_transfer.evaluation import Looks, load_run, looks
 from attention_transfer.experiments.pictures import draw_accuracies, draw_attention, draw_curves
 from attention_transfer.experiments.report import write_report
@@ -24,19 +26,10 @@ from attention_transfer.folders import is_occupied
 from attention_transfer.locking import LOCK, locked
 from attention_transfer.places import check_writable, expanded, folder_problems
 from attention_transfer.plain_yaml import read_mapping
-from attention_transfer.training import (
-    Device,
-    Display,
-    Recipe,
-    Run,
-    compiler_problems,
-    differences,
-    fit_problems,
-    input_problems,
-    pretrain,
-    train,
-)
-from attention_transfer.transfer import preset
+from attention_transfer.training import Display, Run, differences
+from attention_transfer.training.pretrain import pretrain_teacher
+from attention_transfer.training.train import filled_in, train_student
+from attention_transfer.training.train_problems import train_problems
 from attention_transfer.vit import load_vit
 from attention_transfer.writing import write_whole
 
@@ -61,94 +54,57 @@ class Comparison:
     rows: tuple[Row, ...]
 
 
-@verb
-def compare(
-    presets: str | list[str] = "scratch,finetune,copy,distill,gta",
-    *,
-    seeds: str | list[int] = "0,1,2",
-    shots: str | list[int] = "",
-    fractions: str | list[float] = "",
-    teacher: str | None = None,
-    pretrained: bool | str = True,
-    data: str = "digits",
-    strict: bool = False,
-    epochs: int | None = None,
-    image_size: int | None = None,
-    recipe: Recipe | None = None,
-    device: Device = "auto",
-    out: str = "runs/comparison",
-) -> Comparison:
-    """Compare methods over seeds and amounts of labels.
+@dataclass(frozen=True)
+class _Cell:
+    """One run of the grid: a method, an amount of labels, a seed, and what is varied besides."""
 
-    Runs that are in the folder already are not run again, so that an interrupted comparison goes on by the same
-    command, and one can be extended by more presets, seeds or labels.
+    preset: str
+    labels: Labels
+    seed: int
+    settings: Mapping[str, Any]
 
-    Args:
-        presets: methods, separated by commas.
-        seeds: seeds, separated by commas.
-        shots: labelled images of each class, separated by commas.
-        fractions: shares of the labels, separated by commas; with shots, both are run. Default all labels.
-        teacher: whose attention is transferred; default one that is pre-trained on the same images, in out/teacher.
-        pretrained: true for the teacher's own weights, false for random ones, or a weights file.
-        data: data set, in the forms of [`load_data`][attention_transfer.data.load_data]; "digits" is embedded.
-        strict: refuse damaged image files instead of leaving them out.
-        epochs: passes over the labelled images; default the recipe's.
-        image_size: input pixels, height and width; default the teacher's.
-        recipe: one set of optimisation settings for all methods; default each preset's own.
-        device: where to compute: auto, cpu, cuda or mps; auto takes a GPU where there is one.
-        out: folder of the comparison.
 
-    Returns:
-        The folder and a row for each run.
-
-    Raises:
-        UserError: the input is wrong; every mistake is listed, and nothing was written.
-    """
-    grid = _grid(presets, seeds, shots, fractions)
-    splits = load_data(data, strict=strict)
-    every: dict[str, Any] = {"data": data, "strict": strict, "image_size": image_size, "device": device}
-    shared = {**every, "epochs": epochs}
-    _check(grid, splits, epochs, recipe, image_size, device)
-    if teacher is None and pretrained is not True:
+def compare_methods(config: Compare) -> Comparison:
+    """The verb `compare`."""
+    grid = _grid(config)
+    splits = load_data(config.data, strict=config.strict)
+    folder = expanded(config.out)
+    _check(config, grid, splits)
+    if config.teacher is None and config.pretrained is not True:
         raise UserError("pretrained says which weights the teacher has, but no teacher is named; add --teacher")
-    if teacher is not None:
-        load_vit(teacher, pretrained=pretrained, image_size=image_size)  # says what is wrong before anything is written
-    config = {**shared, "pretrained": pretrained, "teacher": teacher, "recipe": asdict(recipe) if recipe else None}
-    folder = expanded(out)
-    _check_folder(folder, config)
+    if config.teacher is not None:  # says what is wrong before anything is written
+        load_vit(config.teacher, pretrained=config.pretrained, image_size=config.image_size)
+    shared = {name: value for name, value in as_data(config).items() if name in settings_of(Student)}
+    _check_folder(folder, shared)
     with locked(folder / LOCK, folder):
-        return _compared(folder, config, grid, splits, recipe, shared, every)
+        return _compared(config, folder, shared, grid, splits)
 
 
 def _compared(
-    folder: Path,
-    config: dict[str, Any],
-    grid: Sequence[tuple[str, Labels, int]],
-    splits: Splits,
-    recipe: Recipe | None,
-    shared: dict[str, Any],
-    every: dict[str, Any],
+    config: Compare, folder: Path, shared: dict[str, Any], grid: Sequence[_Cell], splits: Splits
 ) -> Comparison:
     """Run what is not there yet, and write tables, figures and the page."""
-    _open(folder, config)
-    teacher, pretrained = config["teacher"], config["pretrained"]
-    with Display.open() as display, display.bar("comparison", len(grid) + (teacher is None)) as bar:
-        source = teacher
+    if not (folder / _MARKER).is_file():  # it says what is compared there
+        write_whole(folder / _MARKER, yaml.safe_dump(shared, sort_keys=False))
+    with Display.open() as display, display.bar("comparison", len(grid) + (config.teacher is None)) as bar:
+        source = config.teacher
         if source is None:
             log.info("no teacher named: pre-training one on the same images, in %s", folder / "teacher")
-            source = str(pretrain(**every, out=str(folder / "teacher")).path)
+            source = str(pretrain_teacher(_teacher(config, folder)).path)
             bar.advance()
-        rows = []
-        for name, labels, seed in grid:
-            bar.note(f"{name}, {labels.title}, seed {seed}")
-            one = partial(_run, folder=folder, labels=labels, seed=seed, recipe=recipe, shared=shared)
+        config, rows = replace(config, teacher=source), []
+        for cell in grid:
+            bar.note(f"{cell.preset}, {cell.labels.title}, seed {cell.seed}")
+            asked = _run(config, cell, folder)
             # A teacher that is tuned first is the fine-tuned network of the same comparison; no method tunes its own.
-            tuned = one("finetune", source, pretrained).path if preset(name).tune_teacher else None
-            run = one(name, source, pretrained) if tuned is None else one(name, str(tuned), True)
-            rows.append(row_of(run, labels, _looks(run, splits.test)))
+            if preset(cell.preset).tune_teacher:
+                tuned = train_student(_run(config, replace(cell, preset="finetune"), folder))
+                asked = replace(asked, teacher=str(tuned.path), pretrained=True)
+            run = train_student(asked)
+            rows.append(row_of(run, cell.labels, _looks(run, splits.test)))
             write_results(rows, folder)
             bar.advance()
-    network = load_vit(source, pretrained=pretrained, image_size=config["image_size"])
+    network = load_vit(source, pretrained=config.pretrained, image_size=config.image_size)
     seen = None if splits.test.masks is None else looks(network, network, splits.test)
     write_results(rows, folder, seen)
     figures = _figures(folder, rows, network, splits)
@@ -156,30 +112,31 @@ def _compared(
     return Comparison(folder, source, tuple(rows))
 
 
-def _run(
-    name: str,
-    teacher: str,
-    pretrained: bool | str,
-    *,
-    folder: Path,
-    labels: Labels,
-    seed: int,
-    recipe: Recipe | None,
-    shared: dict[str, Any],
-) -> Run:
-    """One student of the comparison, trained now or before."""
-    return train(
-        name,
-        teacher=teacher,
-        pretrained=pretrained,
-        tune_teacher=False,
-        seed=seed,
-        fraction=labels.fraction,
-        shots=labels.shots,
-        recipe=recipe,
-        out=str(folder / "runs" / f"{name}-{labels.slug}-seed{seed}"),
-        **shared,
+def _teacher(config: Compare, folder: Path) -> Pretrain:
+    """How a teacher is made on the same images."""
+    return Pretrain(
+        data=config.data,
+        strict=config.strict,
+        image_size=config.image_size,
+        device=config.device,
+        out=str(folder / "teacher"),
     )
+
+
+def _run(config: Compare, cell: _Cell, folder: Path) -> Train:
+    """What `train` is told for a cell of the grid."""
+    shared = {name: getattr(config, name) for name in settings_of(Student)}
+    run = replace(
+        Train(cell.preset, **shared),
+        seed=cell.seed,
+        fraction=cell.labels.fraction,
+        shots=cell.labels.shots,
+        tune_teacher=False,
+        out=str(folder / "runs" / f"{cell.preset}-{cell.labels.slug}-seed{cell.seed}"),
+    )
+    run = with_settings(replace(run, recipe=run.recipe or preset(cell.preset).own_recipe), cell.settings)
+    taught = any(rule.needs_teacher for rule in filled_in(run).rules or [])
+    return run if taught else replace(run, pairing=None)  # which has an effect on other methods alone
 
 
 def _looks(run: Run, test: Split) -> Looks | None:
@@ -200,15 +157,13 @@ def _figures(folder: Path, rows: Sequence[Row], teacher: nn.Module, splits: Spli
     ]
 
 
-def _grid(
-    presets: str | list[str], seeds: str | list[int], shots: str | list[int], fractions: str | list[float]
-) -> list[tuple[str, Labels, int]]:
+def _grid(config: Compare) -> list[_Cell]:
     """Every run, ordered so that an early stop leaves whole seeds behind."""
     problems: list[str] = []
-    names = _listed(presets, str, "presets", problems)
-    numbers = _listed(seeds, int, "seeds", problems)
-    amounts = [Labels(shots=n) for n in _listed(shots, int, "shots", problems)]
-    amounts += [Labels(fraction=f) for f in _listed(fractions, float, "fractions", problems)]
+    names = _listed(config.presets, str, "presets", problems)
+    numbers = _listed(config.seeds, int, "seeds", problems)
+    amounts = [Labels(shots=n) for n in _listed(config.shots, int, "shots", problems)]
+    amounts += [Labels(fraction=f) for f in _listed(config.fractions, float, "fractions", problems)]
     for name in names:
         try:
             preset(name)
@@ -219,29 +174,47 @@ def _grid(
     for what, values in (("presets", names), ("seeds", numbers)):
         if not values:
             problems.append(f"{what} is empty; name at least one")
+    variants = _variants(config.vary or {}, problems)
     raise_all(problems)
-    return [(name, labels, seed) for labels in amounts or [Labels()] for seed in numbers for name in names]
+    return [
+        _Cell(name, replace(labels, settings=_in_words(settings)), seed, settings)
+        for labels in amounts or [Labels()]
+        for settings in variants
+        for seed in numbers
+        for name in names
+    ]
 
 
-def _check(
-    grid: Sequence[tuple[str, Labels, int]],
-    splits: Splits,
-    epochs: int | None,
-    recipe: Recipe | None,
-    image_size: int | None,
-    device: Device,
-) -> None:
-    """Find before the first run what would stop a later one."""
-    settings = recipe or Recipe()
-    problems = (settings if epochs is None else replace(settings, epochs=epochs)).problems()
-    problems += compiler_problems(settings, device) + fit_problems(settings, device=device)
-    problems += dict.fromkeys(problem for _, _, seed in grid for problem in input_problems(seed, image_size))
-    for labels in dict.fromkeys(labels for _, labels, _ in grid):
+def _in_words(settings: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    return tuple((name, str(value)) for name, value in settings.items())
+
+
+def _variants(axes: Mapping[str, Sequence[object]], problems: list[str]) -> list[dict[str, Any]]:
+    """Every combination of the values of further settings, by the settings' dotted names."""
+    known = {name: setting for name, setting in options_of(Student).items() if name not in ("data", "strict", "rules")}
+    found: list[list[tuple[str, Any]]] = []
+    for name, values in axes.items():
+        if name not in known or known[name].group is not None:
+            problems.append(f"vary can't change {name!r}; {nearest(name, known)}")
+            continue
         try:
-            labelled_subset(splits.train.labels, fraction=labels.fraction, shots=labels.shots)
+            found.append([(name, brought(value, known[name].kind, f"vary.{name}")) for value in values])
         except UserError as error:
             problems.append(str(error))
-    raise_all(problems)
+    return [dict(chosen) for chosen in product(*found)]
+
+
+def _check(config: Compare, grid: Sequence[_Cell], splits: Splits) -> None:
+    """Find before the first run what would stop a later one."""
+    folder = expanded(config.out)
+    named = config if config.teacher is not None else replace(config, teacher=str(folder / "teacher"), pretrained=True)
+    problems = dict.fromkeys(found for cell in grid for found in train_problems(filled_in(_run(named, cell, folder))))
+    for labels in dict.fromkeys((cell.labels.fraction, cell.labels.shots) for cell in grid):
+        try:
+            labelled_subset(splits.train.labels, fraction=labels[0], shots=labels[1])
+        except UserError as error:
+            problems |= dict.fromkeys([str(error)])
+    raise_all([*problems])
 
 
 def _listed(value: str | Sequence[T], kind: Callable[[str], T], what: str, problems: list[str]) -> list[T]:
@@ -264,15 +237,8 @@ def _check_folder(folder: Path, config: dict[str, Any]) -> None:
     data = [] if config["data"] in DATA else [config["data"]]
     raise_all(folder_problems(folder, data=data, models=[config["teacher"], config["pretrained"]]))
     if marker.is_file():
-        defaults = {name: parameter.default for name, parameter in signature(compare).parameters.items()}
-        if changed := differences(read_mapping(marker), config, defaults):
+        if changed := differences(read_mapping(marker), config, as_data(Compare())):
             raise UserError(f"{folder} holds another comparison ({'; '.join(changed)}); choose another --out")
     elif is_occupied(folder):
         raise UserError(f"{folder} is not empty and holds no comparison; choose another folder with --out")
     check_writable(folder)
-
-
-def _open(folder: Path, config: dict[str, Any]) -> None:
-    """Say in the folder what is compared there."""
-    if not (folder / _MARKER).is_file():
-        write_whole(folder / _MARKER, yaml.safe_dump(config, sort_keys=False))

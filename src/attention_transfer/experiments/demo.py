@@ -6,17 +6,20 @@ import logging
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from rich.table import Table
 from rich.text import Text
 
-from attention_transfer.arguments import verb
-from attention_transfer.errors import UserError
-from attention_transfer.experiments.compare import Comparison, compare
+from attention_transfer.config.recipe import Recipe
+from attention_transfer.config.training import Compare, Pretrain
+from attention_transfer.config.verbs import Demo
+from attention_transfer.experiments.compare import Comparison, compare_methods
 from attention_transfer.experiments.results import by_labels, lines, table
-from attention_transfer.training import Recipe, console, pretrain
+from attention_transfer.training.pretrain import pretrain_teacher
+from attention_transfer.ui import console
 
 log = logging.getLogger("attention_transfer")
 
@@ -26,29 +29,10 @@ _SCENES = Recipe(augment="none", batch_size=50)
 """For signs on a grid: the other values follow from what is trained. A batch of 50 divides 5 and 20 labels a class."""
 
 
-@verb
-def demo(*, quick: bool = False, full: bool = False, out: str = "runs/demo") -> list[Comparison]:
-    """Show what attention transfer does, on photographs: methods learn to read signs from few labels.
-
-    The teacher has learnt to read printed characters; the students learn handwritten digits. Needs no network and no
-    GPU. Shows a table, writes figures and a page, and says what to try next. A demo that was interrupted goes on by the
-    same command.
-
-    Args:
-        quick: a smoke test under a minute, on handwritten digits alone: one seed, a few epochs; its numbers mean
-            nothing.
-        full: the experiment of the README: six seeds, 5 and 20 labels a class, more steps.
-        out: folder for everything; quick and full get one of their own beside it.
-
-    Returns:
-        The comparison, with a row for each run; two of them for full.
-
-    Raises:
-        UserError: both quick and full are asked for, or the folder can't be used.
-    """
-    if quick and full:
-        raise UserError("quick and full exclude each other; choose one")
-    folder = Path(out + "-quick" * quick + "-full" * full)
+def show_demo(config: Demo) -> list[Comparison]:
+    """The verb `demo`."""
+    quick, full = config.quick, config.full
+    folder = Path(config.out + "-quick" * quick + "-full" * full)
     console.print(Text.assemble(("attention-transfer demo", "bold"), ": ", _DIGITS_ALONE if quick else _PHOTOGRAPHS))
     with _one_thread():
         comparisons = _digits_alone(folder) if quick else [*_photographs(folder, full=full)]
@@ -69,8 +53,8 @@ _PHOTOGRAPHS = (
 
 
 def _digits_alone(folder: Path) -> list[Comparison]:
-    teacher = str(pretrain(epochs=2, out=str(folder / "teacher")).path)
-    return [compare(seeds="0", shots="5", epochs=2, teacher=teacher, out=str(folder / "5shot"))]
+    teacher = str(pretrain_teacher(Pretrain(epochs=2, out=str(folder / "teacher"))).path)
+    return [compare_methods(Compare(seeds="0", shots="5", epochs=2, teacher=teacher, out=str(folder / "5shot")))]
 
 
 def _photographs(folder: Path, *, full: bool) -> Iterator[Comparison]:
@@ -79,9 +63,8 @@ def _photographs(folder: Path, *, full: bool) -> Iterator[Comparison]:
     for shots in (5, 20) if full else (20,):
         epochs = steps * 50 // (10 * shots)
         place = str(folder / f"{shots}shot")
-        yield compare(
-            seeds=seeds, shots=str(shots), epochs=epochs, teacher=_TEACHER, data=_DATA, recipe=_SCENES, out=place
-        )
+        grid = Compare(seeds=seeds, shots=str(shots), epochs=epochs, recipe=_SCENES, out=place)
+        yield compare_methods(replace(grid, teacher=_TEACHER, data=_DATA))
 
 
 @contextmanager
@@ -89,7 +72,7 @@ def _one_thread() -> Iterator[None]:
     """Compute on one thread: in matrices as small as the demo's, more wait for each other longer than they work."""
     threads = torch.get_num_threads()
     if threads > 1:
-        log.info("one thread instead of %d: the demo's network is so small that more threads would slow it", threads)
+        log.debug("one thread instead of %d: the demo's network is so small that more threads would slow it", threads)
     torch.set_num_threads(1)
     try:
         yield

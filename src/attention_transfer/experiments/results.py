@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -17,20 +18,25 @@ from attention_transfer.writing import write_whole
 
 @dataclass(frozen=True)
 class Labels:
-    """How many labels a run gets: a share of each class, or a number of images of each."""
+    """How many labels a run gets: a share of each class, or a number of images of each. And what else is varied."""
 
     fraction: float = 1.0
     shots: int | None = None
+    settings: tuple[tuple[str, str], ...] = ()
 
     @property
     def slug(self) -> str:
         """For folder names."""
-        return f"{self.shots}shot" if self.shots is not None else f"{100 * self.fraction:g}pct"
+        amount = f"{self.shots}shot" if self.shots is not None else f"{100 * self.fraction:g}pct"
+        varied = [re.sub(r"[^\w.=-]+", "_", f"{name}={value}") for name, value in self.settings]
+        return "-".join([amount, *varied])
 
     @property
     def title(self) -> str:
         """For people."""
-        return f"{self.shots} labels a class" if self.shots is not None else f"{100 * self.fraction:g} % of the labels"
+        share = f"{100 * self.fraction:g} % of the labels"
+        amount = f"{self.shots} labels a class" if self.shots is not None else share
+        return ", ".join([amount, *(f"{name} {value}" for name, value in self.settings)])
 
 
 @dataclass(frozen=True)

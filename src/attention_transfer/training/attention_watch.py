@@ -134,7 +134,7 @@ class _Pair:
                 problems.append(str(error))
         if problems:
             which = f"in {spec.depth - len(layers)} of {spec.depth} layers, " if layers else ""
-            log.info("%s: no agreement of attention is measured, %sas %s", name, which, problems[0])
+            log.debug("%s: no agreement of attention is measured, %sas %s", name, which, problems[0])
         return cls(spec, teacher, report.teacher, tuple(layers)) if layers else cls(spec)
 
     @property

@@ -13,9 +13,9 @@ import yaml
 from jinja2 import Environment, StrictUndefined
 from scipy import stats
 
-from attention_transfer.training.configuration import read_rules
-from attention_transfer.training.recipe import Recipe
+from attention_transfer.config.recipe import Recipe
 from attention_transfer.transfer import PRESETS, OperandRule, Rule
+from attention_transfer.transfer.rule_data import read_rules
 from attention_transfer.vit import ViTSpec
 
 Form = Literal["run", "timm", "hf", "onnx"]

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from attention_transfer.config.choices import AUTO
+from attention_transfer.config.recipe import Recipe, ResolvedRecipe, completed
 from attention_transfer.data import choose_augment
 from attention_transfer.training.precision import choose_precision
-from attention_transfer.training.recipe import AUTO, Recipe, ResolvedRecipe, completed
 from attention_transfer.vit import Part, ViTSpec
 
 Start = Literal["random", "pretrained", "head", "mae"]

@@ -11,13 +11,14 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from attention_transfer.config.choices import Device, Devices, LoggerName, Strategy
+from attention_transfer.config.recipe import Recipe, ResolvedRecipe
 from attention_transfer.errors import UserError, raise_all
-from attention_transfer.training.hardware import Device, Devices, Strategy, choose_hardware
+from attention_transfer.training.hardware import choose_hardware
 from attention_transfer.training.job import Fitted, Job, run_job
 from attention_transfer.training.loading import choose_workers
-from attention_transfer.training.loggers import DEFAULT, LoggerName, logger_problems
+from attention_transfer.training.loggers import DEFAULT, logger_problems
 from attention_transfer.training.memory import OutOfMemory, can_checkpoint, checkpointed_gradients
-from attention_transfer.training.recipe import Recipe, ResolvedRecipe
 from attention_transfer.training.run_folder import RunFolder
 from attention_transfer.training.samplers import Images
 
@@ -176,7 +177,7 @@ def _aligned(recipe: ResolvedRecipe) -> ResolvedRecipe:
     """A recipe whose last epoch has a validation."""
     every = max(n for n in range(1, min(recipe.validate_every, recipe.epochs) + 1) if recipe.epochs % n == 0)
     if every != recipe.validate_every:
-        log.info("a validation in every %d epochs, not %d: so the last epoch has one", every, recipe.validate_every)
+        log.debug("a validation in every %d epochs, not %d: so the last epoch has one", every, recipe.validate_every)
     return replace(recipe, validate_every=every)
 
 

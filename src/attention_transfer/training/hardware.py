@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
@@ -12,14 +12,11 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 
+from attention_transfer.config.choices import Device, Devices, Precision, Strategy
+from attention_transfer.config.recipe import Recipe
 from attention_transfer.errors import UserError, nearest, raise_all
-from attention_transfer.training.recipe import Precision, Recipe
 from attention_transfer.training.sharding import Sharded
 from attention_transfer.training.slurm import SlurmStep, numbers
-
-Device = Literal["auto", "cpu", "cuda", "mps"]
-Devices = int | Literal["auto"] | None
-Strategy = Literal["ddp", "fsdp"]
 
 _PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from attention_transfer.config.recipe import ResolvedRecipe
 from attention_transfer.data import (
     RANDOM_ERASING,
     FileImages,
@@ -30,7 +31,6 @@ from attention_transfer.data import (
     train_pixels,
 )
 from attention_transfer.training.hardware import this_process
-from attention_transfer.training.recipe import ResolvedRecipe
 from attention_transfer.training.run_folder import RunFolder
 from attention_transfer.vit import ViTSpec, size_problems
 from attention_transfer.writing import write_whole
@@ -144,7 +144,7 @@ def inputs_for(
         subset: indices of the training images to use; default all.
     """
     for note in splits.notes:
-        _say(f"{splits.name}: {note}", logging.INFO)
+        _say(f"{splits.name}: {note}", logging.DEBUG)
     part = splits.train if subset is None else splits.train.take(subset)
     augment, _ = choose_augment(spec, recipe.augment, len(part))
     pixels = eval_pixels(spec)

@@ -17,6 +17,8 @@ from lightning.pytorch.callbacks import Callback, Checkpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from attention_transfer.config.choices import LoggerName
+from attention_transfer.config.recipe import ResolvedRecipe
 from attention_transfer.errors import Interrupted, UserError
 from attention_transfer.training.attention_watch import WatchAttention
 from attention_transfer.training.callbacks import (
@@ -31,12 +33,11 @@ from attention_transfer.training.callbacks import (
 from attention_transfer.training.checkpoints import Keeper, WholeCheckpoints, newest_checkpoint, read_checkpoint
 from attention_transfer.training.hardware import Hardware, launched_processes, this_process
 from attention_transfer.training.loading import evaluation_loader, training_loader
-from attention_transfer.training.loggers import LoggerName, closing, make_loggers
+from attention_transfer.training.loggers import closing, make_loggers
 from attention_transfer.training.memory import OutOfMemory, ran_out_of_memory
 from attention_transfer.training.module import ObjectiveModule, ShardedModule
 from attention_transfer.training.objective import Supervised
 from attention_transfer.training.progress import Display
-from attention_transfer.training.recipe import ResolvedRecipe
 from attention_transfer.training.run_folder import RunFolder
 from attention_transfer.training.samplers import Images, SeededSampler, class_weights, share_of_batch
 from attention_transfer.training.sharding import in_shares

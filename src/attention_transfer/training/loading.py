@@ -9,9 +9,9 @@ from lightning.fabric.utilities.data import suggested_max_num_workers
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
+from attention_transfer.config.recipe import ResolvedRecipe
 from attention_transfer.data import ArrayImages
 from attention_transfer.training.hardware import Hardware
-from attention_transfer.training.recipe import ResolvedRecipe
 from attention_transfer.training.samplers import (
     EqualBatches,
     Images,

@@ -9,16 +9,15 @@ from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 from uuid import uuid4
 
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
+from attention_transfer.config.choices import LoggerName
 from attention_transfer.errors import UserError, nearest
 from attention_transfer.training.run_files import read_json, readable_metrics
 from attention_transfer.writing import write_whole
-
-LoggerName = Literal["tensorboard", "wandb", "mlflow"]
 
 DEFAULT: tuple[LoggerName, ...] = ("tensorboard",)
 _PROJECT = "attention-transfer"

@@ -17,9 +17,9 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
+from attention_transfer.config.recipe import ResolvedRecipe
 from attention_transfer.training.finite import all_finite, not_finite
 from attention_transfer.training.objective import Objective
-from attention_transfer.training.recipe import ResolvedRecipe
 from attention_transfer.training.samplers import Share
 from attention_transfer.training.sharding import Sharded, as_placed, in_one_piece, shard
 from attention_transfer.vit import anatomy, parameters_of, unwrapped

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any
 
 from torch import nn
 
-from attention_transfer.training.recipe import ResolvedRecipe
+from attention_transfer.config.base import as_data
+from attention_transfer.config.recipe import ResolvedRecipe
+from attention_transfer.config.training import DEFAULT_ARCHITECTURE, Train
 from attention_transfer.transfer import AttentionTransfer, Rule
 from attention_transfer.vit import (
     Pairing,
@@ -23,10 +24,8 @@ from attention_transfer.vit import (
 
 log = logging.getLogger("attention_transfer")
 
-DEFAULT_ARCHITECTURE = "builtin/vit_digits"
 
-
-def make_networks(config: dict[str, Any], classes: int) -> tuple[nn.Module | None, nn.Module]:
+def make_networks(config: Train, classes: int) -> tuple[nn.Module | None, nn.Module]:
     """Teacher and student; where no teacher is named, only an architecture is needed.
 
     Args:
@@ -36,17 +35,17 @@ def make_networks(config: dict[str, Any], classes: int) -> tuple[nn.Module | Non
     Raises:
         UserError: one of the two can't be made.
     """
-    size, teacher = config["image_size"], None
-    if config["teacher"] is not None:
-        teacher = load_vit(config["teacher"], pretrained=config["pretrained"], image_size=size)
-    if config["init"] not in ("random", "teacher"):
-        return teacher, _started(load_vit(config["init"], image_size=size), config, classes)
-    if teacher is None or config["student"] is not None:
-        if config["student"] is None:
-            log.info("no teacher named: the architecture is %s", DEFAULT_ARCHITECTURE)
-        return teacher, _fresh(config["student"] or DEFAULT_ARCHITECTURE, config, classes)
-    if config["init"] == "random":
-        return teacher, student_like(teacher, num_classes=classes, pool=config["pool"])
+    size, teacher = config.image_size, None
+    if config.teacher is not None:
+        teacher = load_vit(config.teacher, pretrained=config.pretrained, image_size=size)
+    if config.init is not None and config.init not in ("random", "teacher"):
+        return teacher, _started(load_vit(config.init, image_size=size), config, classes)
+    if teacher is None or config.student is not None:
+        if config.student is None:
+            log.debug("no teacher named: the architecture is %s", DEFAULT_ARCHITECTURE)
+        return teacher, _fresh(config.student or DEFAULT_ARCHITECTURE, config, classes)
+    if config.init == "random":
+        return teacher, student_like(teacher, num_classes=classes, pool=config.pool)
     return teacher, _started(teacher, config, classes)
 
 
@@ -67,17 +66,17 @@ def warn_of_lost_pixels(student: nn.Module) -> None:
         )
 
 
-def trained_network(config: dict[str, Any]) -> nn.Module:
+def trained_network(config: Train) -> nn.Module:
     """The network that a run's student is made like, whatever its head."""
-    if config["init"] not in ("random", "teacher"):
-        return load_vit(config["init"])
-    if config["student"] is not None or config["teacher"] is None:
-        return load_vit(config["student"] or DEFAULT_ARCHITECTURE, pretrained=False)
-    return load_vit(config["teacher"], pretrained=config["pretrained"])
+    if config.init is not None and config.init not in ("random", "teacher"):
+        return load_vit(config.init)
+    if config.student is not None or config.teacher is None:
+        return load_vit(config.student or DEFAULT_ARCHITECTURE, pretrained=False)
+    return load_vit(config.teacher, pretrained=config.pretrained)
 
 
 def bind(
-    teacher: nn.Module | None, student: nn.Module, rules: Sequence[Rule], config: dict[str, Any], recipe: ResolvedRecipe
+    teacher: nn.Module | None, student: nn.Module, rules: Sequence[Rule], config: Train, recipe: ResolvedRecipe
 ) -> AttentionTransfer:
     """Bind the two by the rules; what differs between them is logged.
 
@@ -85,7 +84,7 @@ def bind(
         UserError: they do not fit, or a rule cannot bind them.
     """
     set_drop_path(student, recipe.drop_path)
-    pairing = Pairing(**config["pairing"]) if config["pairing"] else None
+    pairing = Pairing(**as_data(config.pairing)) if config.pairing else None
     transfer = AttentionTransfer(teacher, student, rules, pairing=pairing, share_drop_path=recipe.share_drop_path)
     if teacher is not None and any(rule.needs_teacher for rule in rules):
         report = check_transfer(teacher, student, pairing=pairing)
@@ -94,16 +93,16 @@ def bind(
     return transfer
 
 
-def _started(source: nn.Module, config: dict[str, Any], classes: int) -> nn.Module:
+def _started(source: nn.Module, config: Train, classes: int) -> nn.Module:
     """A student with the weights of a network, or some parts of them."""
-    if not config["init_parts"]:
-        return student_from(source, num_classes=classes, pool=config["pool"])
-    student = student_like(source, num_classes=classes, pool=config["pool"])
-    taken = take_part(student, source, config["init_parts"])
-    log.info("%d parameters from %s (%s), the rest at random", len(taken), config["init"], config["init_parts"])
+    if not config.init_parts:
+        return student_from(source, num_classes=classes, pool=config.pool)
+    student = student_like(source, num_classes=classes, pool=config.pool)
+    taken = take_part(student, source, config.init_parts)
+    log.debug("%d parameters from %s (%s), the rest at random", len(taken), config.init, config.init_parts)
     return student
 
 
-def _fresh(architecture: str, config: dict[str, Any], classes: int) -> nn.Module:
-    like = load_vit(architecture, pretrained=False, num_classes=classes, image_size=config["image_size"])
-    return student_like(like, num_classes=classes, pool=config["pool"])
+def _fresh(architecture: str, config: Train, classes: int) -> nn.Module:
+    like = load_vit(architecture, pretrained=False, num_classes=classes, image_size=config.image_size)
+    return student_like(like, num_classes=classes, pool=config.pool)

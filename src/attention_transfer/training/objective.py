@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from attention_transfer.training.mixing import Mixed, MixedLoss, Mixing, mix
+from attention_transfer.config.mixing import Mixing
+from attention_transfer.training.mixing import Mixed, MixedLoss, mix
 from attention_transfer.transfer import AttentionTransfer
 from attention_transfer.vit import Pairing
 

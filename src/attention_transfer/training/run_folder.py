@@ -15,6 +15,9 @@ from typing import Any
 import torch
 import yaml
 
+from attention_transfer.config.base import rule_as_data
+from attention_transfer.config.choices import AUTO
+from attention_transfer.config.recipe import ResolvedRecipe
 from attention_transfer.data import DATA
 from attention_transfer.errors import UserError, raise_all
 from attention_transfer.folders import (
@@ -31,11 +34,10 @@ from attention_transfer.folders import (
 from attention_transfer.locking import LOCK, locked
 from attention_transfer.places import check_writable, expanded, folder_problems
 from attention_transfer.plain_yaml import read_mapping
-from attention_transfer.training.configuration import read_rules, rule_config
 from attention_transfer.training.hardware import this_process
-from attention_transfer.training.recipe import AUTO, ResolvedRecipe
 from attention_transfer.training.run_files import read_config_of_run, read_summary
 from attention_transfer.transfer import FeatureKD, LossRule
+from attention_transfer.transfer.rule_data import read_rules
 from attention_transfer.writing import write_whole
 
 # Where a run is written, and by which devices it is computed, does not change what it is.
@@ -210,7 +212,7 @@ class RunFolder:
                     f"an earlier version began the run in {self.path}, in which the weight of {summed[0]} was of a sum "
                     "over layers, and not of their mean; finish it with that version, or start anew with --overwrite"
                 )
-            there["rules"] = [rule_config(rule) for rule in rules]  # with the settings that they have had since
+            there["rules"] = [rule_as_data(rule) for rule in rules]  # with the settings that they have had since
         changed = differences(there, config, defaults)
         if changed:
             raise UserError(

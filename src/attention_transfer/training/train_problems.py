@@ -3,79 +3,75 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from attention_transfer.config.choices import AUTO
+from attention_transfer.config.recipe import Recipe
+from attention_transfer.config.training import Train
 from attention_transfer.data import check_subset
 from attention_transfer.training.compiler import compiler_problems
 from attention_transfer.training.engine import fit_problems
 from attention_transfer.training.inputs import input_problems
-from attention_transfer.training.recipe import AUTO, Recipe
 from attention_transfer.training.run_folder import RunFolder
-from attention_transfer.transfer import Guide, NetworkRule, Rule
+from attention_transfer.training.tune import tune_problems
+from attention_transfer.transfer import Guide, NetworkRule
 from attention_transfer.vit import parts_problems
 
 log = logging.getLogger("attention_transfer")
 
-WHERE = ("device", "devices", "nodes", "strategy", "loggers")
-"""Settings that say where a run is computed and logged, and not what."""
 
-
-def train_problems(config: dict[str, Any], recipe: Recipe, rules: Sequence[Rule], *, tunes: bool) -> list[str]:
-    """Every mistake, a sentence each.
-
-    Args:
-        config: what is asked for, by the parameters of `train`.
-        recipe: the optimisation settings that it comes to.
-        rules: the rules that it comes to.
-        tunes: the teacher is to be fine-tuned first.
-    """
+def train_problems(config: Train) -> list[str]:
+    """Every mistake in what is asked for, with what the preset fills in; a sentence each."""
+    recipe = config.recipe or Recipe()
     return [
-        *check_subset(config["fraction"], config["shots"]),
+        *check_subset(config.fraction, config.shots),
         *recipe.problems(),
-        *_of_the_pair(config, recipe, rules),
+        *_of_the_pair(config, recipe),
         *_of_the_parts(config),
-        *input_problems(config["seed"], config["image_size"]),
-        *compiler_problems(recipe, config["device"]),
-        *_untaught(config["teacher"], rules, tunes=tunes),
-        *fit_problems(recipe, **{key: config[key] for key in WHERE}),
+        *input_problems(config.seed, config.image_size),
+        *compiler_problems(recipe, config.device),
+        *_untaught(config),
+        *fit_problems(recipe, **config.place),
+        *tune_problems(config.tune, config.devices, config.nodes),
     ]
 
 
-def _of_the_pair(config: dict[str, Any], recipe: Recipe, rules: Sequence[Rule]) -> list[str]:
+def _of_the_pair(config: Train, recipe: Recipe) -> list[str]:
     """A teacher, a student or what joins them is missing, or has no effect."""
-    preset, teacher, init = config["preset"], config["teacher"], config["init"]
+    rules = config.rules or []
     taught = [rule for rule in rules if rule.needs_teacher]
     problems = []
-    if teacher is None and (taught or init == "teacher"):
+    if config.teacher is None and (taught or config.init == "teacher"):
         problems.append(
-            f"preset {preset!r} needs a teacher; name one with --teacher, or make one first: "
+            f"preset {config.preset!r} needs a teacher; name one with --teacher, or make one first: "
             "attention-transfer pretrain --out runs/teacher"
         )
-    if teacher is None and config["pretrained"] is not True:
+    if config.teacher is None and config.pretrained is not True:
         problems.append("pretrained says which weights the teacher has, but no teacher is named; add --teacher")
-    if config["student"] is not None and init != "random":
+    if config.student is not None and config.init != "random":
         problems.append("a student of its own starts from random weights; leave --student out, or set --init random")
-    if config["pairing"] is not None and not taught:
-        problems.append(f"pairing has no effect without rules, which preset {preset!r} does not have; leave it out")
-    if init == "random" and any(isinstance(rule, Guide) for rule in rules):
+    if config.pairing is not None and not taught:
+        problems.append(
+            f"pairing has no effect without rules, which preset {config.preset!r} does not have; leave it out"
+        )
+    if config.init == "random" and any(isinstance(rule, Guide) for rule in rules):
         log.warning("Guide keeps attention where it was, but a student that starts at random has none to keep")
     if recipe.share_drop_path and not (taught and recipe.drop_path != AUTO and recipe.drop_path > 0):
         problems.append("recipe.share_drop_path has no effect without rules and a drop_path above 0; leave it out")
     return problems
 
 
-def _of_the_parts(config: dict[str, Any]) -> list[str]:
+def _of_the_parts(config: Train) -> list[str]:
     """Parts of networks that do not exist, or have no effect."""
-    found = [*parts_problems(config["init_parts"]), *parts_problems(config["trained"])]
-    if config["init_parts"] and config["init"] == "random":
+    found = [*parts_problems(config.init_parts or []), *parts_problems(config.trained or [])]
+    if config.init_parts and config.init == "random":
         found.append("init_parts has no effect on random weights; set init to teacher or to a network")
     return found
 
 
-def _untaught(teacher: str | None, rules: Sequence[Rule], *, tunes: bool) -> list[str]:
+def _untaught(config: Train) -> list[str]:
     """Rules that read the class logits of a teacher which never saw a class."""
+    teacher, rules, tunes = config.teacher, config.rules or [], config.tune_teacher
     named = [type(rule).__name__ for rule in rules if isinstance(rule, NetworkRule) and rule.reads_teacher_logits]
     folder = None if teacher is None else RunFolder(Path(teacher))
     if tunes and teacher is None:

@@ -5,16 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
 
-from attention_transfer.errors import nearest
-from attention_transfer.training.hardware import Devices, launched_processes
-from attention_transfer.training.recipe import ResolvedRecipe
+from attention_transfer.config.choices import Devices, Tune
+from attention_transfer.config.recipe import ResolvedRecipe
+from attention_transfer.training.hardware import launched_processes
 
 log = logging.getLogger("attention_transfer")
-
-Tune = Literal["lr"]
-"""What is searched before a training."""
 
 FACTORS = (1 / 9, 1 / 3, 1.0, 3.0, 9.0)
 """Rates that are tried, as factors on the recipe's own."""
@@ -39,8 +35,6 @@ def tune_problems(tune: Tune | None, devices: Devices, nodes: int | None) -> lis
     """Why nothing can be searched, a sentence each."""
     if tune is None:
         return []
-    if tune not in get_args(Tune):
-        return [f"tune is {tune!r}; {nearest(tune, get_args(Tune))}"]
     if devices not in (None, 1) or nodes not in (None, 1) or launched_processes() is not None:
         return ["tune searches on one device; search there, then give recipe.lr to the run on several"]
     return []
@@ -65,7 +59,7 @@ def tuned(recipe: ResolvedRecipe, trial: Callable[[ResolvedRecipe, str], Score],
             scores[rate] = trial(short, f"lr-{rate:g}-epochs-{epochs}")
         rates = sorted(scores, key=lambda rate: scores[rate].order, reverse=True)
         shown = ", ".join(f"{rate:g}: {100 * scores[rate].accuracy:.1f} %" for rate in sorted(scores))
-        log.info("%s: validation accuracy after %d epochs by learning rate: %s", name, epochs, shown)
+        log.debug("%s: validation accuracy after %d epochs by learning rate: %s", name, epochs, shown)
     best = rates[0]
     at_edge = not min(tried) < best < max(tried)
     log.info("%s: learning rate %g%s", name, best, ", at the edge of what was tried" if at_edge else "")

@@ -111,7 +111,7 @@ class AttentionTransfer(nn.Module):
         _check(teacher, student, rules, pairing, share_drop_path)
         for role, network in (("teacher", teacher), ("student", student)):
             if network is not None and (part := check_part(network)):
-                _log.info("the %s is %s of a %s", role, part, type(network).__name__)
+                _log.debug("the %s is %s of a %s", role, part, type(network).__name__)
         attention = [rule for rule in rules if isinstance(rule, AttentionRule)]
         self._pairing = pairing or Pairing()
         bond = Bond(teacher, student, attention, self._pairing) if attention and teacher is not None else None
@@ -136,7 +136,7 @@ class AttentionTransfer(nn.Module):
         if teacher is not None and any(rule.needs_teacher for rule in rules):
             self._unregistered = (teacher.eval().requires_grad_(False),)
             if (half := half_precision(teacher)) is not None:
-                _log.info("the teacher runs in the precision of its weights, %s; the rules compute in float32", half)
+                _log.debug("the teacher runs in the precision of its weights, %s; the rules compute in float32", half)
             self._input = InputFor(describe(teacher), describe(student))
             if share_drop_path:
                 self._drop_path = SharedDropPath(student, teacher, partial(_masks, self._replay))
@@ -266,7 +266,7 @@ class AttentionTransfer(nn.Module):
         self._said = True
         names = {index: name for name, index in bond.losses.items()}
         for (index, way), layers in ways.items():
-            _log.info("%s in layers %s: %s", names[index], ", ".join(map(str, layers)), way)
+            _log.debug("%s in layers %s: %s", names[index], ", ".join(map(str, layers)), way)
 
     @torch.no_grad()
     def _pair_heads(self, bond: Bond, images: Tensor, step: Step) -> None:

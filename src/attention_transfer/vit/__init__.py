@@ -1,9 +1,11 @@
 """Vision transformers seen from outside: capture, loading, description, students, and whether a pair fits."""
 
+from attention_transfer.config.choices import Part as Part
+from attention_transfer.config.choices import Pool as Pool
+from attention_transfer.config.choices import wrong_choices as wrong_choices
 from attention_transfer.vit.call import POOL as POOL
 from attention_transfer.vit.call import AttentionCall as AttentionCall
 from attention_transfer.vit.capture import capture as capture
-from attention_transfer.vit.choices import wrong_choices as wrong_choices
 from attention_transfer.vit.copies import check_part as check_part
 from attention_transfer.vit.copies import half_precision as half_precision
 from attention_transfer.vit.describe import describe as describe
@@ -33,12 +35,10 @@ from attention_transfer.vit.pairing import Pairing as Pairing
 from attention_transfer.vit.pairing import Reading as Reading
 from attention_transfer.vit.parts import PARTS as PARTS
 from attention_transfer.vit.parts import Frozen as Frozen
-from attention_transfer.vit.parts import Part as Part
 from attention_transfer.vit.parts import freeze as freeze
 from attention_transfer.vit.parts import parameters_of as parameters_of
 from attention_transfer.vit.parts import parts_problems as parts_problems
 from attention_transfer.vit.parts import take_part as take_part
-from attention_transfer.vit.pooling import Pool as Pool
 from attention_transfer.vit.pooling import set_pool as set_pool
 from attention_transfer.vit.probe import AttentionProbe as AttentionProbe
 from attention_transfer.vit.replay import Replay as Replay

@@ -45,14 +45,14 @@ def plain(model: nn.Module) -> nn.Module:
         raise _not_copied(source, error) from error
     if half is not None:
         found.float()
-        log.info(
+        log.debug(
             "%s has %s weights; the copy has float32 ones", type(source).__name__, str(half).removeprefix("torch.")
         )
     done = Counter(
         merged for name, module in list(found.named_modules()) for merged in _made_plain(found, name, module)
     )
     for what, number in done.items():
-        log.info("%s: %s of %d layers merged into the weights of the copy", type(source).__name__, what, number)
+        log.debug("%s: %s of %d layers merged into the weights of the copy", type(source).__name__, what, number)
     return found.train(source.training)
 
 

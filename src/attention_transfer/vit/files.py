@@ -104,7 +104,7 @@ def _chosen(path: Path, places: list[str], network: str | None) -> str:
         places = named
     if len(places) > 1:
         reason = next((why for name, why in _NETWORKS.items() if _named(name, places[0])), "it has no prefix")
-        log.info(
+        log.debug(
             "%s holds %s; taken: %s, %s (another can be named: %s#%s)",
             path.name,
             ", ".join(place.strip(".") or "one without a name" for place in places),

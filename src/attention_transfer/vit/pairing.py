@@ -9,56 +9,25 @@ Shapes: B batch, H heads, N query tokens, M key tokens, D head dimension; `_t` t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, SupportsIndex
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from attention_transfer.config.pairing import PairingSettings
 from attention_transfer.errors import UserError, raise_all
 from attention_transfer.vit.call import POOL, AttentionCall
-from attention_transfer.vit.choices import wrong_choices
 from attention_transfer.vit.libraries import ViTSpec
 from attention_transfer.vit.tokens import Tokens
 
 Reading = Literal["maps", "logits", "operands"]
 """What a rule reads from a call, which decides how it is mixed."""
-Depth = Literal["relative", "last"]
-Heads = Literal["same", "mean", "match"]
-Registers = Literal["drop", "to class"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pairing:
-    """How an unequal teacher's layers, heads and tokens are mapped to the student's. Exact where nothing differs.
-
-    Attributes:
-        layers: "relative" takes the teacher's block at the same relative depth; "last" pairs the last blocks; a list
-            names the teacher's block of each block of the student (negative from the end).
-        heads: "same" needs equal numbers; "mean" averages groups of neighbouring heads (or repeats them, where the
-            student has more); "match" picks for each student's head the teacher's head whose maps differ least, by the
-            mean Jensen–Shannon divergence over the first batch, each once where there are enough.
-        registers: what happens to the attention that the teacher pays to tokens that the student lacks: "drop"
-            renormalises the rows without them, "to class" gives it to the class token.
-
-    Raises:
-        UserError: a value is none of these; every one is listed.
-    """
-
-    layers: Depth | list[int] = "relative"
-    heads: Heads = "same"
-    registers: Registers = "drop"
-
-    def __post_init__(self) -> None:
-        found = wrong_choices(self, heads=Heads, registers=Registers)
-        if isinstance(self.layers, str):
-            found += wrong_choices(self, layers=Depth)
-        elif not (isinstance(self.layers, Sequence) and all(isinstance(i, SupportsIndex) for i in self.layers)):
-            found.append(
-                f'Pairing.layers is {self.layers!r}; give "relative", "last", or a list of the teacher\'s blocks'
-            )
-        raise_all(found)
+class Pairing(PairingSettings):
+    """How an unequal teacher is mapped to its student; its settings are those of `PairingSettings`."""
 
     def teacher_layer(self, layer: int, teacher: ViTSpec, student: ViTSpec) -> int:
         """The teacher's block for a block of the student.

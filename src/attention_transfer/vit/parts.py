@@ -11,33 +11,16 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from attention_transfer.config.choices import Part
 from attention_transfer.errors import UserError, nearest, raise_all
 from attention_transfer.vit.copies import plain
 from attention_transfer.vit.libraries import anatomy, library_of, unwrapped
-
-Part = Literal["all", "embeddings", "blocks", "attention", "qkv", "qk", "mlp", "norms", "pool", "head"]
-"""A part of a ViT.
-
-- "all": every parameter.
-- "embeddings": what stands before the blocks: patch embedding, position embeddings, class token, registers and other
-  tokens, and a norm before the blocks (CLIP).
-- "blocks": the residual blocks, whole.
-- "attention": the attention modules of the blocks with all that is in them (projections of queries, keys and values and
-  of the output, q/k norms, gates), and what only attention reads, wherever it is: relative position biases and learnt
-  rotations. The norm before the attention is not part of it.
-- "qkv": the projections of queries, keys and values in the blocks, with their biases.
-- "qk": those of queries and keys alone; of a fused projection the first two thirds of its rows.
-- "mlp": the MLPs of the blocks. The norm before the MLP is not part of it.
-- "norms": every normalisation layer, wherever it is.
-- "pool": an attention-pool head (SigLIP, PE) or pooler, up to the classifier.
-- "head": the classifier, or both of a distilled network's.
-"""
 
 PARTS: tuple[Part, ...] = get_args(Part)
 Rows = slice | None

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from attention_transfer.config.choices import Pool
 from attention_transfer.errors import UserError
 from attention_transfer.vit.libraries import unwrapped
-
-Pool = Literal["token", "avg"]
 
 
 def set_pool(model: nn.Module, pool: Pool) -> None:

@@ -60,7 +60,7 @@ def architecture_of(network: Network, path: Path, image_size: tuple[int, int] | 
         **_components(state, positions_of_prefix),
         "num_heads": _heads(network, kernel.shape[0]),
     }
-    log.info(
+    log.debug(
         "%s: read as a ViT with %d blocks of width %d and %d heads, patches of %s, images of %d×%d; it says no "
         "normalisation: that of ImageNet is assumed (mean %s, deviation %s)",
         path,

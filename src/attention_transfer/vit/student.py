@@ -8,12 +8,13 @@ import timm
 from timm.layers import trunc_normal_
 from torch import nn
 
+from attention_transfer.config.choices import Pool
 from attention_transfer.errors import UserError, nearest
 from attention_transfer.vit.copies import check_copied, plain
 from attention_transfer.vit.describe import describe
 from attention_transfer.vit.initialise import initialise
 from attention_transfer.vit.libraries import library_of
-from attention_transfer.vit.pooling import Pool, set_pool
+from attention_transfer.vit.pooling import set_pool
 
 Components = Literal["native", "standard"]
 

@@ -55,9 +55,9 @@ def take_weights(model: nn.Module, state: dict[str, Tensor], path: Path, name: s
     bare.load_state_dict(used, strict=False)
     for key, value in used.items():
         if key in before and before[key] != tuple(value.shape):
-            log.info("%s: %s resampled from %s to %s", path, key, before[key], tuple(value.shape))
+            log.debug("%s: %s resampled from %s to %s", path, key, before[key], tuple(value.shape))
     new = _listed(set(wanted) - set(used))
-    log.info("%s: %d weights loaded; new: %s; left over: %s", path, len(used), new, _listed(set(state) - set(used)))
+    log.debug("%s: %d weights loaded; new: %s; left over: %s", path, len(used), new, _listed(set(state) - set(used)))
 
 
 def _difference(state: dict[str, Tensor], wanted: dict[str, Tensor], error: Exception) -> str:

@@ -148,7 +148,7 @@ class Timm:
             raise unfit(folder, error) from error
         settings = resolve_data_config({}, model=model)
         if not model.pretrained_cfg.get("mean") and pretrained:
-            log.info(
+            log.debug(
                 "%s says no normalisation; mean %s and deviation %s are assumed",
                 folder,
                 settings["mean"],

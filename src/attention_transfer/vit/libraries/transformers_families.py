@@ -206,12 +206,12 @@ def read_configuration(name: str) -> Any:
     if vision(config).model_type not in _FAMILIES:
         raise UserError(f"hf/{name} is a {config.model_type}, which is not supported: {SUPPORTED}")
     if hasattr(config, "auto_map"):
-        log.info("hf/%s brings code of its own, which is not run: the network is transformers' own", name)
+        log.debug("hf/%s brings code of its own, which is not run: the network is transformers' own", name)
         del config.auto_map  # else transformers would ask for that code when what is saved from here is opened
     for key, value in processor.items():
         setattr(config, key, list(value))
     if not processor:
-        log.info("hf/%s says no normalisation; mean %s and deviation %s are assumed", name, *normalisation(config))
+        log.debug("hf/%s says no normalisation; mean %s and deviation %s are assumed", name, *normalisation(config))
     return config
 
 

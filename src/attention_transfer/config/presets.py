@@ -2,42 +2,84 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from attention_transfer.config.choices import Part
+from attention_transfer.config.recipe import Recipe
 from attention_transfer.errors import UserError, nearest
-from attention_transfer.transfer.copying import Copy
-from attention_transfer.transfer.distill import Distill
-from attention_transfer.transfer.guide import Guide
-from attention_transfer.transfer.outputs import FeatureKD, LogitKD
-from attention_transfer.transfer.regularisers import BSS, L2SP
-from attention_transfer.transfer.rule import Rule
-from attention_transfer.vit import Part
+
+if TYPE_CHECKING:
+    from attention_transfer.transfer import Rule
+
+
+class Named(NamedTuple):
+    """A rule by its name, with its settings; it loads torch, and so it is made when it is first asked for."""
+
+    name: str
+    settings: Mapping[str, Any] = {}
+
+    def made(self) -> Rule:
+        """The rule.
+
+        Raises:
+            UserError: there is no rule of that name, or it has no such settings.
+        """
+        rules = import_module("attention_transfer.transfer.rules")  # a room above this one
+        rule: Rule = rules.find(self.name)(**self.settings)
+        return rule
+
+
+class _Rules:
+    """A field that takes rules, or their names, and gives rules."""
+
+    def __get__(self, method: Preset | None, owner: type) -> tuple[Rule, ...]:
+        if method is None:  # the default
+            return ()
+        given = method.__dict__["rules"]
+        if any(isinstance(rule, Named) for rule in given):
+            given = tuple(rule.made() if isinstance(rule, Named) else rule for rule in given)
+            method.__dict__["rules"] = given
+        return given  # type: ignore[no-any-return] # of an instance's dict
+
+    def __set__(self, method: Preset, rules: Iterable[Rule | Named]) -> None:
+        method.__dict__["rules"] = tuple(rules)
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A named method.
-
-    Attributes:
-        summary: one line for tables and help texts.
-        init: where the student's weights come from: "random", "teacher", or the name of a network.
-        init_parts: parts that are taken from there, the rest at random; none is all of it.
-        trained: parts that are trained; none is all of them.
-        tune_teacher: fine-tune the teacher on the same images first.
-        rules: what binds the student to its teacher.
-        recipe: values of the training recipe that make the method what it is.
-        source: where the method comes from.
-    """
+    """A named method."""
 
     summary: str
+    """One line for tables and help texts."""
+
     init: str
-    rules: tuple[Rule, ...] = ()
+    """Where the student's weights come from: "random", "teacher", or the name of a network."""
+
+    rules: _Rules = _Rules()
+    """What binds the student to its teacher: rules, which are made when they are first read where they are `Named`."""
+
     init_parts: tuple[Part, ...] = ()
+    """Parts that are taken from there, the rest at random; none is all of it."""
+
     trained: tuple[Part, ...] = ()
+    """Parts that are trained; none is all of them."""
+
     tune_teacher: bool = False
+    """Fine-tune the teacher on the same images first."""
+
     recipe: Mapping[str, float | int | str | bool | None] = field(default_factory=dict)
+    """Values of the training recipe that make the method what it is."""
+
     source: str = ""
+    """Where the method comes from."""
+
+    @property
+    def own_recipe(self) -> Recipe:
+        """The recipe with these values, all others left open."""
+        return Recipe(**self.recipe)  # type: ignore[arg-type] # checked by tests, of every preset
 
 
 # Rates and budgets are no part of a method: they follow from what is trained (training/defaults.py).
@@ -53,57 +95,57 @@ PRESETS: dict[str, Preset] = {
     "copy": Preset(
         "random weights, the teacher's attention in place of the student's own",
         init="random",
-        rules=(Copy(),),
+        rules=(Named("Copy"),),
         source="Attention Copy, Li et al. 2024",
     ),
     "distill": Preset(
         "random weights, learns to attend as the teacher does",
         init="random",
-        rules=(Distill(),),
+        rules=(Named("Distill"),),
         source="Attention Distillation, Li et al. 2024",
     ),
     "gta": Preset(
         "the teacher's weights, fine-tuned with its class-token attention as a guide",
         init="teacher",
-        rules=(Guide(),),
+        rules=(Named("Guide"),),
         source="GTA, Seo et al. 2024",
     ),
     "gta-transmix": Preset(
         "GTA, with CutMix whose labels are weighed by attention",
         init="teacher",
-        rules=(Guide(),),
+        rules=(Named("Guide"),),
         recipe={"cutmix": 1.0, "mix_probability": 0.5, "transmix": "student"},
         source="Seo et al. 2024; TransMix, Chen et al. 2022",
     ),
     "copy-q": Preset(
         "random weights, the teacher's queries in place of the student's own",
         init="random",
-        rules=(Copy(parts="q"),),
+        rules=(Named("Copy", {"parts": "q"}),),
         source="Li et al. 2024",
     ),
     "distill-output": Preset(
         "random weights, learns what the teacher's heads read",
         init="random",
-        rules=(Distill(target="output", weight=120.0),),
+        rules=(Named("Distill", {"target": "output", "weight": 120.0}),),
         source="Qin et al. 2026",
     ),
     "feature-kd": Preset(
         "random weights, learns what the teacher's blocks put out",
         init="random",
-        rules=(FeatureKD(),),
+        rules=(Named("FeatureKD"),),
         source="Li et al. 2024, for comparison",
     ),
     "logit-kd": Preset(
         "random weights, learns the class logits of the teacher, which is fine-tuned first",
         init="random",
-        rules=(LogitKD(),),
+        rules=(Named("LogitKD"),),
         tune_teacher=True,
         source="Hinton et al. 2015",
     ),
     "tuned-distill": Preset(
         "random weights, learns to attend as the teacher does after its fine-tuning",
         init="random",
-        rules=(Distill(),),
+        rules=(Named("Distill"),),
         tune_teacher=True,
         source="Li et al. 2024",
     ),
@@ -125,13 +167,13 @@ PRESETS: dict[str, Preset] = {
     "l2sp": Preset(
         "the teacher's weights, fine-tuned near where they were",
         init="teacher",
-        rules=(L2SP(),),
+        rules=(Named("L2SP"),),
         source="Li, Grandvalet and Davoine 2018",
     ),
     "bss": Preset(
         "the teacher's weights, fine-tuned with the smallest singular values of the features pressed down",
         init="teacher",
-        rules=(BSS(),),
+        rules=(Named("BSS"),),
         source="Chen et al. 2019",
     ),
 }

@@ -4,99 +4,120 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
-from attention_transfer.data import Augment
+from attention_transfer.config.base import Config
+from attention_transfer.config.choices import AUTO, Augment, Auto, Precision, TransMix
+from attention_transfer.config.mixing import Mixing
 from attention_transfer.errors import nearest
-from attention_transfer.training.mixing import Mixing, TransMix
-
-Precision = Literal["fp32", "bf16", "fp16"]
-"""In which numbers a network is run; its weights are float32 in all of them."""
-
-Auto = Literal["auto"]
-"""A value that is left to what is trained; see `training/defaults.py`."""
-
-AUTO: Auto = "auto"
 
 _MOST_EPOCHS = 1_000_000  # more are a slip of the hand, and would be counted for ever
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(Config):
     """Optimisation settings. What is "auto" follows from the network, its start and the number of images.
 
     The [formulas](methods.md#recipes-that-fit-what-they-train) are in `training/defaults.py`; the values that they come
     to are printed and stand in the run's `config.yaml`.
-
-    Attributes:
-        epochs: passes over the training images.
-        batch_size: images of one optimiser step, over all devices; the last batch of an epoch may be smaller.
-        accumulate: micro-batches that each device cuts its share of a batch into, to save memory; their gradients are
-            weighted by their sizes, so that the step is the same but for rounding and for what a forward draws.
-        lr: peak learning rate of AdamW.
-        lr_base_size: batch size that lr is meant for; at another one it is scaled in proportion; `None` takes it as is.
-        min_lr: learning rate at the end, as a fraction of the peak, so that the schedule never rises after warm-up.
-        warmup: share of the steps in which the learning rate rises linearly to its peak; half a cosine follows.
-        weight_decay: decoupled decay of matrices; biases, norms and tokens do not decay.
-        beta1: AdamW's decay of the mean gradient.
-        beta2: AdamW's decay of the mean squared gradient.
-        layer_decay: learning rate of each block as a fraction of the next one's; 1 is the same for all.
-        head_lr: factor on the learning rate of the classification layer.
-        clip_grad: largest norm of the gradient; `None` does not clip.
-        label_smoothing: share of each label that is spread over all classes.
-        ema_decay: decay of the exponential moving average of the weights, which is what is validated and kept;
-            warmed up as min(decay, (1 + step) / (10 + step)); `None` keeps the raw weights.
-        augment: how training images are varied: none, shift, light, medium, heavy, or auto, by model and data.
-        mixup: α of the Beta(α, α) from which mixup draws a batch's share; 0 is off.
-        cutmix: α for the share of CutMix; 0 is off.
-        mix_probability: share of the batches that are mixed.
-        mix_switch: share of the mixed batches that CutMix mixes, where mixup is on too.
-        transmix: whose attention weighs the labels of CutMix (TransMix): off, student or teacher.
-        head_epochs: epochs at the beginning in which the classification layer alone is trained.
-        drop_path: stochastic depth of the student's last block, linearly less before it.
-        share_drop_path: drop the same branches in the teacher, as the paper does; needs drop_path above 0 and rules.
-        validate_every: epochs between validations and checkpoints; the last epoch always has one.
-        early_stopping: validations in a row without a better one after which training ends; `None` never does.
-        balanced: draw as many images of each class as of any other: with replacement, weighted by 1 / class count.
-        precision: numbers of the forward and backward pass: fp32, bf16, or fp16 with a scaled loss; weights stay
-            float32. auto takes bf16 where the processor multiplies it and the network is not small.
-        compile: run the objective through `torch.compile`.
-        checkpoint_gradients: compute each block's activations again in the backward pass instead of keeping them.
-        workers: processes that load images on each device; 0 loads in the training process, `None` chooses by the
-            images and the cores. The augmentation of an image is the same for any number but 0.
     """
 
     epochs: int | Auto = AUTO
+    """Passes over the training images."""
+
     batch_size: int | Auto = AUTO
+    """Images of one optimiser step, over all devices; the last batch of an epoch may be smaller."""
+
     lr: float | Auto = AUTO
+    """Peak learning rate of AdamW."""
+
     lr_base_size: int | None = None
+    """Batch size that lr is meant for; at another one it is scaled in proportion; `None` takes it as is."""
+
     min_lr: float = 0.01
+    """Learning rate at the end, as a fraction of the peak, so that the schedule never rises after warm-up."""
+
     warmup: float = 0.1
+    """Share of the steps in which the learning rate rises linearly to its peak; half a cosine follows."""
+
     weight_decay: float | Auto = AUTO
+    """Decoupled decay of matrices; biases, norms and tokens do not decay."""
+
     beta1: float = 0.9
+    """AdamW's decay of the mean gradient."""
+
     beta2: float = 0.999
+    """AdamW's decay of the mean squared gradient."""
+
     layer_decay: float | Auto = AUTO
+    """Learning rate of each block as a fraction of the next one's; 1 is the same for all."""
+
     head_lr: float | Auto = AUTO
+    """Factor on the learning rate of the classification layer."""
+
     clip_grad: float | None = 1.0
+    """Largest norm of the gradient; `None` does not clip."""
+
     label_smoothing: float | Auto = AUTO
+    """Share of each label that is spread over all classes."""
+
     ema_decay: float | Auto | None = AUTO
+    """Decay of the exponential moving average of the weights, which is what is validated and kept; warmed up as
+    min(decay, (1 + step) / (10 + step)); `None` keeps the raw weights."""
+
     augment: Augment = "auto"
+    """How training images are varied: none, shift, light, medium, heavy, or auto, by model and data."""
+
     mixup: float = 0.0
+    """Α of the Beta(α, α) from which mixup draws a batch's share; 0 is off."""
+
     cutmix: float = 0.0
+    """Α for the share of CutMix; 0 is off."""
+
     mix_probability: float = 1.0
+    """Share of the batches that are mixed."""
+
     mix_switch: float = 0.5
+    """Share of the mixed batches that CutMix mixes, where mixup is on too."""
+
     transmix: TransMix = "off"
+    """Whose attention weighs the labels of CutMix (TransMix): off, student or teacher."""
+
     head_epochs: int = 0
+    """Epochs at the beginning in which the classification layer alone is trained."""
+
     drop_path: float | Auto = AUTO
+    """Stochastic depth of the student's last block, linearly less before it."""
+
     share_drop_path: bool = False
+    """Drop the same branches in the teacher, as the paper does; needs drop_path above 0 and rules."""
+
     validate_every: int | Auto = AUTO
+    """Epochs between validations and checkpoints; the last epoch always has one."""
+
     early_stopping: int | None = None
+    """Validations in a row without a better one after which training ends; `None` never does."""
+
     balanced: bool = False
+    """Draw as many images of each class as of any other: with replacement, weighted by 1 / class count."""
+
     accumulate: int = 1
+    """Micro-batches that each device cuts its share of a batch into, to save memory; their gradients are weighted by
+    their sizes, so that the step is the same but for rounding and for what a forward draws."""
+
     precision: Precision | Auto = AUTO
+    """Numbers of the forward and backward pass: fp32, bf16, or fp16 with a scaled loss; weights stay float32. auto
+    takes bf16 where the processor multiplies it and the network is not small."""
+
     compile: bool = False
+    """Run the objective through `torch.compile`."""
+
     checkpoint_gradients: bool = False
+    """Compute each block's activations again in the backward pass instead of keeping them."""
+
     workers: int | None = None
+    """Processes that load images on each device; 0 loads in the training process, `None` chooses by the images and the
+    cores. The augmentation of an image is the same for any number but 0."""
 
     @property
     def mixing(self) -> Mixing:

@@ -1,0 +1,213 @@
+"""Typed configurations: frozen dataclasses whose fields have docstrings. Names, types, defaults and help follow."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import math
+import os
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from functools import cache
+from pathlib import Path
+from types import UnionType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from attention_transfer.errors import nearest, raise_all
+
+if TYPE_CHECKING:
+    from attention_transfer.transfer import Rule as Rule  # noqa: PLC0414 - configurations import it from here
+else:
+
+    class Rule:
+        """Stands for a rule where types are read, because rules load torch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Base of what a verb is told."""
+
+    kept_elsewhere: ClassVar[tuple[str, ...]] = ()
+    """Fields that a `config.yaml` does not have, because other fields say the same once the work is done."""
+
+    def problems(self) -> list[str]:
+        """What is wrong with the values, a sentence each, as far as that is known without loading anything."""
+        return []
+
+    @classmethod
+    def defaults(cls, given: Mapping[str, object]) -> dict[str, object]:  # noqa: ARG003 - for those that override it
+        """On the command line, fields whose default depends on what is given."""
+        return {}
+
+
+C = TypeVar("C", bound=Config)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A field of a configuration: its name, its type, and its default (`MISSING` where it has none)."""
+
+    name: str
+    kind: Any
+    default: Any
+
+    @property
+    def group(self) -> type | None:
+        """The dataclass that it holds, whose own fields have dotted names; `None` where it holds none."""
+        return next((part for part in members(self.kind) if is_dataclass(part) and isinstance(part, type)), None)
+
+
+def settings_of(kind: type) -> dict[str, Setting]:
+    """The fields of a dataclass by name: its own, then those of its bases."""
+    return _settings_of(kind)
+
+
+@cache
+def _settings_of(kind: type) -> dict[str, Setting]:
+    try:
+        hints = get_type_hints(kind)
+    except NameError:  # of a class of someone else's, whose types are imported for type checkers alone
+        hints = {}
+    return {
+        f.name: Setting(
+            f.name, hints.get(f.name, Any), f.default if f.default_factory is MISSING else f.default_factory()
+        )
+        for f in sorted(fields(kind), key=lambda f: _first_home(kind, f.name))
+        if f.init
+    }
+
+
+def _first_home(kind: type, name: str) -> int:
+    """How far above a class the first one is that has a field."""
+    return max(depth for depth, base in enumerate(kind.__mro__) if name in vars(base).get("__annotations__", {}))
+
+
+def options_of(kind: type) -> dict[str, Setting]:
+    """The fields of a dataclass by dotted names: each group, then what is in it."""
+    found: dict[str, Setting] = {}
+    for name, setting in settings_of(kind).items():
+        found[name] = setting
+        if setting.group is not None:
+            found |= {f"{name}.{inner}": part for inner, part in settings_of(setting.group).items()}
+    return found
+
+
+def with_settings(config: C, values: Mapping[str, Any]) -> C:
+    """The configuration with other values, by dotted names; a group that was left out gets its defaults."""
+    for name, value in values.items():
+        top, _, inner = name.partition(".")
+        group = settings_of(type(config))[top].group if inner else None
+        whole = value if group is None else replace(getattr(config, top) or group(), **{inner: value})
+        config = replace(config, **{top: whole})
+    return config
+
+
+def members(kind: Any) -> tuple[Any, ...]:
+    """The types of a union, or the one type."""
+    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+
+
+def docs_of(kind: type) -> dict[str, str]:
+    """The docstrings below the fields of a dataclass and its bases, by name."""
+    found: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        if not is_dataclass(base):
+            continue
+        (tree,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+        assert isinstance(tree, ast.ClassDef)
+        for field, below in zip(tree.body, tree.body[1:], strict=False):
+            if not (isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)):
+                continue
+            if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
+                found[field.target.id] = " ".join(str(below.value.value).split())
+    return found
+
+
+def as_data(config: object) -> dict[str, Any]:
+    """A configuration as YAML has it: groups by name, and a rule by its class and its settings."""
+    left_out = config.kept_elsewhere if isinstance(config, Config) else ()
+    settings = [setting for name, setting in settings_of(type(config)).items() if name not in left_out]
+    return {s.name: _plain(getattr(config, s.name), holds_rules(s.kind)) for s in settings}
+
+
+def holds_rules(kind: Any) -> bool:
+    """Whether a type is that of a list of rules."""
+    return any(Rule in get_args(part) for part in members(kind))
+
+
+def rule_as_data(rule: object) -> dict[str, Any]:
+    """A rule as plain data, e.g. `{"class_path": "attention_transfer.Copy", "init_args": {"parts": "qk", …}}`."""
+    kind = type(rule)
+    own = kind.__module__.startswith("attention_transfer.transfer.")
+    module = "attention_transfer" if own else kind.__module__
+    settings = {f.name: _plain(getattr(rule, f.name)) for f in fields(kind)}  # type: ignore[arg-type] # a rule is one
+    return {"class_path": f"{module}.{kind.__qualname__}", "init_args": settings}
+
+
+def _plain(value: Any, of_rules: bool = False) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):  # tuples and ranges, too
+        return [rule_as_data(part) if of_rules else _plain(part) for part in value]
+    return as_data(value) if is_dataclass(value) and not isinstance(value, type) else value
+
+
+def checked(config: C) -> C:
+    """The configuration with `~` at the beginning of text as the home directory.
+
+    Raises:
+        UserError: text is empty (as of a shell's variable that is not set), a word is none of those to choose from, or
+            a number is none, or beyond 64 bits; or the configuration finds more. All of it is listed.
+    """
+    problems: list[str] = []
+    meant = {}
+    for name, setting in settings_of(type(config)).items():
+        value = getattr(config, name)
+        if value is not setting.default and value != setting.default:
+            meant[name] = _checked(name, value, problems, setting.kind)
+    raise_all(problems)
+    config = replace(config, **meant)
+    raise_all(config.problems())
+    return config
+
+
+def _checked(name: str, value: Any, problems: list[str], kind: Any) -> Any:
+    """The value, as it is meant; what is wrong with it goes to the problems. A type that is not known is `Any`."""
+    options = members(kind)
+    words = [word for option in options if get_origin(option) is Literal for word in get_args(option)]
+    match value:
+        case None if kind is not Any and type(None) not in options:
+            problems.append(f"{name} is empty; give a value, or leave it out")
+        case str() if not value.strip():
+            problems.append(f"{name} is empty; give a value, or leave it out")
+        case str() if "\0" in value:
+            problems.append(f"{name} holds a null character; leave it out")
+        case str() if words and str not in options and value not in words:
+            problems.append(f"{name} is {value!r}; {nearest(value, words)}")
+        case str() if value.startswith("~"):
+            return os.path.expanduser(value)  # noqa: PTH111 - a Path would take a slash from the end, and //
+        case Path():
+            return value.expanduser()
+        case bool():
+            pass
+        case int() if abs(value) >= 2**63:
+            problems.append(f"{name} is a number beyond 64 bits; give a smaller one")
+        case float() if not math.isfinite(value):
+            problems.append(f"{name} is {value}; give a finite number")
+        case list() | tuple():
+            return type(value)([_checked(f"{name}[{index}]", part, problems, Any) for index, part in enumerate(value)])
+        case _ if is_dataclass(value) and not isinstance(value, type):
+            settings = {} if kind is Any else settings_of(type(value))  # a rule's own types may be any
+            for f in fields(value):
+                hint = settings[f.name].kind if f.name in settings else Any
+                _checked(f"{name}.{f.name}", getattr(value, f.name), problems, hint)
+    return value
+
+
+def parts_of(text: str, what: str, problems: list[str]) -> list[str]:
+    """What stands between commas; none in empty text. An empty part is a problem."""
+    parts = [part.strip() for part in text.split(",")] if text.strip() else []
+    if "" in parts:
+        problems.append(f"{what} is {text!r}, which has an empty part; give values with single commas between them")
+    return [part for part in parts if part]

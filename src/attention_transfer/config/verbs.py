@@ -1,0 +1,210 @@
+"""What the verbs that put data and trained runs to use are told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from attention_transfer.config.base import Config
+from attention_transfer.config.choices import Device, Format, Mean, Probabilities, Weighting
+from attention_transfer.config.pairing import PairingSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo(Config):
+    """Settings of `demo`."""
+
+    quick: bool = False
+    """A smoke test under a minute, on handwritten digits alone: one seed, two epochs; its numbers mean nothing."""
+
+    full: bool = False
+    """The experiment of the README: six seeds, 5 and 20 labels a class, three times the steps."""
+
+    out: str = "runs/demo"
+    """Folder for everything; quick and full get one of their own beside it."""
+
+    def problems(self) -> list[str]:
+        """Quick and full at once."""
+        return ["quick and full exclude each other; choose one"] if self.quick and self.full else []
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectData(Config):
+    """Settings of `data`."""
+
+    path: str = field(kw_only=False)
+    """Data set, in the forms of `load_data`: a folder, a .csv or .tsv file, shards, hf/…, torchvision/…, digits."""
+
+    strict: bool = False
+    """Refuse damaged images instead of reporting them."""
+
+    duplicates: bool = True
+    """Look for pictures that are there more than once."""
+
+    out: str | None = None
+    """.json file for the report; default prints only, and cuts long lists."""
+
+    overwrite: bool = False
+    """Replace that file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predict(Config):
+    """Settings of `predict`."""
+
+    run: str = field(kw_only=False)
+    """Folder of a finished run of `train` or of an exported model; or a model, e.g. timm/<name>."""
+
+    images: list[str] = field(kw_only=False)
+    """Image files, folders (with all below them), or patterns in quotes, e.g. "photos/**/*.jpg"."""
+
+    top: int | None = None
+    """How many classes to give for each; default 3, or all where there are fewer."""
+
+    probabilities: Probabilities = "top"
+    """top for those of the classes that are given, all for those of every class, in the file."""
+
+    batch_size: int = 64
+    """Images a forward pass."""
+
+    device: Device = "auto"
+    """Where to compute: auto, cpu, cuda or mps; auto takes a GPU where there is one."""
+
+    overlay: str | None = None
+    """Folder for a picture of each image with the attention of the last block over it."""
+
+    out: str | None = None
+    """File for the predictions, .csv or .json; default shows a table only."""
+
+    overwrite: bool = False
+    """Replace that file, and pictures of the same names that were drawn before."""
+
+    def problems(self) -> list[str]:
+        """Numbers below 1."""
+        found = []
+        if self.top is not None and self.top < 1:
+            found.append(f"top is {self.top}; give at least 1 class")
+        if self.batch_size < 1:
+            found.append(f"batch_size is {self.batch_size}; give at least 1 image")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export(Config):
+    """Settings of `export`."""
+
+    run: str = field(kw_only=False)
+    """Folder of a finished run of `train`."""
+
+    to: Format = "timm"
+    """timm for `timm.create_model("local-dir:…", pretrained=True)`; hf for transformers' `from_pretrained` and
+    `pipeline`; onnx for one file, which holds a copied student's teacher too, as far as it is needed."""
+
+    out: str | None = None
+    """Folder of the exported model; default export/<format> in the run's folder."""
+
+    batch_size: int | None = None
+    """Images a forward pass of an ONNX model takes; default any number."""
+
+    overwrite: bool = False
+    """Replace an exported model in that folder."""
+
+    def problems(self) -> list[str]:
+        """A batch of no image."""
+        if self.batch_size is None or self.batch_size >= 1:
+            return []
+        return [f"batch_size is {self.batch_size}; give at least 1 image, or leave it out for any number"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MakeEnsemble(Config):
+    """Settings of `ensemble`."""
+
+    runs: list[str] = field(kw_only=False)
+    """Folders of finished runs of `train`, at least two, of one data set."""
+
+    mean: Mean = "probabilities"
+    """What is averaged: probabilities, or logits: the softmax comes after, which is the geometric mean of the
+    probabilities, brought to sum to one."""
+
+    weights: Weighting | None = None
+    """equal, or validation for those of the lowest cross-entropy on the validation split; default equal."""
+
+    out: str | None = None
+    """.json file for the result; default shows tables only."""
+
+    overwrite: bool = False
+    """Replace that file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doctor(Config):
+    """Settings of `doctor`."""
+
+    teacher: str = field(kw_only=False)
+    """timm/<name>, hf/<name or folder>, torchvision/<name>, a folder or a weights file."""
+
+    student: str | None = field(default=None, kw_only=False)
+    """The same, or "standard" for a plain ViT of the teacher's size; default the student that `student_like(teacher)`
+    makes."""
+
+    pretrained: bool | str = False
+    """Also load the teacher's weights: true, or a weights file; default only its architecture."""
+
+    image_size: int | None = None
+    """Input pixels of both, height and width; default each model's own."""
+
+    pairing: PairingSettings | None = None
+    """How unequal parts are mapped."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureCost(Config):
+    """Settings of `bench`."""
+
+    model: str = field(default="timm/vit_small_patch16_224", kw_only=False)
+    """Architecture of teacher and student, in the forms of load_vit; weights are random."""
+
+    methods: str = "floor,finetune,copy,distill,distill-reference,gta,logit-kd"
+    """Separated by commas: floor, finetune, logit-kd, copy, distill (and each of its implementations:
+    distill-reference, distill-chunked, distill-flash, distill-flex, distill-triton), materialised (distillation by
+    maps in the step's own dtype), gta. One that can't serve here, or for which memory is too small, is left out, with
+    the reason."""
+
+    image_sizes: str = "224"
+    """Input pixels, height and width, separated by commas."""
+
+    batch_size: int = 8
+    """Images a step, at the first image size; fewer at larger ones, so that tokens a step stay alike."""
+
+    repeats: int = 10
+    """How often each method runs."""
+
+    device: Device = "cpu"
+    """Where to compute: cpu, cuda or mps; auto takes a GPU where there is one. MPS counts no peak of memory: there it
+    is what is allocated after a step."""
+
+    dtype: str = "float32"
+    """float32, or bfloat16 or float16 for autocast."""
+
+    compiled: bool = False
+    """Run the steps through torch.compile."""
+
+    out: str = "runs/bench"
+    """Folder for bench.json and bench.png."""
+
+    overwrite: bool = False
+    """Replace these two in that folder."""
+
+    def problems(self) -> list[str]:
+        """A type of numbers that there is not, and numbers below 1."""
+        found = []
+        if self.dtype not in ("float32", "bfloat16", "float16"):
+            found.append(f"dtype is {self.dtype}; choose float32, bfloat16 or float16")
+        if min(self.batch_size, self.repeats) < 1:
+            found.append("batch_size and repeats must be at least 1")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoSettings(Config):
+    """Settings of a verb that has none."""

@@ -1,0 +1,340 @@
+"""The verbs: each is one object, a typed configuration and a function of it, callable from Python and by name.
+
+Another package registers a verb by an entry point, whose name is the verb's:
+
+    [project.entry-points."attention_transfer.verbs"]
+    hello = "my_package.hello:hello"
+
+Nothing heavy is loaded before a verb is called.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import cache
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Generic, ParamSpec, TypeVar
+
+from attention_transfer.config.base import Config, checked
+from attention_transfer.config.presets import PRESETS, Preset
+from attention_transfer.config.training import Compare, Pretrain, Train
+from attention_transfer.config.verbs import (
+    Demo,
+    Doctor,
+    Export,
+    InspectData,
+    MakeEnsemble,
+    MeasureCost,
+    NoSettings,
+    Predict,
+)
+from attention_transfer.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from attention_transfer.data import DataReport
+    from attention_transfer.evaluation import EnsembleResult, ExportReport, Prediction
+    from attention_transfer.experiments import Comparison, Cost
+    from attention_transfer.training import Run
+    from attention_transfer.vit import TransferReport
+
+GROUP = "attention_transfer.verbs"
+
+EXTRAS = {"train": ("lightning", "torchmetrics", "tensorboard", "sklearn", "matplotlib", "jinja2")}
+"""By the name of an extra, the packages that it brings, as they are imported."""
+
+P = ParamSpec("P")
+C = TypeVar("C", bound=Config)
+R = TypeVar("R")
+
+
+class Verb(Generic[P, R]):
+    """A function of a configuration, which is called by the configuration's fields.
+
+    Args:
+        config: the configuration, a frozen dataclass.
+        body: what the verb does; its docstring is the verb's help.
+        name: on the command line.
+        words: fields that are given there without a flag, in order.
+        resumes: whether the same command, given again, goes on where it was stopped.
+        extra: what is to be installed for it besides the library: "train" for `attention-transfer[train]`.
+    """
+
+    def __init__(
+        self,
+        config: Callable[P, C],
+        body: Callable[[C], R],
+        *,
+        name: str,
+        words: tuple[str, ...] = (),
+        resumes: bool = False,
+        extra: str = "",
+    ) -> None:
+        self.config, self.body, self.name, self.words, self.resumes = config, body, name, words, resumes
+        self.extra = extra
+        self.__name__, self.__doc__, self.__wrapped__ = body.__name__, inspect.getdoc(body), body
+        self.__signature__ = inspect.signature(config).replace(return_annotation=body.__annotations__["return"])
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call the verb by the fields of its configuration.
+
+        Raises:
+            UserError: a value is wrong; every mistake is listed.
+        """
+        return self.run(self.config(*args, **kwargs))
+
+    def run(self, config: Config) -> R:
+        """Call the verb with a configuration.
+
+        Raises:
+            UserError: a value is wrong, or packages are missing; every mistake is listed.
+        """
+        if missing := [name for name in EXTRAS.get(self.extra, ()) if find_spec(name) is None]:
+            raise UserError(
+                f"{self.name} needs packages that are not installed ({', '.join(missing)}); "
+                f'run: pip install "attention-transfer[{self.extra}]"'
+            )
+        return self.body(checked(config))  # type: ignore[arg-type] # of this verb
+
+    @property
+    def summary(self) -> str:
+        """What it does, in a line."""
+        return str(self.__doc__).split("\n", 1)[0]
+
+
+def verb(
+    config: Callable[P, C],
+    *,
+    name: str = "",
+    words: tuple[str, ...] = (),
+    resumes: bool = False,
+    extra: str = "",
+) -> Callable[[Callable[[C], R]], Verb[P, R]]:
+    """Make a function of a configuration a verb; see `Verb`."""
+
+    def made(body: Callable[[C], R]) -> Verb[P, R]:
+        return Verb(config, body, name=name or body.__name__, words=words, resumes=resumes, extra=extra)
+
+    return made
+
+
+@verb(Demo, resumes=True, extra="train")
+def demo(config: Demo) -> list[Comparison]:
+    """Show what attention transfer does, on photographs: methods learn to read signs from few labels.
+
+    The teacher has learnt to read printed characters; the students learn handwritten digits. Needs no network and no
+    GPU. Shows a table, writes figures and a page, and says what to try next. A demo that was interrupted goes on by the
+    same command.
+
+    Returns:
+        The comparison, with a row for each run; two of them for full.
+
+    Raises:
+        UserError: both quick and full are asked for, or the folder can't be used.
+    """
+    from attention_transfer.experiments.demo import show_demo
+
+    return show_demo(config)
+
+
+@verb(InspectData, name="data", words=("path",), extra="train")
+def inspect_data(config: InspectData) -> DataReport:
+    """Say what a data set holds and what is wrong with it; every image is decoded.
+
+    Prints the classes, the splits and how they were made, sizes and modes, damaged files, and pictures that are in
+    several splits, which would make the reported accuracy too high, or in several classes.
+
+    Returns:
+        The report.
+
+    Raises:
+        UserError: the data set can't be loaded; or, with `strict`, images are damaged, and each is named.
+    """
+    from attention_transfer.data.check import report_of
+
+    return report_of(config)
+
+
+@verb(Pretrain, resumes=True, extra="train")
+def pretrain(config: Pretrain) -> Run:
+    """Make a teacher by masked autoencoding (MAE) of the training images; their labels are not looked at.
+
+    A folder of images needs no class folders here.
+
+    Returns:
+        The folder and the summary of the run; `validation.loss` is the reconstruction loss on held-out images.
+
+    Raises:
+        UserError: the input is wrong; every mistake is listed, and nothing was written.
+    """
+    from attention_transfer.training.pretrain import pretrain_teacher
+
+    return pretrain_teacher(config)
+
+
+@verb(Train, resumes=True, extra="train")
+def train(config: Train) -> Run:
+    """Train one student by one method.
+
+    An unfinished run of the same configuration in `out` is resumed; a finished one is returned as it is.
+
+    Returns:
+        The folder and the summary of the run.
+
+    Raises:
+        UserError: the input is wrong; every mistake is listed, and nothing was written.
+    """
+    from attention_transfer.training.train import train_student
+
+    return train_student(config)
+
+
+@verb(Compare, resumes=True, extra="train")
+def compare(config: Compare) -> Comparison:
+    """Compare methods over seeds, amounts of labels and any other settings of train.
+
+    Runs that are in the folder already are not run again, so that an interrupted comparison goes on by the same
+    command, and one can be extended by more presets, seeds or labels. Where no teacher is named, one is pre-trained on
+    the same images, in out/teacher.
+
+    Returns:
+        The folder and a row for each run.
+
+    Raises:
+        UserError: the input is wrong; every mistake is listed, and nothing was written.
+    """
+    from attention_transfer.experiments.compare import compare_methods
+
+    return compare_methods(config)
+
+
+@verb(Predict, words=("run", "images"), extra="train")
+def predict(config: Predict) -> list[Prediction]:
+    """Classify images with a trained run.
+
+    Images are turned upright, and brought to the channels, size and normalisation of the model. A file that is named
+    must be readable; of folders and patterns, those that are not are left out and listed at the end.
+
+    Returns:
+        A prediction for each image, in the order given.
+
+    Raises:
+        UserError: the run can't be loaded, or images that were named can't be read (each is named); nothing was
+            written.
+        OSError: the disk is full, or alike; no half of a file is left, and the same command can be given again.
+    """
+    from attention_transfer.evaluation.predict import predict_images
+
+    return predict_images(config)
+
+
+@verb(Export, words=("run",), extra="train")
+def export(config: Export) -> ExportReport:
+    """Write a trained run as a model that other programs load, and check that it answers as the run does.
+
+    Returns:
+        Where it is, and how far its logits are from the run's.
+
+    Raises:
+        UserError: the run can't be loaded or can't be written in that format, or the exported model answers
+            otherwise than the run; nothing is left behind.
+        OSError: the disk is full, or alike; nothing is left behind either, and an exported model that is there stays.
+    """
+    from attention_transfer.evaluation.export import export_run
+
+    return export_run(config)
+
+
+@verb(MakeEnsemble, words=("runs",), extra="train")
+def ensemble(config: MakeEnsemble) -> EnsembleResult:
+    """Average the predictions of several finished runs, and say how good that is.
+
+    Each run gets images of its own size and normalisation. The test split is read for the report alone.
+
+    Returns:
+        Scores of members and ensemble, and how alike the members predict.
+
+    Raises:
+        UserError: runs can't be loaded or don't belong together; every mistake is listed, and nothing was written.
+    """
+    from attention_transfer.evaluation.ensemble import average_runs
+
+    return average_runs(config)
+
+
+@verb(Doctor, words=("teacher", "student"))
+def doctor(config: Doctor) -> TransferReport:
+    """Say what a vision transformer is, and whether a student can take its attention.
+
+    Prints a table of both, and each difference with its effect and how to fix it.
+
+    Returns:
+        The report.
+
+    Raises:
+        UserError: one of the two can't be made, or is not supported.
+    """
+    from attention_transfer.evaluation.doctor import examine
+
+    return examine(config)
+
+
+@verb(MeasureCost, extra="train")
+def bench(config: MeasureCost) -> list[Cost]:
+    """Measure what each method costs a step, in time and memory, against the floor.
+
+    The floor is a student's step and a teacher's forward pass. A method's steps alternate with the floor's, in random
+    order, so that each ratio is of one moment; the floor's own line, two of it side by side, shows the noise. On the
+    CPU both run in processes of their own.
+
+    Returns:
+        A record for each method and image size that could be measured.
+
+    Raises:
+        UserError: there is no such method, device or model.
+    """
+    from attention_transfer.experiments.bench import measure_costs
+
+    return measure_costs(config)
+
+
+@verb(NoSettings)
+def presets(config: NoSettings) -> dict[str, Preset]:  # noqa: ARG001
+    """List the methods: what each does, and where it comes from.
+
+    Returns:
+        Each preset by its name.
+    """
+    width = max(map(len, PRESETS))
+    for name, method in PRESETS.items():
+        print(f"{name:{width}}  {method.summary}{f' ({method.source})' if method.source else ''}")
+    return dict(PRESETS)
+
+
+_OWN = [demo, inspect_data, pretrain, train, compare, predict, export, ensemble, doctor, bench, presets]
+VERBS: dict[str, Verb[..., object]] = {verb.name: verb for verb in _OWN}
+"""The verbs of this package, by name."""
+
+
+@cache
+def of_other_packages() -> dict[str, Verb[..., object]]:
+    """Verbs that other packages registered, by name."""
+    found: dict[str, Verb[..., object]] = {}
+    for entry in entry_points(group=GROUP):
+        loaded = entry.load() if entry.name not in VERBS else None
+        if isinstance(loaded, Verb):
+            found[entry.name] = loaded
+    return found
+
+
+def find(name: str) -> Verb[..., object]:
+    """The verb of this name.
+
+    Raises:
+        UserError: there is none; the nearest is named.
+    """
+    found = VERBS.get(name) or of_other_packages().get(name)
+    if found is None:
+        raise UserError(f"there is no verb {name!r}; {nearest(name, [*VERBS, *of_other_packages()])}")
+    return found

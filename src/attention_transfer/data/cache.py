@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from attention_transfer.data.files import Damaged, opened
+from attention_transfer.data.decoding import Damaged, opened
 from attention_transfer.data.images import FileImages, Images, ImageSet
 from attention_transfer.data.threads import in_threads
 

@@ -13,13 +13,13 @@ from rich.table import Table
 
 from attention_transfer.arguments import verb
 from attention_transfer.data.images import ArrayImages, FileImages, Images, Split, Splits
-from attention_transfer.data.listing import named
-from attention_transfer.data.load import DATA, find_source
 from attention_transfer.data.overlap import file_digest, pixel_digest
-from attention_transfer.data.threads import MANY, bar, in_threads
+from attention_transfer.data.sources import DATA, find_source
+from attention_transfer.data.splits import named
+from attention_transfer.data.threads import MANY, in_threads
 from attention_transfer.errors import UserError, raise_all
 from attention_transfer.places import expanded, file_problems
-from attention_transfer.ui import Console
+from attention_transfer.ui import Console, bars
 from attention_transfer.writing import whole_file
 
 Spread = tuple[int, float, int]
@@ -157,7 +157,7 @@ def _decoded(splits: Splits, *, duplicates: bool) -> list[_Seen]:
         if isinstance(split.images, FileImages | ArrayImages):
             found += in_threads(look, indices, title)
         else:  # an archive has one place to read from
-            with bar(len(indices) >= MANY) as progress:
+            with bars(visible=len(indices) >= MANY) as progress:
                 found += [look(index) for index in progress.track(indices, description=title)]
     return found
 

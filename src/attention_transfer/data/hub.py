@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from attention_transfer.data.cut import SPLIT_NAMES, complete
-from attention_transfer.data.files import Damaged, decode, read_image
+from attention_transfer.data.decoding import Damaged, decode, read_image
 from attention_transfer.data.images import Split, Splits
+from attention_transfer.data.splits import SPLIT_NAMES, make_splits
 from attention_transfer.errors import UserError
 
 UNLABELLED = -1
@@ -88,14 +88,7 @@ def load_hub(name: str) -> Splits:
     classes = parts["train"].features[label].names
     folder = Path(name).expanduser()
     short = folder.resolve().name if folder.is_dir() else name
-    return complete(
-        short,
-        classes,
-        train=splits["train"],
-        validation=splits.get("validation"),
-        test=splits.get("test"),
-        notes=notes,
-    )
+    return make_splits(short, classes, splits, notes=notes)
 
 
 def _others(named: Mapping[str, Any]) -> list[str]:

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
-from attention_transfer.data.files import read_image
+from attention_transfer.data.decoding import read_image
 from attention_transfer.data.threads import in_threads
 from attention_transfer.data.transforms import Transform
 
@@ -63,9 +63,14 @@ class FileImages:
         self._ends = np.cumsum([0, *map(len, names)])
 
     @property
+    def names(self) -> list[str]:
+        """Where they are, as text: a million `Path` objects take a minute."""
+        return [os.fsdecode(self._name(index)) for index in range(len(self))]
+
+    @property
     def paths(self) -> tuple[Path, ...]:
         """Where they are."""
-        return tuple(Path(os.fsdecode(self._name(index))) for index in range(len(self)))
+        return tuple(map(Path, self.names))
 
     def __len__(self) -> int:
         return len(self._ends) - 1

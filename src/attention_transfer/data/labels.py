@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from attention_transfer.data.find import as_text
+from attention_transfer.data.finder import as_text
 
 LONGEST = 255
 """Characters of a class name, as of a file's."""

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from io import BufferedReader, FileIO
 from pathlib import Path, PurePosixPath
 
-from attention_transfer.data.files import LARGEST_FILE
-from attention_transfer.data.find import is_picture, left_out_below
+from attention_transfer.data.decoding import LARGEST_FILE
+from attention_transfer.data.finder import is_picture, left_out_below
 from attention_transfer.data.labels import LONGEST, label_of
 from attention_transfer.errors import UserError, raise_all
 from attention_transfer.text_files import Unsound, parse_json

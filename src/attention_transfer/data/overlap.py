@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from attention_transfer.data.files import in_mode
+from attention_transfer.data.decoding import in_mode
 from attention_transfer.data.images import ArrayImages, FileImages, Images, Splits
-from attention_transfer.data.threads import MANY, bar, in_threads
-from attention_transfer.data.torchvision_sets import MemoryImages
+from attention_transfer.data.threads import MANY, in_threads
 from attention_transfer.errors import UserError
+from attention_transfer.ui import bars
 
 log = logging.getLogger("attention_transfer")
 
@@ -104,14 +104,14 @@ def _contents(everything: Sequence[Images]) -> list[Contents] | None:
     files = [images for images in everything if isinstance(images, FileImages)]
     if len(files) == len(everything):
         return _of_files(files)
-    if all(isinstance(images, ArrayImages | MemoryImages) for images in everything):
+    if all(isinstance(images, ArrayImages) for images in everything):
         return _of_pixels(everything)
     return None
 
 
 def _of_pixels(everything: Sequence[Images]) -> list[Contents]:
     total = sum(map(len, everything))
-    with bar(total >= MANY) as progress:
+    with bars(visible=total >= MANY) as progress:
         task = progress.add_task(_TITLE, total=total)
         found: list[Contents] = []
         for images in everything:

@@ -9,7 +9,7 @@ from collections import Counter
 from itertools import product
 from pathlib import Path
 
-from attention_transfer.data.find import left_out_below, special
+from attention_transfer.data.finder import left_out_below, special
 from attention_transfer.errors import UserError
 
 MOST = 100_000

@@ -17,16 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from attention_transfer.data.cut import SPLIT_NAMES, complete
-from attention_transfer.data.files import Damaged, decode
-from attention_transfer.data.find import as_text, left_out, said, subfolders
+from attention_transfer.data.decoding import Damaged, decode
+from attention_transfer.data.finder import as_text, left_out, said, subfolders
 from attention_transfer.data.images import Split, Splits
 from attention_transfer.data.labels import label_of, label_problems
 from attention_transfer.data.members import Index, Label, index_shard, member_at
 from attention_transfer.data.patterns import expand, is_pattern
-from attention_transfer.data.threads import bar
+from attention_transfer.data.splits import SPLIT_NAMES, make_splits
 from attention_transfer.errors import UserError, raise_all
 from attention_transfer.text_files import Unsound, read_text
+from attention_transfer.ui import bars
 
 CLASS_FILES = ("classes.txt", "classnames.txt")
 """Files beside the shards, or above their folders, that name the classes: a line each, in the order of the labels."""
@@ -97,7 +97,7 @@ def load_shards(path: Path) -> Splits:
     """
     part_of = _parts(path)
     shards = tuple(part_of)
-    with bar(len(shards) >= 20) as progress:
+    with bars(visible=len(shards) >= 20) as progress:
         indexed = [index_shard(shard) for shard in progress.track(shards, description="indexing shards")]
     classes, index, notes = _classes(path, shards, [label for shard in indexed for label in shard.labels])
     notes += _notes(indexed)
@@ -108,14 +108,7 @@ def load_shards(path: Path) -> Splits:
         labels = np.array([index[label] for n in which for label in indexed[n].labels], dtype=np.int64)
         splits[part] = Split(ShardImages(shards, places), labels)
     name = path.stem if path.is_file() else Path(os.path.commonpath([shard.parent for shard in shards])).resolve().name
-    return complete(
-        name,
-        classes,
-        train=splits["train"],
-        validation=splits.get("validation"),
-        test=splits.get("test"),
-        notes=notes,
-    )
+    return make_splits(name, classes, splits, notes=notes)
 
 
 def _parts(path: Path) -> dict[Path, str]:

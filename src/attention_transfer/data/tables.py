@@ -10,11 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
-from attention_transfer.data.cut import SPLIT_NAMES
-from attention_transfer.data.find import left_out_below, said, there
-from attention_transfer.data.images import Splits
+import numpy as np
+
+from attention_transfer.data.finder import left_out_below, said, there
+from attention_transfer.data.images import FileImages, Split, Splits
 from attention_transfer.data.labels import LONGEST, label_of, label_problems
-from attention_transfer.data.listing import Listing, named, splits_of
+from attention_transfer.data.splits import AS_GIVEN, SPLIT_NAMES, make_splits, named
 from attention_transfer.errors import UserError, raise_all
 from attention_transfer.text_files import Unsound, check_size
 
@@ -97,14 +98,19 @@ def load_table(path: Path, *, strict: bool = False) -> Splits:
     given = {part: found for part, found in parts.items() if found}
     raise_all(_split_problems(path, given))
     labels = {name: label for label, name in enumerate(classes)}
-    listing = Listing(
-        name=path.stem,
-        classes=classes,
-        paths={part: [row.path for row in found] for part, found in given.items()},
-        labels={part: [labels[row.label] for row in found] for part, found in given.items()},
-        notes=tuple(notes),
-    )
-    return splits_of(listing, strict=strict)
+    splits = {
+        part: Split(
+            FileImages(row.path for row in found), np.array([labels[row.label] for row in found], dtype=np.int64)
+        )
+        for part, found in given.items()
+    }
+    if len(splits) == 3:
+        notes.insert(0, AS_GIVEN)
+    return make_splits(path.stem, classes, splits, notes=notes, strict=strict)
+
+
+def _split(rows: list[_Row], labels: dict[str, int]) -> Split:
+    return Split(FileImages(row.path for row in rows), np.array([labels[row.label] for row in rows], dtype=np.int64))
 
 
 def _read(path: Path) -> _Table:

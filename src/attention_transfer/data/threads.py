@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from rich.progress import Progress
-
 from attention_transfer.ui import bars
 
 T = TypeVar("T")
@@ -29,7 +27,7 @@ def in_threads(function: Callable[[T], R], items: Sequence[T], description: str)
     found: list[R] = []
     pool = ThreadPoolExecutor(min(32, 2 * (os.cpu_count() or 1)))
     try:
-        with bar(len(items) >= MANY) as progress:
+        with bars(visible=len(items) >= MANY) as progress:
             task = progress.add_task(description, total=len(items))
             for results in pool.map(lambda chunk: [function(item) for item in chunk], chunks):
                 found += results
@@ -37,8 +35,3 @@ def in_threads(function: Callable[[T], R], items: Sequence[T], description: str)
     finally:
         pool.shutdown(cancel_futures=True)
     return found
-
-
-def bar(visible: bool) -> Progress:
-    """A bar on stderr that goes away when it is done."""
-    return bars(visible=visible)

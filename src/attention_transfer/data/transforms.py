@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode, functional
 
-from attention_transfer.data.files import in_mode
+from attention_transfer.data.decoding import in_mode
 from attention_transfer.errors import UserError
 from attention_transfer.vit import ViTSpec
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from attention_transfer.data.find import SUFFIXES, Finder, said
+from attention_transfer.data.finder import SUFFIXES, Finder, said
 from attention_transfer.data.patterns import match_files
 from attention_transfer.errors import UserError, raise_all
 

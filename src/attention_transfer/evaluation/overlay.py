@@ -18,7 +18,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor, nn
 
-from attention_transfer.data.files import Damaged, opened
+from attention_transfer.data.decoding import Damaged, opened
 from attention_transfer.errors import UserError, raise_all
 from attention_transfer.evaluation.image_files import ImageFile
 from attention_transfer.places import expanded, folder_problems, same_or_inside

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
-from attention_transfer.data.layouts import LAYOUTS, find_layout
+from attention_transfer.data.layouts import find_layout, layouts
 from attention_transfer.errors import UserError, UserErrors
+
+LAYOUTS = layouts()
 
 Change = Callable[[Path], Any]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -12,36 +12,30 @@ from numpy.typing import NDArray
 from scipy.io import loadmat
 
 from attention_transfer.data.images import FileImages, Split
+from attention_transfer.data.layouts.layout import Box, Published
 from attention_transfer.errors import UserError, raise_all
 from attention_transfer.text_files import Unsound, check_size, parse_json, read_text
 
 AGAIN = "unpack its archive again"
 
+Sample = tuple[Path, int]
+"""An image file and its class."""
 
-def find_home(path: Path, folders: Sequence[str], marks: Sequence[str], least: int) -> Path | None:
-    """The folder that holds a data set: the path, or a folder in it that the archive makes.
+
+def folder_with(*marks: str, least: int, inside: Sequence[str] = ()) -> Callable[[Path], Path | None]:
+    """Finds the folder that holds a data set: the path, or a folder in it that the archive makes.
 
     Args:
-        path: what the user named.
-        folders: names of folders in it to look into.
         marks: official files and folders.
         least: how many of the marks must be there; fewer than all, so that a missing file can be named later.
+        inside: names of folders in the path to look into.
     """
-    for home in (path, *(path / folder for folder in folders)):
-        if sum((home / mark).exists() for mark in marks) >= least:
-            return home
-    return None
 
+    def find(path: Path) -> Path | None:
+        homes = (path, *(path / folder for folder in inside))
+        return next((home for home in homes if sum((home / mark).exists() for mark in marks) >= least), None)
 
-def require_home(home: Path | None, path: Path, title: str) -> Path:
-    """The folder of a data set that was found.
-
-    Raises:
-        UserError: it was not.
-    """
-    if home is None:
-        raise UserError(f"{path} does not hold {title}; name the folder that its archive unpacks to")
-    return home
+    return find
 
 
 def require(home: Path, names: Sequence[str]) -> None:
@@ -118,7 +112,7 @@ def read_mat(path: Path, key: str, fields: Sequence[str] = ()) -> NDArray[Any]:
     return value
 
 
-def read_xml_box(path: Path) -> tuple[float, float, float, float]:
+def read_xml_box(path: Path) -> Box:
     """The box around all objects of an annotation in the form of PASCAL VOC: x, y, width, height."""
     try:
         check_size(path)
@@ -133,13 +127,22 @@ def read_xml_box(path: Path) -> tuple[float, float, float, float]:
         raise UserError(f"{path} is damaged ({error}); {AGAIN}") from error
 
 
-def around(corners: NDArray[np.float64]) -> tuple[float, float, float, float]:
+def around(corners: NDArray[np.float64]) -> Box:
     """The box around boxes: (n, 4) of x0, y0, x1, y1 to x, y, width, height."""
     if not len(corners):
         raise ValueError("no box")
     x, y = corners[:, :2].min(axis=0).tolist()
     right, bottom = corners[:, 2:].max(axis=0).tolist()
     return x, y, right - x, bottom - y
+
+
+def box_from_one(corners: Sequence[Any], problem: str) -> Box:
+    """A box whose corners count pixels from 1, with the last pixel in it, as x, y, width and height from 0."""
+    try:
+        x, y, right, bottom = map(float, corners)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{problem}; {AGAIN}") from error
+    return x - 1, y - 1, right - x + 1, bottom - y + 1
 
 
 def to_index(number: Any, classes: Sequence[str], path: Path) -> int:
@@ -157,7 +160,7 @@ def to_index(number: Any, classes: Sequence[str], path: Path) -> int:
     return index
 
 
-def labelled(samples: Iterable[tuple[Path, int]], source: Path) -> Split:
+def labelled(samples: Iterable[Sample], source: Path) -> Split:
     """Image files and their classes as a split.
 
     Args:
@@ -194,3 +197,24 @@ def check_there(paths: Sequence[Path], source: Path) -> None:
     if absent:
         first = ", ".join(str(path) for path in absent[:5])
         raise UserError(f"{len(absent)} of {len(paths)} files that {source} lists are missing ({first}); {AGAIN}")
+
+
+def by_list(
+    lists: Mapping[str, Path], listed: Callable[[Path], list[Sample]], class_name: Callable[[Path], str]
+) -> Published:
+    """A data set of which a file lists each split, and whose image files say what their classes are called.
+
+    Args:
+        lists: the file for each split.
+        listed: reads such a file.
+        class_name: of an image file.
+
+    Raises:
+        UserError: a file is missing or damaged, or no image is of one of the classes.
+    """
+    rows = {part: listed(source) for part, source in lists.items()}
+    names = {label: class_name(file) for samples in rows.values() for file, label in samples}
+    if sorted(names) != list(range(len(names))):
+        raise UserError(f"{lists['train']} is damaged: classes are missing; {AGAIN}")
+    parts = {part: labelled(samples, lists[part]) for part, samples in rows.items()}
+    return Published([names[label] for label in sorted(names)], parts)

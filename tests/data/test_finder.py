@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from attention_transfer.data.find import DEEPEST, Finder, as_text, there
+from attention_transfer.data.finder import DEEPEST, Finder, as_text, there
 from attention_transfer.data.patterns import MOST, expand, match_files
 from attention_transfer.errors import UserError
 from attention_transfer.evaluation.image_files import find_images

@@ -7,10 +7,11 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from attention_transfer.data.cut import SPLIT_NAMES
-from attention_transfer.data.find import SUFFIXES, Finder, as_text, is_picture, left_out, said, subfolders
-from attention_transfer.data.images import Splits
-from attention_transfer.data.listing import Listing, named, splits_of
+import numpy as np
+
+from attention_transfer.data.finder import SUFFIXES, Finder, as_text, is_picture, left_out, said, subfolders
+from attention_transfer.data.images import FileImages, Split, Splits
+from attention_transfer.data.splits import AS_GIVEN, SPLIT_NAMES, make_splits, named
 from attention_transfer.errors import UserError, raise_all
 
 Classes = Mapping[str, Sequence[Path]]
@@ -44,8 +45,10 @@ def load_folder(path: Path, *, strict: bool = False) -> Splits:
         *_notes(given, paths, finder),
         *_unused(path, [folder for folder in folders if splits and folder not in splits.values()], parts),
     ]
-    listing = Listing(path.resolve().name, classes, paths, labels, tuple(notes))
-    return splits_of(listing, strict=strict)
+    made = {part: Split(FileImages(paths[part]), np.array(labels[part], dtype=np.int64)) for part in parts}
+    if len(made) == 3:
+        notes.insert(0, AS_GIVEN)
+    return make_splits(path.resolve().name, classes, made, notes=notes, strict=strict)
 
 
 def is_flat(path: Path) -> bool:
@@ -67,8 +70,8 @@ def load_flat(path: Path, *, strict: bool = False) -> Splits:
     (files,) = finder.find([path])
     notes = ["There are no class folders: the images have no labels."]
     notes += [f"Not used: {said(finder.left_out)}."] if finder.left_out else []
-    listing = Listing(path.resolve().name, ("image",), {"train": files}, {"train": [0] * len(files)}, tuple(notes))
-    return splits_of(listing, strict=strict)
+    images = Split(FileImages(files), np.zeros(len(files), dtype=np.int64))
+    return make_splits(path.resolve().name, ["image"], {"train": images}, notes=notes, strict=strict)
 
 
 def _find(

@@ -16,8 +16,6 @@ from attention_transfer.data.images import FileImages, Split, Splits
 from attention_transfer.data.threads import in_threads
 from attention_transfer.errors import UserError, raise_all
 
-Indices = NDArray[np.int64]
-
 CUT_SHARE = 0.2
 """Share of the images that becomes a split that is not there."""
 
@@ -84,7 +82,7 @@ def make_splits(
     return Splits(name, tuple(classes), kept["train"], kept["validation"], kept["test"], tuple(made), skipped)
 
 
-def cut(labels: Indices, share: float, *, seed: int = 0) -> tuple[Indices, Indices]:
+def cut(labels: NDArray[np.int64], share: float, *, seed: int = 0) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Cut a stratified share off.
 
     scikit-learn's `train_test_split` refuses classes of one image, and parts with fewer images than there are classes;

@@ -23,7 +23,7 @@ from attention_transfer.errors import UserError
 from attention_transfer.vit import ViTSpec
 
 Transform = Callable[[Image.Image], Tensor]
-Step = Callable[[Image.Image], Image.Image]
+ImageTransform = Callable[[Image.Image], Image.Image]
 Augment = Literal["auto", "none", "shift", "light", "medium", "heavy"]
 
 SMALL = 64
@@ -79,7 +79,7 @@ def train_pixels(spec: ViTSpec, augment: Augment = "auto", *, images: int = 0) -
         )
         return _pixels(spec, [_Resize(height, width), jitter])
     crop = transforms.RandomResizedCrop((height, width), interpolation=InterpolationMode.BICUBIC)
-    steps: list[Step] = [crop, transforms.RandomHorizontalFlip()]
+    steps: list[ImageTransform] = [crop, transforms.RandomHorizontalFlip()]
     if chosen in ("medium", "heavy"):
         mean = spec.mean if spec.channels == 3 else spec.mean * 3
         settings = {
@@ -140,7 +140,7 @@ class Normalise(nn.Module):
         return images
 
 
-def _pixels(spec: ViTSpec, steps: list[Step]) -> Transform:
+def _pixels(spec: ViTSpec, steps: list[ImageTransform]) -> Transform:
     if spec.channels not in (1, 3):
         raise UserError(f"{spec.name} takes {spec.channels} channels; images have 1 or 3")
     return _Pixels("L" if spec.channels == 1 else "RGB", tuple(steps))
@@ -154,7 +154,7 @@ class _Pixels:
     """An image in this mode, after these steps, as uint8 (channels, height, width)."""
 
     mode: str
-    steps: tuple[Step, ...]
+    steps: tuple[ImageTransform, ...]
 
     def __call__(self, image: Image.Image) -> Tensor:
         image = in_mode(image, self.mode)
@@ -220,7 +220,7 @@ class _Centre:
 class _InColour:
     """RandAugment works on colours; a grey image goes there and back."""
 
-    step: Step
+    step: ImageTransform
 
     def __call__(self, image: Image.Image) -> Image.Image:
         return self.step(image) if image.mode == "RGB" else self.step(image.convert("RGB")).convert(image.mode)

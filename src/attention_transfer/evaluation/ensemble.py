@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attention_transfer.arguments import verb
+from attention_transfer.artifacts import MODEL_FILES
 from attention_transfer.data import Split, eval_transform, load_data
 from attention_transfer.errors import UserError, nearest, raise_all
-from attention_transfer.evaluation.network import LoadedRun, Network, load_run
-from attention_transfer.folders import MODEL_FILES
+from attention_transfer.evaluation.classifier import Classifier, LoadedRun, load_run
 from attention_transfer.places import expanded, file_problems
 from attention_transfer.training import RunFolder, console
 from attention_transfer.vit import ViTSpec, describe
@@ -383,7 +383,7 @@ def _unfit(networks: Sequence[nn.Module]) -> list[str]:
 
 def _spec(network: nn.Module) -> ViTSpec | None:
     try:
-        return describe(network.student if isinstance(network, Network) else network)
+        return describe(network.student if isinstance(network, Classifier) else network)
     except UserError:  # no vision transformer: it may be a member all the same, and nothing says what it takes
         return None
 

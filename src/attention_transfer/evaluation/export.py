@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from attention_transfer.arguments import verb
+from attention_transfer.artifacts import EXPORT, RUN, is_export, replacing_problems
 from attention_transfer.data import eval_transform, load_data
 from attention_transfer.errors import UserError, nearest, raise_all
+from attention_transfer.evaluation.classifier import LoadedRun, load_run
 from attention_transfer.evaluation.formats import Format, Reopened, format_problems, reopened, write_format
-from attention_transfer.evaluation.network import LoadedRun, load_run
 from attention_transfer.evaluation.preprocessing import grey_levels_apart
-from attention_transfer.folders import EXPORT, RUN, is_export, replacing_problems
 from attention_transfer.places import check_writable, expanded, folder_problems, same_or_inside
 from attention_transfer.training import RunFolder
 from attention_transfer.training.card import model_card

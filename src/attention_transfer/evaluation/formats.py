@@ -17,7 +17,7 @@ from timm.data import create_transform, resolve_data_config
 from torch import Tensor
 
 from attention_transfer.errors import UserError
-from attention_transfer.evaluation.network import LoadedRun
+from attention_transfer.evaluation.classifier import LoadedRun
 from attention_transfer.evaluation.onnx_format import open_onnx, write_onnx
 from attention_transfer.evaluation.preprocessing import Pixels, for_timm, for_transformers
 from attention_transfer.vit import logits_of, save_vit, unwrapped

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from attention_transfer.errors import UserError
-from attention_transfer.evaluation.network import LoadedRun, Network
+from attention_transfer.evaluation.classifier import Classifier, LoadedRun
 from attention_transfer.evaluation.preprocessing import as_data
 from attention_transfer.vit import AttentionCall, describe, listen
 from attention_transfer.writing import write_whole
@@ -68,7 +68,7 @@ def write_onnx(loaded: LoadedRun, folder: Path, batch_size: int | None) -> None:
 
 
 @contextmanager
-def _biases_in_the_open(network: Network) -> Iterator[None]:
+def _biases_in_the_open(network: Classifier) -> Iterator[None]:
     """Attention with a position bias as products and a softmax: torch can't trace its fused form for any batch."""
 
     def attended(call: AttentionCall) -> AttentionCall | Tensor:

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -22,6 +21,7 @@ from attention_transfer.data.decoding import Damaged, opened
 from attention_transfer.errors import UserError, raise_all
 from attention_transfer.evaluation.image_files import ImageFile
 from attention_transfer.places import expanded, folder_problems, same_or_inside
+from attention_transfer.viewing import under_attention
 from attention_transfer.vit import AttentionCall, ViTSpec, capture, patch_attention
 from attention_transfer.writing import make_folder, sync, writing
 
@@ -234,11 +234,6 @@ def overlaid(pixels: Tensor, patches: NDArray[np.float32]) -> Image.Image:
         raise UserError("the attention is not finite, so that it can't be drawn; the run may have diverged")
     height, width = pixels.shape[-2:]
     factor = math.ceil(_SIDE / max(height, width))
-    size = (width * factor, height * factor)
-    array = np.ascontiguousarray(pixels.expand(3, -1, -1).permute(1, 2, 0).numpy())
-    # In grey, so that all colour is attention.
-    image = Image.fromarray(array).convert("L").convert("RGB").resize(size, Image.Resampling.NEAREST)
-    spread = float(patches.max() - patches.min())
-    scaled = (patches - patches.min()) / spread if spread > 0 else np.zeros_like(patches)
-    colours = (mpl.colormaps["inferno"](scaled)[..., :3] * 255).round().astype(np.uint8)
-    return Image.blend(image, Image.fromarray(colours).resize(size, Image.Resampling.NEAREST), _STRENGTH)
+    image = Image.fromarray(np.ascontiguousarray(pixels.expand(3, -1, -1).permute(1, 2, 0).numpy()))
+    enlarged = image.resize((width * factor, height * factor), Image.Resampling.NEAREST)
+    return under_attention(enlarged, patches, _STRENGTH)

@@ -15,8 +15,8 @@ from torch import Tensor
 from attention_transfer.arguments import verb
 from attention_transfer.data import Normalise, Transform, eval_pixels, read_image
 from attention_transfer.errors import UserError, nearest, raise_all
+from attention_transfer.evaluation.classifier import LoadedRun, load_classifier
 from attention_transfer.evaluation.image_files import ImageFile, find_images
-from attention_transfer.evaluation.network import LoadedRun, load_classifier
 from attention_transfer.evaluation.overlay import Overlays, overlay_problems, picture_problems
 from attention_transfer.evaluation.predictions import Prediction, as_csv, as_json, out_problems, show
 from attention_transfer.places import expanded

@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.table import Table
 
-from attention_transfer.folders import MODEL_FILES
+from attention_transfer.artifacts import MODEL_FILES
 from attention_transfer.places import expanded, file_problems
 from attention_transfer.text_files import as_utf8
 from attention_transfer.training import console

@@ -14,13 +14,13 @@ import yaml
 from torch import nn
 
 from attention_transfer.arguments import parts_of, verb
+from attention_transfer.artifacts import is_occupied
 from attention_transfer.data import DATA, Split, Splits, check_subset, labelled_subset, load_data
 from attention_transfer.errors import UserError, raise_all
 from attention_transfer.evaluation import Looks, load_run, looks
 from attention_transfer.experiments.pictures import draw_accuracies, draw_attention, draw_curves
 from attention_transfer.experiments.report import write_report
 from attention_transfer.experiments.results import Labels, Row, row_of, write_results
-from attention_transfer.folders import is_occupied
 from attention_transfer.locking import LOCK, locked
 from attention_transfer.places import check_writable, expanded, folder_problems
 from attention_transfer.plain_yaml import read_mapping

@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from attention_transfer.experiments.steps import Bench, Step, step_of, teacher_of
+from attention_transfer.experiments.steps import Bench, TimedStep, step_of, teacher_of
 
 
 class Runner(Protocol):
@@ -44,7 +44,7 @@ class OnGPU:
         before = self._allocated()
         if setting.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        self._step: Step | None = step_of(method, teacher_of(setting), setting)
+        self._step: TimedStep | None = step_of(method, teacher_of(setting), setting)
         self._step()
         self._step()
         self._of_device.synchronize()
@@ -91,7 +91,7 @@ class _InProcess:
         self._process.shutdown()
 
 
-_steps: list[Step] = []  # of a process that runs one method
+_steps: list[TimedStep] = []  # of a process that runs one method
 
 
 def _prepare(method: str, setting: Bench, threads: int) -> int:

@@ -35,7 +35,7 @@ class _Materialised(Distill):
         return "maps formed in the dtype of the step"
 
 
-Step = Callable[[], None]
+TimedStep = Callable[[], None]
 CLASSES = 10
 ROUTES: tuple[str, ...] = tuple(impl for impl in get_args(Impl) if impl != "auto")
 """Every implementation of the losses that can be asked for."""
@@ -85,7 +85,7 @@ def teacher_of(bench: Bench) -> nn.Module:
     return teacher.requires_grad_(False).to(bench.device)
 
 
-def step_of(method: str, teacher: nn.Module, bench: Bench) -> Step:
+def step_of(method: str, teacher: nn.Module, bench: Bench) -> TimedStep:
     """A forward and a backward pass of a method on a fixed batch; without the optimiser, which all of them share.
 
     "floor" is what no distillation can do without: a student's step, and a teacher's forward pass.

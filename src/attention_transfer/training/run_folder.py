@@ -15,9 +15,7 @@ from typing import Any
 import torch
 import yaml
 
-from attention_transfer.data import DATA
-from attention_transfer.errors import UserError, raise_all
-from attention_transfer.folders import (
+from attention_transfer.artifacts import (
     MARKER,
     discard,
     holds_results,
@@ -28,6 +26,8 @@ from attention_transfer.folders import (
     set_aside,
     was_cut_off,
 )
+from attention_transfer.data import DATA
+from attention_transfer.errors import UserError, raise_all
 from attention_transfer.locking import LOCK, locked
 from attention_transfer.places import check_writable, expanded, folder_problems
 from attention_transfer.plain_yaml import read_mapping

@@ -21,7 +21,7 @@ from attention_transfer.errors import raise_all
 from attention_transfer.training.card import model_card
 from attention_transfer.training.configuration import rule_config
 from attention_transfer.training.defaults import Facts, explained, resolve, start_of
-from attention_transfer.training.digits import DIGITS, NAME, fits
+from attention_transfer.training.digits_recipe import DIGITS, NAME, fits
 from attention_transfer.training.engine import fit, fit_problems, sharding_problems
 from attention_transfer.training.hardware import Device, Devices, Strategy, choose_hardware, this_process
 from attention_transfer.training.inputs import inputs_for, keep_overlap, subset_lines
@@ -34,7 +34,7 @@ from attention_transfer.training.recipe import AUTO, Recipe, ResolvedRecipe, wit
 from attention_transfer.training.run_folder import RunFolder
 from attention_transfer.training.seeds import seeded
 from attention_transfer.training.train_problems import WHERE, train_problems
-from attention_transfer.training.tune import Score, Tune, tune_problems, tuned
+from attention_transfer.training.tune import TrialScore, Tune, tune_problems, tuned
 from attention_transfer.transfer import AttentionTransfer, NetworkRule, OperandRule, Rule
 from attention_transfer.transfer import preset as find_preset
 from attention_transfer.vit import Pairing, Part, Pool, ViTSpec, describe, freeze, save_vit
@@ -358,7 +358,7 @@ def _trial(
     splits: Splits,
     subset: NDArray[np.int64],
     overwrite: bool,
-) -> Score:
+) -> TrialScore:
     """Train by a shorter recipe in a folder of its own, of which the scores are kept, and validate."""
     config = {**config, "recipe": asdict(recipe), "loggers": [], "out": f"{config['out']}-tune/{place}"}
     with RunFolder.open(config["out"], config, overwrite=overwrite) as folder:
@@ -368,4 +368,4 @@ def _trial(
             folder.write_json("summary.json", {"trial": place, "validation": fitted.validation})
             shutil.rmtree(folder.checkpoints)
         scores = folder.summary()["validation"]
-    return Score(scores["accuracy"], scores["cross_entropy"])
+    return TrialScore(scores["accuracy"], scores["cross_entropy"])

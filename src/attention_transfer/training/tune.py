@@ -23,7 +23,7 @@ _ROUNDS = ((5, 1 / 10), (2, 1 / 4))  # how many rates, for which share of the tr
 
 
 @dataclass(frozen=True)
-class Score:
+class TrialScore:
     """Validation accuracy in [0, 1], and cross-entropy in nats, which decides where accuracies are equal."""
 
     accuracy: float
@@ -46,7 +46,7 @@ def tune_problems(tune: Tune | None, devices: Devices, nodes: int | None) -> lis
     return []
 
 
-def tuned(recipe: ResolvedRecipe, trial: Callable[[ResolvedRecipe, str], Score], *, name: str) -> ResolvedRecipe:
+def tuned(recipe: ResolvedRecipe, trial: Callable[[ResolvedRecipe, str], TrialScore], *, name: str) -> ResolvedRecipe:
     """The recipe with the best of five rates; the search costs about as much as the training itself.
 
     All five for a tenth of the epochs, then the best two for a quarter (Jamieson and Talwalkar 2016, arXiv 1502.07943).

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from attention_transfer.data.images import Split
 from attention_transfer.data.layouts.layout import Boxes, Layout, Published
-from attention_transfer.data.layouts.reading import (
+from attention_transfer.data.layouts.official_files import (
     AGAIN,
     box_from_one,
     folder_with,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from attention_transfer.data.layouts.layout import Boxes, Layout, Published
-from attention_transfer.data.layouts.reading import (
+from attention_transfer.data.layouts.official_files import (
     AGAIN,
     box_from_one,
     folder_with,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from attention_transfer.data.layouts.layout import Boxes, Layout, Masks, Published
-from attention_transfer.data.layouts.reading import (
+from attention_transfer.data.layouts.official_files import (
     AGAIN,
     folder_with,
     labelled,

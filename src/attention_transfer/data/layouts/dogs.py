@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from attention_transfer.data.layouts.layout import Boxes, Layout, Published
-from attention_transfer.data.layouts.reading import (
+from attention_transfer.data.layouts.official_files import (
     AGAIN,
     Sample,
     by_list,

@@ -18,7 +18,7 @@ import numpy as np
 from attention_transfer.data.finder import Finder, said
 from attention_transfer.data.images import FileImages, Split
 from attention_transfer.data.layouts.layout import Boxes, Layout, Published
-from attention_transfer.data.layouts.reading import (
+from attention_transfer.data.layouts.official_files import (
     AGAIN,
     labelled,
     read_lines,

@@ -14,7 +14,7 @@ import numpy as np
 
 from attention_transfer.data.images import Split
 from attention_transfer.data.layouts.layout import Box, Boxes, Layout, Published
-from attention_transfer.data.layouts.reading import AGAIN, around, folder_with, labelled, read_json
+from attention_transfer.data.layouts.official_files import AGAIN, around, folder_with, labelled, read_json
 from attention_transfer.errors import UserError
 
 Record = dict[str, Any]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from attention_transfer.data.layouts.layout import Layout, Masks, Published
-from attention_transfer.data.layouts.reading import AGAIN, Sample, by_list, folder_with, read_rows, require
+from attention_transfer.data.layouts.official_files import AGAIN, Sample, by_list, folder_with, read_rows, require
 from attention_transfer.errors import UserError
 
 LISTS = {"train": "annotations/trainval.txt", "test": "annotations/test.txt"}

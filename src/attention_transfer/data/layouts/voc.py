@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from attention_transfer.data.layouts.layout import Layout, Published
-from attention_transfer.data.layouts.reading import check_there, folder_with, read_lines
+from attention_transfer.data.layouts.official_files import check_there, folder_with, read_lines
 from attention_transfer.errors import UserError
 
 VOC_CLASSES = (

@@ -17,7 +17,7 @@ from attention_transfer.vit import Pairing, ViTSpec, describe, labels_of, load_v
 _NAMED = ("timm", "hf", "torchvision", "builtin")  # what a model's name begins with, where it is no path
 
 
-class Network(nn.Module):
+class Classifier(nn.Module):
     """Class logits of a trained student; a copied student runs with its teacher inside."""
 
     def __init__(self, transfer: AttentionTransfer) -> None:
@@ -46,7 +46,7 @@ class LoadedRun:
         path: the folder, or the name of a model that has none.
     """
 
-    network: Network
+    network: Classifier
     spec: ViTSpec
     classes: tuple[str, ...]
     summary: dict[str, Any]
@@ -95,7 +95,7 @@ def _classifier(spec: str) -> LoadedRun:
     if not known.classes:
         raise UserError(f"{spec} has no classification layer; name a run of `train`, or a model with classes")
     return LoadedRun(
-        Network(AttentionTransfer(None, student, [])).eval(), known, _names(student, known), {}, Path(spec)
+        Classifier(AttentionTransfer(None, student, [])).eval(), known, _names(student, known), {}, Path(spec)
     )
 
 
@@ -129,7 +129,7 @@ def _loaded(folder: RunFolder) -> LoadedRun:
         # Asked once here: what traces the network later can't look at values.
         transfer.head_pairs.missing(range(len(transfer.head_pairs.pairs)))
     spec = describe(student)
-    return LoadedRun(Network(transfer).eval(), spec, _names(student, spec), summary, path)
+    return LoadedRun(Classifier(transfer).eval(), spec, _names(student, spec), summary, path)
 
 
 def _teacher(folder: RunFolder, config: dict[str, Any]) -> nn.Module:

@@ -23,13 +23,13 @@ Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 def read(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Path, int]]]:
     """Files that were read, each with the byte from which on; nothing was found before."""
     calls: list[tuple[Path, int]] = []
-    digest = overlap_module._digest
+    digest = overlap_module.file_digest
 
-    def counted(path: Path, start: int) -> bytes:
+    def counted(path: Path, start: int = 0) -> bytes:
         calls.append((path, start))
         return digest(path, start)
 
-    monkeypatch.setattr(overlap_module, "_digest", counted)
+    monkeypatch.setattr(overlap_module, "file_digest", counted)
     monkeypatch.setattr(overlap_module, "_FOUND", {})
     yield calls
 

@@ -6,13 +6,14 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from rich.table import Table
 
 from attention_transfer.arguments import verb
-from attention_transfer.data.images import ArrayImages, FileImages, Images, Split, Splits
+from attention_transfer.data.images import ArrayImages, FileImages, Split, Splits
 from attention_transfer.data.overlap import file_digest, pixel_digest
 from attention_transfer.data.sources import DATA, find_source
 from attention_transfer.data.splits import named
@@ -146,29 +147,25 @@ def inspect_data(
 def _decoded(splits: Splits, *, duplicates: bool) -> list[_Seen]:
     found: list[_Seen] = []
     for name, split in _parts(splits).items():
-        paths = split.images.paths if isinstance(split.images, FileImages) else None
-
-        def look(index: int, name: str = name, split: Split = split, paths: Sequence[Path] | None = paths) -> _Seen:
-            path = None if paths is None else paths[index]
-            where = f"{name} {index}" if path is None else str(path)
-            return _look(split.images, index, _Seen(name, where, int(split.labels[index]), path), hashed=duplicates)
-
+        look = partial(_look, name, split, hashed=duplicates)
         indices, title = range(len(split)), f"reading {name} images"
         if isinstance(split.images, FileImages | ArrayImages):
             found += in_threads(look, indices, title)
-        else:  # an archive has one place to read from
+        else:  # several threads would read from one archive
             with bars(visible=len(indices) >= MANY) as progress:
                 found += [look(index) for index in progress.track(indices, description=title)]
     return found
 
 
-def _look(images: Images, index: int, known: _Seen, *, hashed: bool) -> _Seen:
+def _look(part: str, split: Split, index: int, *, hashed: bool) -> _Seen:
+    path = split.images.path(index) if isinstance(split.images, FileImages) else None
+    where = f"{part} {index}" if path is None else str(path)
+    known = _Seen(part, where, int(split.labels[index]), path)
     try:
-        image = images[index]
+        image = split.images[index]
     except UserError as error:
-        return replace(known, problem=str(error).removeprefix(f"{known.where} "))
-    pixels = pixel_digest(image) if hashed else b""
-    return replace(known, size=image.size, mode=image.mode, pixels=pixels)
+        return replace(known, problem=str(error).removeprefix(f"{where} "))
+    return replace(known, size=image.size, mode=image.mode, pixels=pixel_digest(image) if hashed else b"")
 
 
 def _report(path: str, kind: str, splits: Splits, seen: Sequence[_Seen], damaged: dict[str, str]) -> DataReport:
@@ -205,12 +202,8 @@ def _duplicate(splits: Splits, group: Sequence[_Seen]) -> Duplicate:
         images=tuple(f"{image.split}: {image.where}" for image in group),
         splits=tuple(dict.fromkeys(image.split for image in group)),
         classes=tuple(dict.fromkeys(splits.classes[image.label] for image in group)),
-        files=len({_content(image) for image in group}) == 1 and group[0].path is not None,
+        files=group[0].path is not None and len({image.path and file_digest(image.path) for image in group}) == 1,
     )
-
-
-def _content(image: _Seen) -> bytes | None:
-    return None if image.path is None else file_digest(image.path)
 
 
 def _parts(splits: Splits) -> dict[str, Split]:

@@ -15,15 +15,15 @@ from attention_transfer.data.splits import AS_GIVEN, SPLIT_NAMES, make_splits, n
 from attention_transfer.errors import UserError, raise_all
 
 Classes = Mapping[str, Sequence[Path]]
-"""The folders of each class; several where their names differ in their Unicode form only."""
+"""The folders of each class: several if their names differ only in their Unicode form."""
 
 
 def load_folder(path: Path, *, strict: bool = False) -> Splits:
     """Load images by class folders.
 
     `PATH/<class>/…` or `PATH/train/<class>/…` with `val` and `test` beside it, in any case and by their other usual
-    names. Splits that are not given are cut from the training images. Pictures are found as `find` says; names of
-    classes are compared in Unicode's composed form.
+    names. Missing splits are cut off the training images. `finder` says which files are pictures; names of classes are
+    compared in Unicode's composed form.
 
     Args:
         path: the folder.
@@ -52,12 +52,12 @@ def load_folder(path: Path, *, strict: bool = False) -> Splits:
 
 
 def is_flat(path: Path) -> bool:
-    """Whether a folder holds images and no folders, so that nothing says their classes."""
+    """Whether a folder holds images and no folders, so that nothing tells their classes."""
     return path.is_dir() and not _folders(path) and bool(_loose_images(path))
 
 
 def load_flat(path: Path, *, strict: bool = False) -> Splits:
-    """Load the images of a folder without class folders, as images of a single class: for what needs no labels.
+    """Load the images of a folder without class folders, as a single class, for training without labels.
 
     Args:
         path: the folder.
@@ -93,7 +93,7 @@ def _find(
 
 
 def _notes(given: Mapping[str, Classes], paths: Mapping[str, Sequence[str]], finder: Finder) -> list[str]:
-    """What a reader should know of what was found."""
+    """What a reader should know about what was found."""
     notes = []
     if finder.left_out:
         notes.append(f"Not used in the class folders: {said(finder.left_out)}.")
@@ -111,13 +111,13 @@ def _notes(given: Mapping[str, Classes], paths: Mapping[str, Sequence[str]], fin
 
 
 def _inside(folder: str, outer: set[str]) -> str:
-    """A folder's path from the class folder on that it is in."""
+    """A folder's path, beginning at the class folder that it is in."""
     top = next(parent for parent in Path(folder).parents if str(parent) in outer)
     return str(Path(folder).relative_to(top.parent))
 
 
 def _unused(path: Path, beside: Sequence[Path], parts: Mapping[str, Path]) -> list[str]:
-    """What lies beside the folders of the splits and classes."""
+    """Notes on what lies beside the folders of splits and classes."""
     notes = []
     if beside:
         notes.append(f"Folders beside the splits are not used: {named([folder.name for folder in beside])}.")
@@ -130,7 +130,6 @@ def _unused(path: Path, beside: Sequence[Path], parts: Mapping[str, Path]) -> li
 
 
 def _folders(path: Path) -> list[Path]:
-    """Folders in it by name, but hidden ones and what archives leave behind."""
     try:
         return subfolders(path)
     except PermissionError as error:
@@ -145,9 +144,9 @@ def _classes(path: Path) -> Classes:
 
 
 def _split_folders(path: Path, folders: Sequence[Path]) -> dict[str, Path]:
-    """The folders of splits, or none where the folders are classes.
+    """The folders of the splits; none if the folders are classes.
 
-    A class may be called "train": folders are splits where all have such names, or one of these holds folders.
+    A class may be called "train": folders are splits if all have such names, or if one that has holds folders.
     """
     called = [folder for folder in folders if folder.name.lower() in SPLIT_NAMES]
     if not called or (len(called) < len(folders) and not any(_folders(folder) for folder in called)):

@@ -18,12 +18,12 @@ from attention_transfer.data.splits import SPLIT_NAMES, make_splits
 from attention_transfer.errors import UserError
 
 UNLABELLED = -1
-"""What the hub's test splits have for labels that are kept secret."""
+"""The label of images whose class the hub keeps secret, as in many test splits."""
 
 
 @dataclass(frozen=True)
 class HubImages:
-    """The images of a `datasets.Dataset`, decoded when they are asked for.
+    """Images of a `datasets.Dataset`, decoded on access.
 
     Attributes:
         dataset: has one column, of type `Image(decode=False)`; it is mapped from disk, and sent to other processes by

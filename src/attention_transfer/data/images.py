@@ -21,7 +21,7 @@ from attention_transfer.data.transforms import Transform
 
 
 class Images(Protocol):
-    """Images by index, wherever they are; decoded when they are asked for."""
+    """Images by index, in memory or elsewhere; decoded on access."""
 
     def __len__(self) -> int:
         """How many there are."""
@@ -53,14 +53,18 @@ class ArrayImages:
 class FileImages:
     """Image files.
 
-    The paths are one string of bytes: a million objects would be copied, page by page, into every process that loads
-    images, because looking at an object changes its count of references.
+    All paths lie in one string of bytes: a million objects would be copied, page by page, into every worker process,
+    because access changes an object's reference count.
     """
 
     def __init__(self, paths: Iterable[str | bytes | Path]) -> None:
         names = [os.fsencode(path) for path in paths]
         self._text = b"".join(names)
         self._ends = np.cumsum([0, *map(len, names)])
+
+    def path(self, index: int) -> Path:
+        """Where an image is."""
+        return Path(os.fsdecode(self._name(index)))
 
     @property
     def names(self) -> list[str]:
@@ -89,7 +93,7 @@ class FileImages:
 class ImageSet(Dataset[tuple[Tensor, Tensor]]):
     """Images with labels; each item is what the transform makes of an image, and an int64 class.
 
-    An image that can't be read raises a `UserError` that names it: it was in order when the set was loaded.
+    An image that can't be read, though it could when the set was loaded, raises a `UserError` that names it.
     """
 
     def __init__(self, images: Images, labels: NDArray[np.int64], transform: Transform) -> None:
@@ -116,7 +120,7 @@ class Split:
     Attributes:
         images: as they are.
         labels: their classes, int64 (n,).
-        masks: where the object is, bool (n, height, width), for images of one size; `None` where that is not known.
+        masks: where the object is, bool (n, height, width), for images of one size; `None` if that is not known.
     """
 
     images: Images
@@ -147,7 +151,7 @@ class Splits:
         validation: what is selected by; never part of the test split.
         test: what is reported.
         notes: what a reader should know of how the splits were made, a sentence each.
-        skipped: files that were left out, each with the reason.
+        skipped: files that were left out, with the reasons.
     """
 
     name: str

@@ -34,10 +34,10 @@ CLASS_FILES = ("classes.txt", "classnames.txt")
 
 @dataclass(frozen=True)
 class ShardImages:
-    """Images in tar files, read by their place.
+    """Images in tar files, read by their position.
 
-    A file is opened for each image, which takes a few hundredths of the time of decoding it: so nothing is open that
-    processes could share by mistake or could not be sent, and no number of shards is too large.
+    The tar file is opened for each image, which takes a few hundredths of the time of decoding it. So no open file is
+    shared by processes or has to be pickled, and any number of shards will do.
 
     Attributes:
         shards: the tar files.
@@ -66,9 +66,9 @@ class ShardImages:
 
 
 def is_shards(path: Path) -> bool:
-    """Whether a path is meant as shards: a tar file, a pattern of these, or a folder with nothing but these.
+    """Whether a path means shards: a tar file, a pattern of tar files, or a folder that holds nothing else.
 
-    The folder may have them in folders of the splits. Nothing is opened.
+    The folder may hold a folder of shards for each split. Nothing is opened.
     """
     if is_pattern(path) or path.is_file():
         return path.suffix.lower() == ".tar"
@@ -81,13 +81,12 @@ def is_shards(path: Path) -> bool:
 
 
 def load_shards(path: Path) -> Splits:
-    """Index tar files, and cut the splits that are not there.
+    """Index tar files; missing splits are cut off the training images.
 
     A member `key.cls` holds the number or the name of the class of `key.jpg` (or .png, .webp and so on);
-    `key.json` may do so instead, under "label". What is left out of the members is counted in the notes. Splits are
-    told by folders (`train/`, `val/`, `test/`) or by a part of the names (`birds-train-0000.tar`); shards without
-    either are training images. Numbers are labels where a `classes.txt` names the classes; else classes are in the
-    order of the numbers that occur.
+    `key.json` may do so instead, under "label". Notes count the members that are left out. Folders (`train/`, `val/`,
+    `test/`) or a part of the names (`birds-train-0000.tar`) tell the splits; other shards hold training images. If a
+    `classes.txt` names the classes, numbers are their indices; otherwise classes are the numbers that occur, in order.
 
     Args:
         path: a folder, a .tar file, or a pattern as "birds-{train,val}-{0000..0012}.tar" or "*.tar".
@@ -132,7 +131,7 @@ def _parts(path: Path) -> dict[Path, str]:
 
 
 def _part(file: Path, *, in_folder: bool) -> str:
-    """The split of a shard by its folder or its name; an empty string where neither tells."""
+    """The split of a shard by its folder or its name; an empty string if neither tells."""
     folder = SPLIT_NAMES.get(file.parent.name.lower(), "") if in_folder else ""
     if folder:
         return folder
@@ -164,7 +163,7 @@ def _notes(indexed: Sequence[Index]) -> list[str]:
 def _classes(
     path: Path, shards: Sequence[Path], labels: Sequence[Label]
 ) -> tuple[list[str], dict[Label, int], list[str]]:
-    """Class names, the index of each label, and what a reader should know."""
+    """Class names, the index of each label, and notes."""
     found = set(labels)
     numbers = sorted(label for label in found if isinstance(label, int))
     names = sorted(label for label in found if isinstance(label, str))

@@ -1,4 +1,4 @@
-"""Data sets by one word: an embedded one, a folder, a table, shards, or a library's."""
+"""Load a data set by its name or path: an embedded one, a folder, a table, shards, or one of another library."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ DATA: dict[str, Callable[[], Splits]] = {
 
 @dataclass(frozen=True)
 class DataSource:
-    """Where a data set comes from.
+    """A data set that was recognised.
 
     Attributes:
         title: what was recognised.
-        load: gives the splits; the argument says whether damaged files are refused.
+        load: loads the splits; its argument says whether damaged files are refused.
     """
 
     title: str
@@ -53,13 +53,13 @@ def load_data(spec: str, *, strict: bool = False, labelled: bool = True) -> Spli
             - hf/<name or folder>: a data set of Hugging Face;
             - torchvision/<Name>[:root]: one of torchvision's.
         strict: refuse damaged image files instead of leaving them out.
-        labelled: whether labels are needed; where not, a folder of images without class folders will do, too.
+        labelled: whether labels are needed; if not, a folder of images without class folders will do, too.
 
     Returns:
         The splits; `notes` says how they were made, `skipped` which files were left out.
 
     Raises:
-        UserError: there is none of that name, or it can't be used; every mistake is listed.
+        UserError: there is no such data set, or it can't be used; every mistake is listed.
     """
     place = Path(spec).expanduser()
     if not labelled and spec not in DATA and is_flat(place):
@@ -68,7 +68,7 @@ def load_data(spec: str, *, strict: bool = False, labelled: bool = True) -> Spli
 
 
 def find_source(spec: str) -> DataSource:
-    """Recognise what `load_data` is asked for, without reading images.
+    """Recognise a data set, without reading images.
 
     Raises:
         UserError: nothing is recognised; the nearest is named.

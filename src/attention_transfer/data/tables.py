@@ -39,7 +39,7 @@ class _Row:
 
 @dataclass
 class _Table:
-    """Rows of the file, and what is wrong with them."""
+    """Rows of the file, and the problems found in them."""
 
     rows: list[_Row]
     unused: list[str]
@@ -47,12 +47,12 @@ class _Table:
     left_out: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
 
-    def complain(self, wrong: Callable[[_Row], bool], what: str, mend: str) -> None:
-        """A sentence that names the first five rows of those that are wrong, and their number."""
+    def complain(self, wrong: Callable[[_Row], bool], what: str, fix: str) -> None:
+        """Add a sentence that counts the rows that are wrong and names the first five."""
         rows = [f"line {row.number}" for row in self.rows if wrong(row)]
         if rows:
             shown = ", ".join(rows[:5]) + (f" and {len(rows) - 5:,} more" if len(rows) > 5 else "")
-            self.problems.append(f"{len(rows):,} of {len(self.rows):,} rows {what} ({shown}); {mend}")
+            self.problems.append(f"{len(rows):,} of {len(self.rows):,} rows {what} ({shown}); {fix}")
 
 
 def load_table(path: Path, *, strict: bool = False) -> Splits:
@@ -60,7 +60,7 @@ def load_table(path: Path, *, strict: bool = False) -> Splits:
 
     Columns: path (or file, image, filename), label (or class, category), and optionally split (train, val, test). Paths
     are relative to the table's folder; rows that name hidden files, or those of systems, are left out. Classes are in
-    alphabetical order, or by number where all are numbers. Splits that are not given are cut from the training images.
+    alphabetical order, or by number if all are numbers. Missing splits are cut off the training images.
 
     Args:
         path: a .csv file, separated by commas or semicolons, or a .tsv file.
@@ -145,13 +145,13 @@ def _read(path: Path) -> _Table:
 
 
 def _left_out(name: str) -> str | None:
-    """Why a row's file is not looked at; where a path is absolute, or leads out of the folder, by its last part."""
+    """Why a row's file is ignored; of a path that is absolute or leads out of the folder, only its last part counts."""
     path = PurePath(os.path.normpath(name))
     return left_out_below(PurePath(path.name) if path.is_absolute() or path.parts[:1] == ("..",) else path)
 
 
 def _columns(path: Path, names: Sequence[str]) -> dict[str, str]:
-    """The name of each kind of column in this table."""
+    """The name in this table of each kind of column."""
     found: dict[str, str] = {}
     problems = []
     for kind, options in COLUMNS.items():
@@ -169,7 +169,7 @@ def _columns(path: Path, names: Sequence[str]) -> dict[str, str]:
 
 
 def _repeated(table: _Table) -> set[int]:
-    """Rows that say again what another said; contradictions are complained of."""
+    """Numbers of the rows that repeat an image; contradictions become problems of the table."""
     first: dict[str, _Row] = {}
     again = [(row, first[row.path]) for row in table.rows if first.setdefault(row.path, row) is not row]
     splits = {

@@ -1,15 +1,15 @@
 """Trained runs put to use: load them, predict with them, average them, export them. And what a model is before that."""
 
+from attention_transfer.evaluation.averaging import Ensemble as Ensemble
+from attention_transfer.evaluation.averaging import Score as Score
 from attention_transfer.evaluation.classifier import Classifier as Classifier
 from attention_transfer.evaluation.classifier import LoadedRun as LoadedRun
 from attention_transfer.evaluation.classifier import load_classifier as load_classifier
 from attention_transfer.evaluation.classifier import load_run as load_run
 from attention_transfer.evaluation.doctor import doctor as doctor
-from attention_transfer.evaluation.ensemble import Ensemble as Ensemble
 from attention_transfer.evaluation.ensemble import EnsembleResult as EnsembleResult
 from attention_transfer.evaluation.ensemble import Member as Member
 from attention_transfer.evaluation.ensemble import Pair as Pair
-from attention_transfer.evaluation.ensemble import Score as Score
 from attention_transfer.evaluation.ensemble import ensemble as ensemble
 from attention_transfer.evaluation.export import ExportReport as ExportReport
 from attention_transfer.evaluation.export import export as export

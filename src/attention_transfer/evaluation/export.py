@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import get_args
 
@@ -187,13 +187,7 @@ def _describe(loaded: LoadedRun, report: ExportReport, folder: Path) -> None:
         config, loaded.summary, loaded.spec, loaded.classes, form=report.format, checks=_sentences(report)
     )
     write_whole(folder / "README.md", card)
-    record = {
-        "format": report.format,
-        "difference": report.difference,
-        "random_images": report.random_images,
-        "real_images": report.real_images,
-        "grey_levels": report.grey_levels,
-    }
+    record = {name: value for name, value in asdict(report).items() if name != "path"}
     write_whole(folder / _RECORD, json.dumps(record, indent=2) + "\n")
 
 

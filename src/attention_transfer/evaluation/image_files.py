@@ -49,15 +49,20 @@ def find_images(images: Sequence[str]) -> list[ImageFile]:
         path = Path(name).expanduser()
         counts: Counter[str] = Counter()
         if path.is_dir():
-            below = _below(path, counts)
-            found += below
-            if not below:
+            finder = Finder()
+            try:
+                (files,) = finder.find([path])
+            except OSError as error:
+                raise UserError(f"folder {path} can't be read ({error.strerror}); change its permissions") from error
+            counts = finder.left_out
+            found += [ImageFile(file, Path(file).relative_to(path), named=False) for file in files]
+            if not files:
                 suffixes = ", ".join(suffix.removeprefix(".") for suffix in SUFFIXES)
                 besides = f", but {said(counts)}" if counts else ""
                 problems.append(f"folder {name} holds no images ({suffixes}){besides}; name another")
         elif not path.exists() and glob.has_magic(name):
-            matches = _matches(path, counts)
-            found += matches
+            matches, counts = match_files(path)
+            found += [ImageFile(str(match), Path(match.name), named=False) for match in matches]
             if not matches:
                 problems.append(f"no file matches {name}; check the pattern")
         else:
@@ -68,22 +73,6 @@ def find_images(images: Sequence[str]) -> list[ImageFile]:
         problems += [f"there is no image {f.path}; check the path" for f in found if not Path(f.path).exists()]
     raise_all(problems)
     return _once(found)
-
-
-def _below(folder: Path, counts: Counter[str]) -> list[ImageFile]:
-    finder = Finder()
-    try:
-        (files,) = finder.find([folder])
-    except OSError as error:
-        raise UserError(f"folder {folder} can't be read ({error.strerror}); change its permissions") from error
-    counts += finder.left_out
-    return [ImageFile(file, Path(file).relative_to(folder), named=False) for file in files]
-
-
-def _matches(pattern: Path, counts: Counter[str]) -> list[ImageFile]:
-    matches, hidden = match_files(pattern)
-    counts += hidden
-    return [ImageFile(str(match), Path(match.name), named=False) for match in matches]
 
 
 def _once(files: Sequence[ImageFile]) -> list[ImageFile]:

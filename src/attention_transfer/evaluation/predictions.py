@@ -7,9 +7,8 @@ import io
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
@@ -79,7 +78,12 @@ def _folder_of(images: Sequence[str]) -> str:
 
 def as_json(predictions: Sequence[Prediction], classes: Sequence[str]) -> str:
     """An object an image; with every probability under `every`, by class, where all were asked for."""
-    rows = [_row(prediction, classes) for prediction in predictions]
+    rows = [
+        {key: value for key, value in asdict(prediction).items() if value is not None} for prediction in predictions
+    ]
+    for row in rows:
+        if "every" in row:
+            row["every"] = dict(zip(classes, row["every"], strict=True))
     return as_utf8(json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
 
 
@@ -96,16 +100,3 @@ def as_csv(predictions: Sequence[Prediction], classes: Sequence[str]) -> str:
         writer.writerow(["image", "class", *(f"probability of {name}" for name in classes)])
         writer.writerows([p.image, p.classes[0], *(p.every or ())] for p in predictions)
     return as_utf8(text.getvalue())
-
-
-def _row(prediction: Prediction, classes: Sequence[str]) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "image": prediction.image,
-        "classes": list(prediction.classes),
-        "probabilities": list(prediction.probabilities),
-    }
-    if prediction.every is not None:
-        row["every"] = dict(zip(classes, prediction.every, strict=True))
-    if prediction.overlay is not None:
-        row["overlay"] = prediction.overlay
-    return row

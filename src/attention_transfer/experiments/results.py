@@ -130,20 +130,17 @@ def by_labels(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 def percent(interval: Interval) -> str:
     """`86.1 ± 1.2`, or the mean alone where there is no interval, or a dash where there is no value."""
-    if math.isnan(interval.mean):
-        return "–"
-    if math.isnan(interval.low):
-        return f"{100 * interval.mean:.1f}"
-    return f"{100 * interval.mean:.1f} ± {100 * interval.half_width:.1f}"
+    return _shown(interval, f"{100 * interval.mean:.1f}", f" ± {100 * interval.half_width:.1f}")
 
 
 def share_text(interval: Interval) -> str:
     """`79 % (71 to 86)`: the share of the gap and its interval."""
-    if math.isnan(interval.mean):
-        return "–"
-    if math.isnan(interval.low):
-        return f"{100 * interval.mean:.0f} %"
-    return f"{100 * interval.mean:.0f} % ({100 * interval.low:.0f} to {100 * interval.high:.0f})"
+    bounds = f" ({100 * interval.low:.0f} to {100 * interval.high:.0f})"
+    return _shown(interval, f"{100 * interval.mean:.0f} %", bounds)
+
+
+def _shown(interval: Interval, mean: str, bounds: str) -> str:
+    return "–" if math.isnan(interval.mean) else mean if math.isnan(interval.low) else mean + bounds
 
 
 _METHOD, _ACCURACY = "method", "test accuracy, % (mean ± 95 %)"

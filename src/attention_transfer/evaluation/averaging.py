@@ -35,7 +35,7 @@ class Ensemble(nn.Module):
 
     The members must take the same images: of one size, with the same channels and normalisation. This is checked of
     vision transformers that [`describe`][attention_transfer.vit.describe.describe] knows, and of the networks of
-    [`load_run`][attention_transfer.load_run]; any other module may be a member too, and is trusted.
+    [`load_run`][attention_transfer.load_run]; other modules may be members too, and are not checked.
     Members stay in the mode (training or eval) they are in.
 
     Args:
@@ -107,7 +107,7 @@ def fitted_weights(logits_KBC: Tensor, labels_B: Tensor, mean: Mean) -> Tensor:
         mean: what is averaged.
 
     Raises:
-        UserError: the search came to no end.
+        UserError: the search did not converge.
     """
     members = len(logits_KBC)
 
@@ -153,7 +153,7 @@ def likeness(
 
 
 def _unfit(networks: Sequence[nn.Module]) -> list[str]:
-    """Why networks can't be given the same images, or their predictions not be averaged."""
+    """Why networks can't take the same images, or their predictions can't be averaged."""
     if len(networks) < 2:
         return [f"an ensemble needs at least two networks, not {len(networks)}; give more"]
     known = [(number, spec) for number, spec in enumerate(map(_spec, networks)) if spec is not None]

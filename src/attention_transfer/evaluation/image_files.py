@@ -1,4 +1,4 @@
-"""Which image files are meant by names, folders and patterns."""
+"""Find the image files that names, folders and patterns stand for."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class ImageFile:
     """An image file, and how it was found.
 
     Attributes:
-        path: where it is, as it was given or found.
-        place: its path below the folder that was named; the name of the file where none was.
-        named: whether it was named by itself: then it must be readable.
+        path: its path, as it was given or found.
+        place: its path below the folder that was named, or its name if none was.
+        named: whether it was named itself, so that it must be readable.
     """
 
     path: str
@@ -32,11 +32,11 @@ class ImageFile:
 
 
 def find_images(images: Sequence[str]) -> list[ImageFile]:
-    """The files that are meant, in the order given; those of a folder or a pattern by name, each once.
+    """Find files in the order given; those of a folder or a pattern sorted by name, each once.
 
     Args:
-        images: files, folders (with all pictures below them, as `data.find` says), or patterns such as
-            "photos/**/*.jpg". What is left out of folders and patterns is counted, and logged.
+        images: files, folders (with all pictures below them, as `data.finder` says), or patterns such as
+            "photos/**/*.jpg". What is left out of folders and patterns is counted and logged.
 
     Raises:
         UserError: one of them stands for no file; each is named.
@@ -69,14 +69,14 @@ def find_images(images: Sequence[str]) -> list[ImageFile]:
             found.append(ImageFile(str(path), Path(path.name), named=True))
         if counts:
             log.info("%s: not used: %s", name, said(counts))
-    if problems:  # else it is said together with what can't be read
+    if problems:  # otherwise it is reported with the files that can't be read
         problems += [f"there is no image {f.path}; check the path" for f in found if not Path(f.path).exists()]
     raise_all(problems)
     return _once(found)
 
 
 def _once(files: Sequence[ImageFile]) -> list[ImageFile]:
-    """Without those of folders and patterns that were there before; who names a file twice gets it twice."""
+    """Drop files of folders and patterns that came before; a file that is named twice stays twice."""
     seen: set[str] = set()
     kept = []
     for file in files:

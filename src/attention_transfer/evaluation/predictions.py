@@ -1,4 +1,4 @@
-"""What `predict` finds, as a table, CSV or JSON."""
+"""The predictions of `predict` as a table, CSV or JSON."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Prediction:
         image: its path.
         classes: class names.
         probabilities: their softmax probabilities, in [0, 1].
-        every: the probability of every class, in the model's order, where all were asked for.
-        overlay: the picture of where the network looked, where one was asked for.
+        every: the probability of every class, in the model's order, if all were asked for.
+        overlay: the picture of where the network looked, if one was asked for.
     """
 
     image: str
@@ -40,7 +40,7 @@ class Prediction:
 
 
 def out_problems(out: str | None, run: str, images: Sequence[str], *, overwrite: bool) -> list[str]:
-    """Why predictions of these images by this run can't be written to a file."""
+    """Why the predictions for these images by this run can't be written to a file."""
     if out is None:
         return []
     target = expanded(out)
@@ -50,7 +50,7 @@ def out_problems(out: str | None, run: str, images: Sequence[str], *, overwrite:
 
 
 def show(predictions: Sequence[Prediction], most: int | None) -> None:
-    """A row an image, of the first `most` images; `None` for all. A long folder of all of them is named once, above."""
+    """Show a row an image, for the first `most` images or all. A long common folder is named once, above the table."""
     folder = _folder_of([prediction.image for prediction in predictions[:most]])
     if folder:
         console.print(f"in {folder}", soft_wrap=True)
@@ -69,7 +69,7 @@ def show(predictions: Sequence[Prediction], most: int | None) -> None:
 
 
 def _folder_of(images: Sequence[str]) -> str:
-    """The folder that all images have in common, where a path is so long that a narrow table would fold it."""
+    """The common folder of all images, if a path is so long that a narrow table would fold it."""
     folders = {str(Path(image).parent) for image in images}
     if max(map(len, images)) <= _LONG or len({Path(folder).is_absolute() for folder in folders}) > 1:
         return ""
@@ -77,7 +77,7 @@ def _folder_of(images: Sequence[str]) -> str:
 
 
 def as_json(predictions: Sequence[Prediction], classes: Sequence[str]) -> str:
-    """An object an image; with every probability under `every`, by class, where all were asked for."""
+    """An object for each image, with all probabilities by class under `every` if all were asked for."""
     rows = [
         {key: value for key, value in asdict(prediction).items() if value is not None} for prediction in predictions
     ]
@@ -88,7 +88,7 @@ def as_json(predictions: Sequence[Prediction], classes: Sequence[str]) -> str:
 
 
 def as_csv(predictions: Sequence[Prediction], classes: Sequence[str]) -> str:
-    """A row for each image and rank; or, where every probability was asked for, a row an image and a column a class."""
+    """A row for each image and rank; or, if all probabilities were asked for, a row an image and a column a class."""
     text = io.StringIO()
     writer = csv.writer(text)
     if predictions[0].every is None:

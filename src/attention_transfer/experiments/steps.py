@@ -1,4 +1,4 @@
-"""One training step of each method, as `bench` times it."""
+"""One training step of each method, for `bench`."""
 
 from __future__ import annotations
 
@@ -79,8 +79,8 @@ def check_methods(methods: Sequence[str]) -> None:
 
 
 def teacher_of(bench: Bench) -> nn.Module:
-    """The frozen teacher, random weights: only its cost matters."""
-    with torch.device(bench.device):  # a large network is drawn in no time there
+    """The frozen teacher, with random weights: only its cost matters."""
+    with torch.device(bench.device):  # large networks are initialised quickly there
         teacher = load_vit(bench.model, pretrained=False, num_classes=CLASSES, image_size=bench.image_size)
     return teacher.requires_grad_(False).to(bench.device)
 
@@ -88,7 +88,7 @@ def teacher_of(bench: Bench) -> nn.Module:
 def step_of(method: str, teacher: nn.Module, bench: Bench) -> TimedStep:
     """A forward and a backward pass of a method on a fixed batch; without the optimiser, which all of them share.
 
-    "floor" is what no distillation can do without: a student's step, and a teacher's forward pass.
+    "floor" is the least that distillation needs: a student's step and a teacher's forward pass.
     """
     with torch.device(bench.device):
         student = student_like(teacher, num_classes=CLASSES).to(bench.device)

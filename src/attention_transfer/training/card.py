@@ -1,4 +1,4 @@
-"""The model card: what a trained model is, how it was made, how good it is, and how it is loaded."""
+"""The model card: what a trained model is, how it was made, how good it is, and how to load it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from attention_transfer.transfer import PRESETS, OperandRule, Rule
 from attention_transfer.vit import ViTSpec
 
 Form = Literal["run", "timm", "hf", "onnx"]
-"""What the card lies in: a run's `model/`, or an exported folder."""
+"""The folder that the card lies in: a run's `model/`, or an exported model in one of these formats."""
 
 _LIBRARIES = {"timm": "timm", "hf": "transformers", "torchvision": "torchvision"}
 _SHOWN_CLASSES = 50
@@ -106,12 +106,12 @@ def _name(config: Mapping[str, Any]) -> str:
 
 
 def _shown(source: str | None) -> str | None:
-    """A teacher or a data set; of a folder on this machine its name alone, as a card may be passed on."""
+    """A teacher or a data set; only the name of a folder on this machine, since cards are passed on."""
     return Path(source).name if source is not None and Path(source).is_absolute() else source
 
 
 def _head(config: Mapping[str, Any], summary: Mapping[str, Any], spec: ViTSpec, form: Form) -> dict[str, Any]:
-    """The fields that the Hub knows."""
+    """The metadata that the Hub reads."""
     library = "onnx" if form == "onnx" else "transformers" if form == "hf" else _LIBRARIES[spec.library]
     head: dict[str, Any] = {
         "library_name": library,
@@ -139,7 +139,7 @@ def _head(config: Mapping[str, Any], summary: Mapping[str, Any], spec: ViTSpec, 
 
 
 def _published(teacher: str | None) -> str | None:
-    """The teacher's name on the Hub, where it is one: a folder of one's own is not."""
+    """The teacher's name on the Hub, if it is there."""
     if teacher is None or Path(teacher).exists():
         return None
     source, _, name = teacher.partition("/")
@@ -149,7 +149,7 @@ def _published(teacher: str | None) -> str | None:
 
 
 def _bound(rule: Rule) -> _Bound:
-    """The first sentence of the rule's own description, and the settings that are not its defaults."""
+    """The first sentence of the rule's docstring, and the settings that differ from its defaults."""
     summary = (inspect.getdoc(type(rule)) or "").partition("\n")[0]
     defaults = {f.name: f.default for f in fields(rule) if f.default is not MISSING}
     chosen = {
@@ -171,13 +171,13 @@ def _labels(config: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
 
 
 def _recipe(settings: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """What the recipe says that its defaults don't, and what everyone asks for."""
+    """The values that differ from the defaults, and those that everyone asks for."""
     defaults = {**asdict(Recipe()), **{name: settings.get(name) for name in _NEVER}}
     return [(k, v) for k, v in settings.items() if k in _ALWAYS or k not in defaults or v != defaults[k]]
 
 
 def _rows(split: str, values: Mapping[str, Any], trained: int) -> list[tuple[str, str, str]]:
-    """Of one split: its name and size, a measure, and its value; and how many of its images were trained on."""
+    """Rows for one split: its name and size, a measure, and the value; and how many of its images were trained on."""
     images = int(values["images"])
     where = f"{split} ({images:,} images)"
     rows = []

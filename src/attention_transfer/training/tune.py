@@ -31,12 +31,12 @@ class TrialScore:
 
     @property
     def order(self) -> tuple[float, float]:
-        """More is better."""
+        """Sort key; larger is better."""
         return self.accuracy, -self.cross_entropy
 
 
 def tune_problems(tune: Tune | None, devices: Devices, nodes: int | None) -> list[str]:
-    """Why nothing can be searched, a sentence each."""
+    """Why the search can't be run, a sentence each."""
     if tune is None:
         return []
     if problems := choice_problems("tune", tune, get_args(Tune)):
@@ -47,7 +47,7 @@ def tune_problems(tune: Tune | None, devices: Devices, nodes: int | None) -> lis
 
 
 def tuned(recipe: ResolvedRecipe, trial: Callable[[ResolvedRecipe, str], TrialScore], *, name: str) -> ResolvedRecipe:
-    """The recipe with the best of five rates; the search costs about as much as the training itself.
+    """The recipe with the best of five learning rates; the search costs about as much as the training itself.
 
     All five for a tenth of the epochs, then the best two for a quarter (Jamieson and Talwalkar 2016, arXiv 1502.07943).
 

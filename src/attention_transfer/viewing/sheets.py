@@ -1,4 +1,4 @@
-"""Attention over several images on one sheet, quick enough to be drawn while a network trains."""
+"""Draw attention over several images on one sheet, quickly enough to do so during training."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _STRENGTH = 0.72  # of the colours over the image
 
 @dataclass(frozen=True, eq=False)
 class SheetRow:
-    """What one network sees in one image.
+    """The attention of one network over one image.
 
     Attributes:
         label: whose attention it is.
         image: uint8, (height, width) or (height, width, 3).
-        patches: the attention that the patches get, (rows, columns) for each column of the sheet; `None` where there
-            is none to show.
+        patches: the attention that the patches get, (rows, columns) for each column of the sheet; `None` for an empty
+            one.
     """
 
     label: str
@@ -36,7 +36,7 @@ class SheetRow:
 
 
 def attention_sheet(rows: Sequence[SheetRow], columns: Sequence[str]) -> Image.Image:
-    """One row a network and image, one column a layer: where it looks, over the image.
+    """Draw one row for each network and image and one column for each layer: where the network looks, over the image.
 
     Each tile is scaled by itself, from its least to its most attended patch. It takes some hundredths of a second.
 

@@ -106,7 +106,7 @@ def test_a_comparison_reads_and_warns_once(
     read: list[Path] = []
     digest = overlap_module.file_digest
 
-    def counted(path: Path, start: int) -> bytes:
+    def counted(path: Path, start: int = 0) -> bytes:
         read.append(path)
         return digest(path, start)
 

@@ -16,7 +16,7 @@ from attention_transfer.arguments import verb
 from attention_transfer.data.images import ArrayImages, FileImages, Split, Splits
 from attention_transfer.data.overlap import file_digest, pixel_digest
 from attention_transfer.data.sources import DATA, find_source
-from attention_transfer.data.splits import named
+from attention_transfer.data.splits import first_five
 from attention_transfer.data.threads import MANY, in_threads
 from attention_transfer.errors import UserError, raise_all
 from attention_transfer.places import expanded, file_problems
@@ -217,7 +217,7 @@ def _spread(values: Sequence[int]) -> Spread:
 def _show(report: DataReport, *, duplicates: bool) -> None:
     console = Console()
     console.print(
-        f"{report.name}: {report.kind}, {len(report.classes)} classes ({named(report.classes)})", markup=False
+        f"{report.name}: {report.kind}, {len(report.classes)} classes ({first_five(report.classes)})", markup=False
     )
     table = Table("split", "images", "images a class: min", "median", "max")
     for name, split in report.splits.items():
@@ -248,7 +248,7 @@ def _in_words(duplicate: Duplicate, places: Sequence[str]) -> str:
     images = ", ".join(duplicate.images[:_SHOWN_IMAGES])
     more = len(duplicate.images) - _SHOWN_IMAGES
     equal = "file" if duplicate.files else "pixels"
-    return f"{named(places)}, same {equal}: {images}" + (f" and {more:,} more" if more > 0 else "")
+    return f"{first_five(places)}, same {equal}: {images}" + (f" and {more:,} more" if more > 0 else "")
 
 
 def _range(spread: Spread) -> str:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from attention_transfer.data.finder import SUFFIXES, Finder, as_text, is_picture, left_out, said, subfolders
+from attention_transfer.data.finder import SUFFIXES, Finder, as_text, counts_in_words, is_picture, left_out, subfolders
 from attention_transfer.data.images import FileImages, Split, Splits
-from attention_transfer.data.splits import AS_GIVEN, SPLIT_NAMES, make_splits, named
+from attention_transfer.data.splits import AS_GIVEN, SPLIT_NAMES, first_five, make_splits
 from attention_transfer.errors import UserError, raise_all
 
 Classes = Mapping[str, Sequence[Path]]
@@ -69,7 +69,7 @@ def load_flat(path: Path, *, strict: bool = False) -> Splits:
     finder = Finder()
     (files,) = finder.find([path])
     notes = ["There are no class folders: the images have no labels."]
-    notes += [f"Not used: {said(finder.left_out)}."] if finder.left_out else []
+    notes += [f"Not used: {counts_in_words(finder.left_out)}."] if finder.left_out else []
     images = Split(FileImages(files), np.zeros(len(files), dtype=np.int64))
     return make_splits(path.resolve().name, ["image"], {"train": images}, notes=notes, strict=strict)
 
@@ -96,17 +96,17 @@ def _notes(given: Mapping[str, Classes], paths: Mapping[str, Sequence[str]], fin
     """What a reader should know about what was found."""
     notes = []
     if finder.left_out:
-        notes.append(f"Not used in the class folders: {said(finder.left_out)}.")
+        notes.append(f"Not used in the class folders: {counts_in_words(finder.left_out)}.")
     outer = {str(folder) for found in given.values() for folders in found.values() for folder in folders}
     inner = dict.fromkeys(os.path.dirname(file) for files in paths.values() for file in files)  # noqa: PTH120
     if nested := [_inside(folder, outer) for folder in inner if folder not in outer]:
-        notes.append(f"Folders inside class folders belong to the class above them: {named(nested)}.")
+        notes.append(f"Folders inside class folders belong to the class above them: {first_five(nested)}.")
     several = dict.fromkeys(name for found in given.values() for name, folders in found.items() if len(folders) > 1)
     if several:
-        notes.append(f"Folders whose names differ in their Unicode form only are one class: {named([*several])}.")
+        notes.append(f"Folders whose names differ in their Unicode form only are one class: {first_five([*several])}.")
     names = {folder.name for found in given.values() for folders in found.values() for folder in folders}
     if foreign := [as_text(name) for name in sorted(names) if not name.isprintable() and as_text(name).isprintable()]:
-        notes.append(f"Class folders whose names are not UTF-8 are called: {named(foreign)}.")
+        notes.append(f"Class folders whose names are not UTF-8 are called: {first_five(foreign)}.")
     return notes
 
 
@@ -120,12 +120,12 @@ def _unused(path: Path, beside: Sequence[Path], parts: Mapping[str, Path]) -> li
     """Notes on what lies beside the folders of splits and classes."""
     notes = []
     if beside:
-        notes.append(f"Folders beside the splits are not used: {named([folder.name for folder in beside])}.")
+        notes.append(f"Folders beside the splits are not used: {first_five([folder.name for folder in beside])}.")
     roots = dict.fromkeys([path, *parts.values()])
     if loose := [file.name for folder in roots for file in _loose_images(folder)]:
-        notes.append(f"Images beside the class folders are not used: {named(loose)}.")
+        notes.append(f"Images beside the class folders are not used: {first_five(loose)}.")
     if hidden := [e.name for folder in roots for e in sorted(folder.iterdir()) if left_out(e.name) and e.is_dir()]:
-        notes.append(f"Hidden folders and those of systems are not used: {named(hidden)}.")
+        notes.append(f"Hidden folders and those of systems are not used: {first_five(hidden)}.")
     return notes
 
 
@@ -158,7 +158,7 @@ def _split_folders(path: Path, folders: Sequence[Path]) -> dict[str, Path]:
             raise UserError(f"{path} has two {part} splits, {parts[part].name} and {folder.name}; remove one")
         parts[part] = folder
     if "train" not in parts:
-        names = named([folder.name for folder in parts.values()])
+        names = first_five([folder.name for folder in parts.values()])
         raise UserError(f"{path} has {names} but no train folder; add it, or put class folders at the top")
     return parts
 
@@ -178,7 +178,7 @@ def _problems(parts: Mapping[str, Path], given: Mapping[str, Classes], classes: 
             close = difflib.get_close_matches(extra[0], classes, n=1)
             hint = f" (did you mean {close[0]!r}?)" if close else ""
             problems.append(
-                f"{folder} has classes that {train.name} has not: {named(extra)}{hint}; rename or remove them"
+                f"{folder} has classes that {train.name} has not: {first_five(extra)}{hint}; rename or remove them"
             )
         elif not given[part]:
             problems.append(_nothing(folder))
@@ -187,7 +187,7 @@ def _problems(parts: Mapping[str, Path], given: Mapping[str, Classes], classes: 
 
 def _empty(train: Classes, empty: Sequence[str], finder: Finder) -> list[str]:
     suffixes = ", ".join(suffix.removeprefix(".") for suffix in SUFFIXES)
-    others = f"; not used in all classes: {said(finder.left_out)}" if finder.left_out else ""
+    others = f"; not used in all classes: {counts_in_words(finder.left_out)}" if finder.left_out else ""
     return [
         f"class folder {train[name][0]} holds no images ({suffixes}); fill it or remove it{others}" for name in empty
     ]

@@ -70,7 +70,7 @@ def left_out_below(path: PurePath) -> str | None:
     return next((reason for part in path.parts if (reason := left_out(part))), None)
 
 
-def special(path: Path) -> str | None:
+def not_a_file(path: Path) -> str | None:
     """What a path leads to instead of a regular file (a broken link, a named pipe, …); `None` for a regular file."""
     kind = _kind(str(path))
     if kind is None:
@@ -88,7 +88,7 @@ def as_text(name: str) -> str:
     return unicodedata.normalize("NFC", os.fsencode(name).decode("utf-8", "backslashreplace"))
 
 
-def there(path: str) -> str:
+def path_on_disk(path: str) -> str:
     """The path on the disk that equals a written one up to its Unicode form; the path itself if there is none."""
     forms = (path, *(unicodedata.normalize(form, path) for form in ("NFC", "NFD")))
     return next((form for form in forms if Path(form).is_file()), path)
@@ -99,7 +99,7 @@ def subfolders(folder: Path) -> list[Path]:
     return sorted(entry for entry in folder.iterdir() if not left_out(entry.name) and entry.is_dir())
 
 
-def said(counts: Counter[str]) -> str:
+def counts_in_words(counts: Counter[str]) -> str:
     """Counts in words, the largest first: "3 hidden, 2 .txt"."""
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     shown = ", ".join(f"{count:,} {reason}" for reason, count in ordered[:_SHOWN])
@@ -173,7 +173,7 @@ class Finder:
 
 def _refused(entry: os.DirEntry[str]) -> str | None:
     """Why a file, or a link to one, is not a picture; `None` if it is."""
-    if not entry.is_file(follow_symlinks=False) and (reason := special(Path(entry.path))):
+    if not entry.is_file(follow_symlinks=False) and (reason := not_a_file(Path(entry.path))):
         return reason
     if not is_picture(entry.name):
         return os.path.splitext(entry.name)[1].lower() or "without a suffix"  # noqa: PTH122

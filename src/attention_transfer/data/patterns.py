@@ -9,7 +9,7 @@ from collections import Counter
 from itertools import product
 from pathlib import Path
 
-from attention_transfer.data.finder import left_out_below, special
+from attention_transfer.data.finder import left_out_below, not_a_file
 from attention_transfer.errors import UserError
 
 MOST = 100_000
@@ -62,7 +62,7 @@ def match_files(pattern: Path) -> tuple[list[Path], Counter[str]]:
     found: list[Path] = []
     left_out: Counter[str] = Counter()
     for match in sorted(start.glob(str(Path(*parts)))):
-        reason = left_out_below(Path(*match.parts[fixed:])) or special(match)
+        reason = left_out_below(Path(*match.parts[fixed:])) or not_a_file(match)
         if reason is None:
             found.append(match)
         elif reason != "folder":

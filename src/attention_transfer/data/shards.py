@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from attention_transfer.data.decoding import Damaged, decode
-from attention_transfer.data.finder import as_text, left_out, said, subfolders
+from attention_transfer.data.finder import as_text, counts_in_words, left_out, subfolders
 from attention_transfer.data.images import Split, Splits
 from attention_transfer.data.labels import label_of, label_problems
 from attention_transfer.data.members import Index, Label, index_shard, member_at
@@ -150,7 +150,7 @@ def _notes(indexed: Sequence[Index]) -> list[str]:
     notes = []
     others = sum((shard.left_out for shard in indexed), Counter[str]())
     if others:
-        notes.append(f"Not used of the members of the shards: {said(others)}.")
+        notes.append(f"Not used of the members of the shards: {counts_in_words(others)}.")
     dotted = [key for shard in indexed for key in shard.dotted]
     if dotted:
         notes.append(

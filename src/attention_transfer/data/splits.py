@@ -111,7 +111,7 @@ def cut(labels: NDArray[np.int64], share: float, *, seed: int = 0) -> tuple[NDAr
     return np.flatnonzero(~off).astype(np.int64), np.flatnonzero(off).astype(np.int64)
 
 
-def named(names: Sequence[object]) -> str:
+def first_five(names: Sequence[object]) -> str:
     """The first five, and how many there are."""
     shown = ", ".join(repr(name) if isinstance(name, str) else str(name) for name in names[:5])
     return shown if len(names) <= 5 else f"{shown} and {len(names) - 5:,} more"
@@ -185,7 +185,7 @@ def _remarks(classes: Sequence[str], parts: Mapping[str, Split], skipped: Mappin
         )
     for part in ("validation", "test"):
         if missing := [classes[i] for i in sorted({*range(len(classes))} - {*parts[part].labels.tolist()})]:
-            notes.append(f"The {part} split has no image of {named(missing)}.")
+            notes.append(f"The {part} split has no image of {first_five(missing)}.")
     if skipped:
         path, reason = next(iter(skipped.items()))
         kinds = Counter(re.split("[(;]", reason)[0].strip() for reason in skipped.values())

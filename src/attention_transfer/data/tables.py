@@ -12,10 +12,10 @@ from pathlib import Path, PurePath
 
 import numpy as np
 
-from attention_transfer.data.finder import left_out_below, said, there
+from attention_transfer.data.finder import counts_in_words, left_out_below, path_on_disk
 from attention_transfer.data.images import FileImages, Split, Splits
 from attention_transfer.data.labels import LONGEST, label_of, label_problems
-from attention_transfer.data.splits import AS_GIVEN, SPLIT_NAMES, make_splits, named
+from attention_transfer.data.splits import AS_GIVEN, SPLIT_NAMES, first_five, make_splits
 from attention_transfer.errors import UserError, raise_all
 from attention_transfer.text_files import Unsound, check_size
 
@@ -83,11 +83,13 @@ def load_table(path: Path, *, strict: bool = False) -> Splits:
     table.problems += label_problems(row.label for row in table.rows)
     classes = _in_order({row.label for row in table.rows})
     if len(classes) == 1:
-        table.problems.append(f"there is a single class, {named(classes)}, of which nothing can be learnt; add others")
+        table.problems.append(
+            f"there is a single class, {first_five(classes)}, of which nothing can be learnt; add others"
+        )
     raise_all([f"{path}: {problem}" for problem in table.problems])
-    notes = [f"Columns of {path.name} that are not used: {named(table.unused)}."] if table.unused else []
+    notes = [f"Columns of {path.name} that are not used: {first_five(table.unused)}."] if table.unused else []
     if table.left_out:
-        notes.append(f"Rows that are left out by their files' names: {said(table.left_out)}.")
+        notes.append(f"Rows that are left out by their files' names: {counts_in_words(table.left_out)}.")
     if repeated:
         notes.append(f"Rows that repeat an image are left out: {len(repeated):,}.")
     rows = [row for row in table.rows if row.number not in repeated]
@@ -135,7 +137,7 @@ def _read(path: Path) -> _Table:
                     if reason := _left_out(row["path"]):
                         table.left_out[reason] += 1
                         continue
-                    file_path = there(os.path.normpath(path.parent / row["path"]))
+                    file_path = path_on_disk(os.path.normpath(path.parent / row["path"]))
                     table.rows.append(_Row(lines.line_num, file_path, label_of(row["label"]), row.get("split", "")))
     except (UnicodeDecodeError, csv.Error, Unsound) as error:
         raise UserError(f"{path} is no readable table ({error}); save it as CSV in UTF-8") from error
@@ -157,11 +159,13 @@ def _columns(path: Path, names: Sequence[str]) -> dict[str, str]:
     for kind, options in COLUMNS.items():
         fitting = [name for name in names if name.lower() in options]
         if len(fitting) > 1:
-            problems.append(f"{path} has {len(fitting)} columns for the {kind}: {named(fitting)}; keep one")
+            problems.append(f"{path} has {len(fitting)} columns for the {kind}: {first_five(fitting)}; keep one")
         elif fitting:
             found[kind] = fitting[0]
         elif kind != "split":
-            problems.append(f"{path} has no column {kind} (or {', '.join(options[1:])}), but {named(names)}; add it")
+            problems.append(
+                f"{path} has no column {kind} (or {', '.join(options[1:])}), but {first_five(names)}; add it"
+            )
         elif close := difflib.get_close_matches("split", [name.lower() for name in names], n=1, cutoff=0.75):
             problems.append(f"{path} has a column {close[0]!r}; did you mean 'split'?")
     raise_all(problems)
@@ -188,7 +192,9 @@ def _split_problems(path: Path, given: dict[str, list[_Row]]) -> list[str]:
     problems = []
     for part, rows in given.items():
         if extra := sorted({row.label for row in rows} - known):
-            problems.append(f"{path}: the {part} split has classes that train has not: {named(extra)}; remove them")
+            problems.append(
+                f"{path}: the {part} split has classes that train has not: {first_five(extra)}; remove them"
+            )
     return problems
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from attention_transfer.data.finder import SUFFIXES, Finder, said
+from attention_transfer.data.finder import SUFFIXES, Finder, counts_in_words
 from attention_transfer.data.patterns import match_files
 from attention_transfer.errors import UserError, raise_all
 
@@ -58,7 +58,7 @@ def find_images(images: Sequence[str]) -> list[ImageFile]:
             found += [ImageFile(file, Path(file).relative_to(path), named=False) for file in files]
             if not files:
                 suffixes = ", ".join(suffix.removeprefix(".") for suffix in SUFFIXES)
-                besides = f", but {said(counts)}" if counts else ""
+                besides = f", but {counts_in_words(counts)}" if counts else ""
                 problems.append(f"folder {name} holds no images ({suffixes}){besides}; name another")
         elif not path.exists() and glob.has_magic(name):
             matches, counts = match_files(path)
@@ -68,7 +68,7 @@ def find_images(images: Sequence[str]) -> list[ImageFile]:
         else:
             found.append(ImageFile(str(path), Path(path.name), named=True))
         if counts:
-            log.info("%s: not used: %s", name, said(counts))
+            log.info("%s: not used: %s", name, counts_in_words(counts))
     if problems:  # otherwise it is reported with the files that can't be read
         problems += [f"there is no image {f.path}; check the path" for f in found if not Path(f.path).exists()]
     raise_all(problems)

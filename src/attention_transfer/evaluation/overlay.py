@@ -28,7 +28,7 @@ from attention_transfer.writing import make_folder, sync, writing
 log = logging.getLogger("attention_transfer")
 
 # Pictures lie in a hidden folder of one of these prefixes until all are drawn. The first tells that everything else in
-# the folder is of a command that did not end; with --overwrite it may be anything, and several commands may draw at once.
+# the folder is of a command that did not end; with --overwrite it may be anything, and several commands may draw.
 _UNFINISHED, _REPLACING = ".unfinished-", ".replacing-"
 
 _SOFTWARE = "attention-transfer predict"  # the note by which a picture is recognised

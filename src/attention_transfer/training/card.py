@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
+from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, StrictUndefined
 from scipy import stats
 
@@ -74,7 +74,7 @@ def model_card(
         keep_trailing_newline=True,
     )
     return page.from_string(template).render(
-        head=yaml.safe_dump(_head(config, summary, spec, form), sort_keys=False, allow_unicode=True),
+        head=_head(config, summary, spec, form) + "\n",
         name=_name(config),
         config=config,
         teacher=_shown(config.get("teacher")),
@@ -110,32 +110,30 @@ def _shown(source: str | None) -> str | None:
     return Path(source).name if source is not None and Path(source).is_absolute() else source
 
 
-def _head(config: Mapping[str, Any], summary: Mapping[str, Any], spec: ViTSpec, form: Form) -> dict[str, Any]:
-    """The metadata that the Hub reads."""
-    library = "onnx" if form == "onnx" else "transformers" if form == "hf" else _LIBRARIES[spec.library]
-    head: dict[str, Any] = {
-        "library_name": library,
-        "pipeline_tag": "image-classification",
-        "tags": ["image-classification", "vision-transformer", "attention-transfer", str(config["preset"])],
-        "metrics": ["accuracy"],
-    }
-    if base := _published(config.get("teacher")):
-        head["base_model"] = base
-    if accuracy := (summary.get("test") or {}).get("accuracy"):
-        data = Path(str(config["data"])).name
-        head["model-index"] = [
-            {
-                "name": _name(config),
-                "results": [
-                    {
-                        "task": {"type": "image-classification"},
-                        "dataset": {"name": data, "type": data, "split": "test"},
-                        "metrics": [{"type": "accuracy", "value": round(float(accuracy), 4)}],
-                    }
-                ],
-            }
-        ]
-    return head
+def _head(config: Mapping[str, Any], summary: Mapping[str, Any], spec: ViTSpec, form: Form) -> str:
+    """The metadata that the Hub reads, in YAML."""
+    data = Path(str(config["data"])).name
+    results = [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=data,
+            dataset_name=data,
+            dataset_split="test",
+            metric_type="accuracy",
+            metric_value=round(float(accuracy), 4),
+        )
+        for accuracy in [(summary.get("test") or {}).get("accuracy")]
+        if accuracy
+    ]
+    return ModelCardData(
+        library_name="onnx" if form == "onnx" else "transformers" if form == "hf" else _LIBRARIES[spec.library],
+        pipeline_tag="image-classification",
+        tags=["image-classification", "vision-transformer", "attention-transfer", str(config["preset"])],
+        metrics=["accuracy"],
+        base_model=_published(config.get("teacher")),
+        model_name=_name(config) if results else None,
+        eval_results=results or None,
+    ).to_yaml()
 
 
 def _published(teacher: str | None) -> str | None:

@@ -136,7 +136,7 @@ def test_missing_and_damaged_files_are_named(miniatures: Any, tmp_path: Path) ->
     with pytest.raises(UserError, match="n02085620_train3 is damaged"):
         boxes(home)
     xml.write_text("<annotation/>")
-    with pytest.raises(UserError, match=r"n02085620_train3 is damaged \(no box\)"):
+    with pytest.raises(UserError, match="n02085620_train3 is damaged: it has no box"):
         boxes(home)
     home = miniatures.voc(tmp_path / "voc")
     (home / "SegmentationClass" / "2007_000033.png").unlink()

@@ -10,15 +10,14 @@ from pathlib import Path
 from attention_transfer.data.images import Split
 from attention_transfer.data.layouts.layout import Boxes, Layout, Published
 from attention_transfer.data.layouts.official_files import (
-    AGAIN,
     box_from_one,
+    damaged,
     folder_with,
     labelled,
     read_lines,
     read_rows,
     require,
 )
-from attention_transfer.errors import UserError
 
 LISTS = {
     "train": "images_variant_train.txt",
@@ -53,7 +52,7 @@ def _part(home: Path, source: Path, index: dict[str, int]) -> Split:
     rows = read_rows(source, 2)
     unknown = next((variant for _, variant in rows if variant not in index), None)
     if unknown is not None:
-        raise UserError(f"{source} is damaged: {unknown!r} is not a variant in variants.txt; {AGAIN}")
+        raise damaged(source, f"{unknown!r} is not a variant in variants.txt")
     return labelled([(home / "images" / f"{name}.jpg", index[variant]) for name, variant in rows], source)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from attention_transfer.data.layouts.layout import Boxes, Layout, Masks, Published
 from attention_transfer.data.layouts.official_files import (
-    AGAIN,
+    damaged,
     folder_with,
     labelled,
     read_joined,
@@ -28,12 +28,12 @@ def read_cub(home: Path) -> Published:
     numbered = dict(read_rows(home / "classes.txt", 2))
     numbers = [str(number) for number in range(1, len(numbered) + 1)]
     if set(numbers) != set(numbered):
-        raise UserError(f"{home / 'classes.txt'} is damaged: its classes are not numbered from 1; {AGAIN}")
+        raise damaged(home / "classes.txt", "its classes are not numbered from 1")
     classes = [numbered[number] for number in numbers]
     samples: dict[str, list[tuple[Path, int]]] = {"1": [], "0": []}
     for name, label, flag in read_joined(home, FILES[:3]):
         if flag not in samples:
-            raise UserError(f"{home / FILES[2]} is damaged: {flag!r} is neither 0 nor 1; {AGAIN}")
+            raise damaged(home / FILES[2], f"{flag!r} is neither 0 nor 1")
         samples[flag].append((home / "images" / name, to_index(label, classes, home / FILES[1])))
     parts = {"train": samples["1"], "test": samples["0"]}
     return Published(classes, {part: labelled(rows, home / "images.txt") for part, rows in parts.items()})
@@ -46,7 +46,7 @@ def cub_boxes(home: Path) -> Boxes:
         try:
             x, y, width, height = map(float, line.split())
         except ValueError as error:
-            raise UserError(f"{home / 'bounding_boxes.txt'} is damaged: {line!r} is not a box; {AGAIN}") from error
+            raise damaged(home / "bounding_boxes.txt", f"{line!r} is not a box") from error
         boxes[home / "images" / name] = (x, y, width, height)
     return boxes
 

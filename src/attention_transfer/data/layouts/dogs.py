@@ -9,15 +9,14 @@ from pathlib import Path
 
 from attention_transfer.data.layouts.layout import Boxes, Layout, Published
 from attention_transfer.data.layouts.official_files import (
-    AGAIN,
     Sample,
     by_list,
+    damaged,
     folder_with,
     read_mat,
     read_xml_box,
     require,
 )
-from attention_transfer.errors import UserError
 
 LISTS = {"train": "train_list.mat", "test": "test_list.mat"}
 
@@ -40,7 +39,7 @@ def _listed(source: Path) -> list[Sample]:
     home = source.parent.parent if source.parent.name == "lists" else source.parent
     files, labels = read_mat(source, "file_list"), read_mat(source, "labels")
     if len(files) != len(labels):
-        raise UserError(f"{source} is damaged: {len(files)} files, but {len(labels)} labels; {AGAIN}")
+        raise damaged(source, f"{len(files)} files, but {len(labels)} labels")
     return [(home / "Images" / str(file), int(label) - 1) for file, label in zip(files, labels, strict=True)]
 
 

@@ -15,11 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from attention_transfer.data.finder import Finder, said
+from attention_transfer.data.finder import Finder, counts_in_words
 from attention_transfer.data.images import FileImages, Split
 from attention_transfer.data.layouts.layout import Boxes, Layout, Published
 from attention_transfer.data.layouts.official_files import (
     AGAIN,
+    damaged,
     labelled,
     read_lines,
     read_mat,
@@ -50,7 +51,7 @@ def read_imagenet(home: Path) -> Published:
     folders = _class_folders(home / "val")
     validation = _from_folders(home / "val", index, finder) if folders else _flat(home, index)
     notes = [f"The folder has {len(wnids)} of the {CLASSES:,} classes."] if len(wnids) != CLASSES else []
-    notes += [f"Not used in the class folders: {said(finder.left_out)}."] if finder.left_out else []
+    notes += [f"Not used in the class folders: {counts_in_words(finder.left_out)}."] if finder.left_out else []
     return Published(_names(home, wnids), {"train": train, "validation": validation}, notes)
 
 
@@ -87,11 +88,9 @@ def _answers(home: Path) -> tuple[Path, dict[str, str]]:
     """The file that tells the classes of the flat validation images, and the WordNet id of each image's name."""
     solution = _beside(home, Path("LOC_val_solution.csv"))
     if solution is not None:
-        with solution.open(newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.reader(file) if row]
-        damaged = [row for row in rows[1:] if len(row) != 2 or not WNID.match(row[1])]
-        if not rows[1:] or damaged:
-            raise UserError(f"{solution} is damaged: it is not a list of image and class ids; {AGAIN}")
+        rows = [*csv.reader(read_lines(solution))]
+        if not rows[1:] or any(len(row) != 2 or not WNID.match(row[1]) for row in rows[1:]):
+            raise damaged(solution, "it is not a list of image and class ids")
         return solution, {name: prediction.split()[0] for name, prediction in sorted(rows[1:])}
     synsets = _beside(home, Path(SYNSET_LABELS))
     if synsets is not None:
@@ -102,7 +101,7 @@ def _answers(home: Path) -> tuple[Path, dict[str, str]]:
         lines = read_lines(truth)
         unknown = next((line for line in lines if line not in wnids), None)
         if unknown is not None:
-            raise UserError(f"{truth} is damaged: {unknown!r} is not the number of a class in meta.mat; {AGAIN}")
+            raise damaged(truth, f"{unknown!r} is not the number of a class in meta.mat")
         return truth, {_name(n): wnids[line] for n, line in enumerate(lines, 1)}
     raise UserError(
         f"the images in {home / 'val'} are not in folders of their classes, and there is no LOC_val_solution.csv, no "
@@ -128,7 +127,7 @@ def _names(home: Path, wnids: list[str]) -> list[str]:
     words = dict(read_rows(mapping, 2))
     absent = next((wnid for wnid in wnids if wnid not in words), None)
     if absent is not None:
-        raise UserError(f"{mapping} is damaged: it has no line for {absent}; {AGAIN}")
+        raise damaged(mapping, f"it has no line for {absent}")
     same = Counter(words[wnid] for wnid in wnids)
     return [words[wnid] if same[words[wnid]] == 1 else f"{words[wnid]} ({wnid})" for wnid in wnids]
 

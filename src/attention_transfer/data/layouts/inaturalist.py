@@ -14,8 +14,7 @@ import numpy as np
 
 from attention_transfer.data.images import Split
 from attention_transfer.data.layouts.layout import Box, Boxes, Layout, Published
-from attention_transfer.data.layouts.official_files import AGAIN, around, folder_with, labelled, read_json
-from attention_transfer.errors import UserError
+from attention_transfer.data.layouts.official_files import around, damaged, folder_with, labelled, read_json
 
 Record = dict[str, Any]
 
@@ -53,7 +52,7 @@ def _part(home: Path, source: Path, content: Record, index: dict[Any, int]) -> S
     for record in _records(source, content, "annotations", ("image_id", "category_id")):
         image, category = record["image_id"], record["category_id"]
         if image not in files or category not in index:
-            raise UserError(f"{source} is damaged: it has no image {image} or no category {category}; {AGAIN}")
+            raise damaged(source, f"it has no image {image} or no category {category}")
         samples.append((files[image], index[category]))
     return labelled(samples, source)
 
@@ -81,7 +80,7 @@ def _records(source: Path, content: Record, key: str, fields: tuple[str, ...]) -
     """The objects of a list, each with these fields."""
     records = content[key]
     if not isinstance(records, list) or not all(isinstance(r, dict) and r.keys() >= set(fields) for r in records):
-        raise UserError(f"{source} is damaged: {key!r} is not a list of objects with {', '.join(fields)}; {AGAIN}")
+        raise damaged(source, f"{key!r} is not a list of objects with {', '.join(fields)}")
     return records
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -14,9 +15,11 @@ from scipy.io import loadmat
 from attention_transfer.data.images import FileImages, Split
 from attention_transfer.data.layouts.layout import Box, Published
 from attention_transfer.errors import UserError, raise_all
-from attention_transfer.text_files import Unsound, check_size, parse_json, read_text
+from attention_transfer.text_files import check_size, parse_json, read_text
 
 AGAIN = "unpack its archive again"
+
+CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 Sample = tuple[Path, int]
 """An image file and its class."""
@@ -47,18 +50,31 @@ def require(home: Path, names: Sequence[str]) -> None:
     raise_all([f"{home / name} is missing; {AGAIN}" for name in names if not (home / name).exists()])
 
 
-def read_lines(path: Path) -> list[str]:
-    """The lines of a text file that are not empty, without space around them."""
+@contextmanager
+def _read(path: Path) -> Iterator[None]:
+    """Name the file in whatever is raised while it is read: readers of MATLAB, XML and zip files raise many errors."""
     try:
-        lines = [line.strip() for line in read_text(path).splitlines()]
+        yield
+    except UserError:
+        raise
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing; {AGAIN}") from error
-    except (Unsound, OSError) as error:
+    except Exception as error:
         raise UserError(f"{path} is damaged ({error}); {AGAIN}") from error
-    lines = [line for line in lines if line]
-    if not lines:
+
+
+def damaged(path: Path, problem: str) -> UserError:
+    """The error for a file with this problem."""
+    return UserError(f"{path} is damaged: {problem}; {AGAIN}")
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file that are not empty, without space around them."""
+    with _read(path):
+        lines = [line.strip() for line in read_text(path).splitlines()]
+    if not any(lines):
         raise UserError(f"{path} is empty; {AGAIN}")
-    return lines
+    return [line for line in lines if line]
 
 
 def read_rows(path: Path, columns: int) -> list[list[str]]:
@@ -66,7 +82,7 @@ def read_rows(path: Path, columns: int) -> list[list[str]]:
     rows = [line.split(maxsplit=columns - 1) for line in read_lines(path)]
     for row in rows:
         if len(row) < columns:
-            raise UserError(f"{path} is damaged: {' '.join(row)!r} is not a line of {columns} columns; {AGAIN}")
+            raise damaged(path, f"{' '.join(row)!r} is not a line of {columns} columns")
     return rows
 
 
@@ -77,60 +93,45 @@ def read_joined(home: Path, names: Sequence[str]) -> list[list[str]]:
     for name, table in zip(names, tables, strict=True):
         absent = next((key for key in tables[0] if key not in table), None)
         if absent is not None:
-            raise UserError(f"{home / name} is damaged: it has no line for {absent!r} of {names[0]}; {AGAIN}")
+            raise damaged(home / name, f"it has no line for {absent!r} of {names[0]}")
     return [[table[key] for table in tables] for key in tables[0]]
 
 
 def read_json(path: Path, keys: Sequence[str] = ()) -> Any:
-    """A JSON file, that must be an object with these keys where any are given."""
-    try:
+    """A JSON file, that must be an object with these keys if any are given."""
+    with _read(path):
         content = parse_json(read_text(path))
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing; {AGAIN}") from error
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path} is damaged ({error}); {AGAIN}") from error
-    absent = [key for key in keys if not isinstance(content, dict) or key not in content]
-    if absent:
-        raise UserError(f"{path} is damaged: it has no {' and no '.join(map(repr, absent))}; {AGAIN}")
+    if absent := [key for key in keys if not isinstance(content, dict) or key not in content]:
+        raise damaged(path, f"it has no {' and no '.join(map(repr, absent))}")
     return content
 
 
 def read_mat(path: Path, key: str, fields: Sequence[str] = ()) -> NDArray[Any]:
     """A variable of a MATLAB file, with at least one dimension and with these fields."""
-    try:
+    with _read(path):
         check_size(path)
-        value = np.atleast_1d(loadmat(str(path), squeeze_me=True)[key])
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing; {AGAIN}") from error
-    except KeyError as error:
-        raise UserError(f"{path} is damaged: it has no {key!r}; {AGAIN}") from error
-    except Exception as error:  # of many kinds, as of scipy's readers, zlib and struct
-        raise UserError(f"{path} is damaged ({error}); {AGAIN}") from error
-    absent = [field for field in fields if field not in (value.dtype.names or ())]
-    if absent:
-        raise UserError(f"{path} is damaged: {key!r} has no {' and no '.join(map(repr, absent))}; {AGAIN}")
+        content = loadmat(str(path), squeeze_me=True)
+    if key not in content:
+        raise damaged(path, f"it has no {key!r}")
+    value = np.atleast_1d(content[key])
+    if absent := [field for field in fields if field not in (value.dtype.names or ())]:
+        raise damaged(path, f"{key!r} has no {' and no '.join(map(repr, absent))}")
     return value
 
 
 def read_xml_box(path: Path) -> Box:
     """The box around all objects of an annotation in the form of PASCAL VOC: x, y, width, height."""
-    try:
+    with _read(path):
         check_size(path)
-        corners = np.array(
-            [
-                [float(box.findtext(tag, "")) for tag in ("xmin", "ymin", "xmax", "ymax")]
-                for box in ElementTree.parse(path).iter("bndbox")
-            ]
-        )
-        return around(corners)
-    except (ElementTree.ParseError, ValueError, OSError) as error:
-        raise UserError(f"{path} is damaged ({error}); {AGAIN}") from error
+        boxes = ElementTree.parse(path).iter("bndbox")
+        corners = np.array([[float(box.findtext(tag, "")) for tag in CORNERS] for box in boxes])
+    if not len(corners):
+        raise damaged(path, "it has no box")
+    return around(corners)
 
 
 def around(corners: NDArray[np.float64]) -> Box:
-    """The box around boxes: (n, 4) of x0, y0, x1, y1 to x, y, width, height."""
-    if not len(corners):
-        raise ValueError("no box")
+    """The box around at least one box: (n, 4) of x0, y0, x1, y1 to x, y, width, height."""
     x, y = corners[:, :2].min(axis=0).tolist()
     right, bottom = corners[:, 2:].max(axis=0).tolist()
     return x, y, right - x, bottom - y
@@ -154,9 +155,9 @@ def to_index(number: Any, classes: Sequence[str], path: Path) -> int:
     try:
         index = int(number) - 1
     except (ValueError, TypeError) as error:
-        raise UserError(f"{path} is damaged: {number!r} is not a class number; {AGAIN}") from error
+        raise damaged(path, f"{number!r} is not a class number") from error
     if not 0 <= index < len(classes):
-        raise UserError(f"{path} is damaged: class {number} is not one of the {len(classes)} classes; {AGAIN}")
+        raise damaged(path, f"class {number} is not one of the {len(classes)} classes")
     return index
 
 
@@ -215,6 +216,6 @@ def by_list(
     rows = {part: listed(source) for part, source in lists.items()}
     names = {label: class_name(file) for samples in rows.values() for file, label in samples}
     if sorted(names) != list(range(len(names))):
-        raise UserError(f"{lists['train']} is damaged: classes are missing; {AGAIN}")
+        raise damaged(lists["train"], "classes are missing")
     parts = {part: labelled(samples, lists[part]) for part, samples in rows.items()}
     return Published([names[label] for label in sorted(names)], parts)

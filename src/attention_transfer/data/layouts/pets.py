@@ -8,8 +8,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from attention_transfer.data.layouts.layout import Layout, Masks, Published
-from attention_transfer.data.layouts.official_files import AGAIN, Sample, by_list, folder_with, read_rows, require
-from attention_transfer.errors import UserError
+from attention_transfer.data.layouts.official_files import (
+    Sample,
+    by_list,
+    damaged,
+    folder_with,
+    read_rows,
+    require,
+)
 
 LISTS = {"train": "annotations/trainval.txt", "test": "annotations/test.txt"}
 
@@ -33,7 +39,7 @@ def _listed(source: Path) -> list[Sample]:
     samples = []
     for image, number, *_ in read_rows(source, 4):
         if not number.isdecimal() or number == "0":
-            raise UserError(f"{source} is damaged: {number!r} is not a class number; {AGAIN}")
+            raise damaged(source, f"{number!r} is not a class number")
         samples.append((source.parent.parent / "images" / f"{image}.jpg", int(number) - 1))
     return samples
 

@@ -106,6 +106,23 @@ def file_problems(
     return []
 
 
+def out_problems(
+    out: str | None,
+    *suffixes: str,
+    overwrite: bool,
+    data: Iterable[object] = (),
+    models: Iterable[object] = (),
+    names: Iterable[str] = (),
+) -> list[str]:
+    """As `file_problems`, for an `--out` that may be left out and must end in one of some suffixes."""
+    if out is None:
+        return []
+    target = expanded(out)
+    if target.suffix not in suffixes:
+        return [f"{out} does not end in {' or '.join(suffixes)}; choose such a name"]
+    return file_problems(target, overwrite=overwrite, data=data, models=models, names=names)
+
+
 def _folder(value: object) -> Path | None:
     """The folder that a setting names directly, not by a pattern or within a library."""
     if not isinstance(value, str) or not value:

@@ -57,8 +57,3 @@ def parse_json(text: str | bytes) -> Any:
         raise Unsound("its lists or objects lie too deep in each other") from error
     except ValueError as error:
         raise Unsound(str(error)) from error
-
-
-def as_utf8(text: str) -> str:
-    r"""Text that can be written as UTF-8: bytes of file names that are not UTF-8 become Python's escapes, `\udce9`."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -19,9 +19,9 @@ from attention_transfer.data.sources import DATA, find_source
 from attention_transfer.data.splits import first_five
 from attention_transfer.data.threads import MANY, in_threads
 from attention_transfer.errors import UserError, raise_all
-from attention_transfer.places import expanded, file_problems
+from attention_transfer.places import expanded, out_problems
 from attention_transfer.ui import Console, bars
-from attention_transfer.writing import whole_file
+from attention_transfer.writing import write_whole
 
 Spread = tuple[int, float, int]
 """Smallest, median, largest."""
@@ -130,7 +130,7 @@ def inspect_data(
     Raises:
         UserError: the data set can't be loaded; or, with `strict`, images are damaged, and each is named.
     """
-    target = _target(path, out, overwrite=overwrite)
+    raise_all(out_problems(out, ".json", overwrite=overwrite, data=[] if path in DATA else [path]))
     source = find_source(path)
     splits = source.load(strict)
     seen = _decoded(splits, duplicates=duplicates)
@@ -139,14 +139,14 @@ def inspect_data(
         raise_all([f"{where} {problem}" for where, problem in broken.items()])
     report = _report(path, source.title, splits, seen, {**splits.skipped, **broken})
     _show(report, duplicates=duplicates)
-    if target is not None:
-        _write(target, report)
+    if out is not None:
+        write_whole(expanded(out), json.dumps(asdict(report), indent=2) + "\n")
     return report
 
 
 def _decoded(splits: Splits, *, duplicates: bool) -> list[_Seen]:
     found: list[_Seen] = []
-    for name, split in _parts(splits).items():
+    for name, split in splits.parts.items():
         look = partial(_look, name, split, hashed=duplicates)
         indices, title = range(len(split)), f"reading {name} images"
         if isinstance(split.images, FileImages | ArrayImages):
@@ -184,7 +184,7 @@ def _report(path: str, kind: str, splits: Splits, seen: Sequence[_Seen], damaged
         classes=splits.classes,
         splits={
             name: SplitReport(len(split), _spread(np.bincount(split.labels, minlength=len(splits.classes)).tolist()))
-            for name, split in _parts(splits).items()
+            for name, split in splits.parts.items()
         },
         width=_spread([image.size[0] for image in whole]),
         height=_spread([image.size[1] for image in whole]),
@@ -204,10 +204,6 @@ def _duplicate(splits: Splits, group: Sequence[_Seen]) -> Duplicate:
         classes=tuple(dict.fromkeys(splits.classes[image.label] for image in group)),
         files=group[0].path is not None and len({image.path and file_digest(image.path) for image in group}) == 1,
     )
-
-
-def _parts(splits: Splits) -> dict[str, Split]:
-    return {"train": splits.train, "validation": splits.validation, "test": splits.test}
 
 
 def _spread(values: Sequence[int]) -> Spread:
@@ -253,18 +249,3 @@ def _in_words(duplicate: Duplicate, places: Sequence[str]) -> str:
 
 def _range(spread: Spread) -> str:
     return f"{spread[0]:,}, {spread[1]:g}, {spread[2]:,}"
-
-
-def _target(data: str, out: str | None, *, overwrite: bool) -> Path | None:
-    if out is None:
-        return None
-    target = expanded(out)
-    if target.suffix != ".json":
-        raise UserError(f"{out} does not end in .json; choose such a name")
-    raise_all(file_problems(target, overwrite=overwrite, data=[] if data in DATA else [data]))
-    return target
-
-
-def _write(target: Path, report: DataReport) -> None:
-    with whole_file(target) as file:
-        file.write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")

@@ -161,3 +161,8 @@ class Splits:
     test: Split
     notes: Sequence[str] = ()
     skipped: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def parts(self) -> dict[str, Split]:
+        """The three splits by their names."""
+        return {"train": self.train, "validation": self.validation, "test": self.test}

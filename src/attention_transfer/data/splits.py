@@ -79,7 +79,7 @@ def make_splits(
         kept["train"], kept["validation"] = _cut_off(name, kept["train"], "validation")
         made.append(f"The validation split is {CUT_SHARE:.0%} of the training images, cut off by class.")
     made += _remarks(classes, kept, skipped)
-    return Splits(name, tuple(classes), kept["train"], kept["validation"], kept["test"], tuple(made), skipped)
+    return Splits(name, tuple(classes), **kept, notes=tuple(made), skipped=skipped)
 
 
 def cut(labels: NDArray[np.int64], share: float, *, seed: int = 0) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -29,9 +29,9 @@ from attention_transfer.evaluation.averaging import (
     score,
 )
 from attention_transfer.evaluation.classifier import LoadedRun, load_run
-from attention_transfer.places import expanded, file_problems
+from attention_transfer.places import expanded, out_problems
 from attention_transfer.training import RunFolder, console
-from attention_transfer.writing import whole_file
+from attention_transfer.writing import write_whole
 
 Weighting = Literal["equal", "validation"]
 
@@ -130,7 +130,7 @@ def ensemble(
     weighting: Weighting = "equal" if weights is None else weights
     problems = choice_problems("mean", mean, get_args(Mean))
     problems += choice_problems("weights", weighting, get_args(Weighting))
-    problems += _out_problems(out, runs, overwrite=overwrite) + _run_problems(runs)
+    problems += out_problems(out, ".json", overwrite=overwrite, models=runs, names=MODEL_FILES) + _run_problems(runs)
     loaded = _loaded(runs, problems)
     data = str(RunFolder(loaded[0].path).config()["data"])
     splits = load_data(data)
@@ -145,8 +145,7 @@ def ensemble(
     result = _result(runs, data, mean, weighting, weights_K, (validation_KBC, labels), (test_KBC, splits.test.labels))
     _show(result)
     if out is not None:
-        with whole_file(expanded(out)) as file:
-            file.write_text(json.dumps(asdict(result), indent=2) + "\n", encoding="utf-8")
+        write_whole(expanded(out), json.dumps(asdict(result), indent=2) + "\n")
     return result
 
 
@@ -230,15 +229,6 @@ def _run_problems(runs: Sequence[str]) -> list[str]:
     places = [Path(run).resolve() for run in runs]
     twice = [run for i, run in enumerate(runs) if places[i] in places[:i]]
     return problems + [f"{run} is named twice; name each run once" for run in dict.fromkeys(twice)]
-
-
-def _out_problems(out: str | None, runs: Sequence[str], *, overwrite: bool) -> list[str]:
-    if out is None:
-        return []
-    target = expanded(out)
-    if target.suffix != ".json":
-        return [f"{out} does not end in .json; name such a file"]
-    return file_problems(target, overwrite=overwrite, models=runs, names=MODEL_FILES)
 
 
 def _show(result: EnsembleResult) -> None:

@@ -12,9 +12,6 @@ from pathlib import Path
 
 from rich.table import Table
 
-from attention_transfer.artifacts import MODEL_FILES
-from attention_transfer.places import expanded, file_problems
-from attention_transfer.text_files import as_utf8
 from attention_transfer.training import console
 
 _LONG = 40  # characters of a path that a table has room for
@@ -37,16 +34,6 @@ class Prediction:
     probabilities: tuple[float, ...]
     every: tuple[float, ...] | None = None
     overlay: str | None = None
-
-
-def out_problems(out: str | None, run: str, images: Sequence[str], *, overwrite: bool) -> list[str]:
-    """Why the predictions for these images by this run can't be written to a file."""
-    if out is None:
-        return []
-    target = expanded(out)
-    if target.suffix not in (".csv", ".json"):
-        return [f"{out} ends in neither .csv nor .json; choose one of the two"]
-    return file_problems(target, overwrite=overwrite, data=images, models=[run], names=MODEL_FILES)
 
 
 def show(predictions: Sequence[Prediction], most: int | None) -> None:
@@ -84,7 +71,7 @@ def as_json(predictions: Sequence[Prediction], classes: Sequence[str]) -> str:
     for row in rows:
         if "every" in row:
             row["every"] = dict(zip(classes, row["every"], strict=True))
-    return as_utf8(json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
+    return json.dumps(rows, indent=2, ensure_ascii=False) + "\n"
 
 
 def as_csv(predictions: Sequence[Prediction], classes: Sequence[str]) -> str:
@@ -99,4 +86,4 @@ def as_csv(predictions: Sequence[Prediction], classes: Sequence[str]) -> str:
     else:
         writer.writerow(["image", "class", *(f"probability of {name}" for name in classes)])
         writer.writerows([p.image, p.classes[0], *(p.every or ())] for p in predictions)
-    return as_utf8(text.getvalue())
+    return text.getvalue()

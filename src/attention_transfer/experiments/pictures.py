@@ -69,7 +69,7 @@ def draw_attention(runs: Sequence[Path], teacher: nn.Module, splits: Splits, fol
         for name, (network, vit) in networks.items():
             output, maps_LRC = attended(network, vit, image)
             says = "" if name == "teacher" else f", says {splits.classes[int(output.argmax())]}"
-            sheet.append(SheetRow(name + says, shown, maps_LRC))
+            sheet.append(SheetRow(name + says, shown, [*maps_LRC]))
         layers = max(len(row.patches) for row in sheet)
         slug = re.sub(r"[^\w.-]+", "-", splits.classes[label])
         columns = [f"layer {layer}" for layer in range(1, layers + 1)]

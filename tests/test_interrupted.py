@@ -30,8 +30,7 @@ from torch import nn
 from attention_transfer import Run, cli, train
 from attention_transfer.data import digits
 from attention_transfer.training import ObjectiveModule, Recipe, log
-from attention_transfer.viewing import attention_grid, save
-from attention_transfer.viewing.sheets import SheetRow, attention_sheet, save_sheet
+from attention_transfer.viewing import Point, SheetRow, accuracy_chart, attention_sheet, save, save_sheet
 from attention_transfer.vit import save_vit
 from attention_transfer.writing import whole_file, whole_folder, writing
 
@@ -124,11 +123,11 @@ def _sheet(path: Path) -> Path:
     return save_sheet(attention_sheet([SheetRow("a", np.asarray(_noise(64)), [])], []), path)
 
 
-def _grid(path: Path) -> Path:
-    return save(attention_grid(np.asarray(_noise(64)), {"a": np.ones((1, 2, 2), np.float32)}), path)
+def _chart(path: Path) -> Path:
+    return save(accuracy_chart({"5 labels": {"copy": Point(0.7, 0.6, 0.8)}}), path)
 
 
-@pytest.mark.parametrize("draw", [_sheet, _grid])
+@pytest.mark.parametrize("draw", [_sheet, _chart])
 def test_a_figure_that_can_not_be_written_leaves_the_one_before(draw: Callable[[Path], Path], tmp_path: Path) -> None:
     before = draw(tmp_path / "figure.png").read_bytes()
     with pytest.raises(OSError, match="File too large") as caught, files_of_at_most(1_000):

@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from attention_transfer.experiments.runners import Runner
-from attention_transfer.experiments.steps import Bench, Step, step_of, teacher_of
+from attention_transfer.experiments.steps import Bench, TimedStep, step_of, teacher_of
 from attention_transfer.vit import save_vit
 from benchmarks.gpu.card import Call, Card, Device, Job
 
@@ -103,7 +103,7 @@ class _Here:
     memory = 0
 
     def __init__(self, method: str, setting: Bench) -> None:
-        self._step: Step | None = step_of(method, teacher_of(setting), setting)
+        self._step: TimedStep | None = step_of(method, teacher_of(setting), setting)
         self._step()
 
     def seconds(self) -> float:

@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend, said in one sentence."""
+"""Errors that the user can fix, said in one sentence."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class UserError(ValueError):
 
 
 class UserErrors(UserError):
-    """Several mistakes found at once, a line each, so that nobody has to mend them one run at a time."""
+    """Several mistakes found at once, a line each, so that nobody has to fix them one run at a time."""
 
     def __init__(self, messages: Sequence[str]) -> None:
         self.messages = tuple(messages)
@@ -19,25 +19,25 @@ class UserErrors(UserError):
 
 
 class Interrupted(Exception):
-    """The user asked to stop; what was begun can be gone on with by the same command."""
+    """The user asked to stop; the same command continues what was begun."""
 
 
 _LOGGED = "attention-transfer: the traceback is in "
 
 
 def note_log(error: Exception, log: object) -> None:
-    """Remember with an error which file its traceback was written to."""
+    """Attach the path of the file that an error's traceback was written to."""
     error.add_note(f"{_LOGGED}{log}")
 
 
 def log_of(error: Exception) -> str | None:
-    """Which file an error's traceback was written to."""
+    """The file that an error's traceback was written to, if any."""
     notes = [note for note in getattr(error, "__notes__", []) if note.startswith(_LOGGED)]
     return notes[0].removeprefix(_LOGGED) if notes else None
 
 
 def raise_all(messages: Sequence[str]) -> None:
-    """Raise every collected mistake at once; do nothing where there is none."""
+    """Raise all collected mistakes at once, if there are any."""
     if len(messages) == 1:
         raise UserError(messages[0])
     if messages:
@@ -49,3 +49,9 @@ def nearest(name: str, options: Iterable[str]) -> str:
     known = sorted(options)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else f"choose one of: {', '.join(known)}"
+
+
+def choice_problems(what: str, value: object, options: Iterable[str]) -> list[str]:
+    """What is wrong with a value that must be one of a few, as a list of at most one sentence."""
+    known = [*options]
+    return [] if value in known else [f"{what} is {value!r}; {nearest(str(value), known)}"]

@@ -1,4 +1,4 @@
-"""One command at a time in a folder: a lock of the operating system, which ends with the process that has it."""
+"""Let one command at a time write a folder, by a lock of the operating system, which ends with its process."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from attention_transfer.errors import UserError
 log = logging.getLogger("attention_transfer")
 
 LOCK = ".attention-transfer.lock"
-"""What the lock of a folder is called; whoever has it, writes its process, host and time into it."""
+"""File name of a folder's lock; its holder writes its process, host and time into it."""
 
-_held: set[int] = set()  # descriptors that processes which load images must not take with them
+_held: set[int] = set()  # descriptors that forked processes, such as loader workers, must not keep
 
 
 @contextmanager
 def locked(path: Path, what: Path) -> Iterator[None]:
     """Hold a lock while the block runs.
 
-    The system ends a lock with its process, however that ends, so that what a dead process left is taken over.
+    The system releases a lock when its process ends, however that happens, so that a dead process blocks nobody.
 
     Args:
-        path: the file of the lock; made, with its folder, and removed at the end.
+        path: the lock file; it is made, with its folder, and removed at the end.
         what: what is written meanwhile, for the message.
 
     Raises:
-        UserError: another command has it; its process, its host and since when are named.
+        UserError: another command holds it; the message names its process, its host and since when.
         OSError: the file can't be written.
     """
     descriptor = _opened(path)
@@ -49,19 +49,19 @@ def locked(path: Path, what: Path) -> Iterator[None]:
     finally:
         if descriptor in _held:  # not in a process that was forked meanwhile
             _held.remove(descriptor)
-            path.unlink(missing_ok=True)  # while it is held, so that nobody's lock is removed
+            path.unlink(missing_ok=True)  # while it is held, so that no other command's lock is removed
             os.close(descriptor)
 
 
 def _opened(path: Path) -> int:
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):  # a command that ended just now took its folder away
+        with suppress(FileNotFoundError):  # a command that ended just now removed its folder
             return os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
 
 
 def _taken(descriptor: int, path: Path, what: Path) -> bool:
-    """Whether the lock is had; not where its file was removed meanwhile by the command that had it."""
+    """Take the lock; false if the command that held it has removed its file meanwhile."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -88,7 +88,7 @@ def _write_record(descriptor: int) -> None:
 
 
 def _record(path: Path) -> str:
-    """Who wrote into a lock, in words; empty where nobody did."""
+    """The holder that a lock file names, in words; empty if it names none."""
     try:
         record = json.loads(path.read_bytes())
         return f"process {record['process']} on {record['host']}, since {record['since']}"
@@ -97,7 +97,7 @@ def _record(path: Path) -> str:
 
 
 def _let_go() -> None:
-    """In a forked process: the lock is its parent's, and must end with it."""
+    """In a forked process: close the parent's locks, which must end with the parent."""
     for descriptor in _held:
         os.close(descriptor)
     _held.clear()

@@ -1,4 +1,4 @@
-"""Where a verb may write: never to what it reads, and never over what it did not write itself."""
+"""Where a verb may write: never over what it reads, and never over what it did not write itself."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MAGIC = re.compile(r"[*?\[{]")
 
 
 def expanded(path: str | Path) -> Path:
-    """A path in which "~" is the home folder; as it is, where there is no such user."""
+    """A path with "~" replaced by the home folder; unchanged if there is no such user."""
     try:
         return Path(path).expanduser()
     except RuntimeError:
@@ -22,7 +22,7 @@ def expanded(path: str | Path) -> Path:
 
 
 def same_or_inside(path: Path, folder: Path) -> bool:
-    """Whether a path is another one or lies in it, however they are spelled: relative, by links, in other case."""
+    """Whether a path is a folder or lies in it, however the two are spelled: relative, through links, in other case."""
     there = Path(os.path.realpath(folder))
     named, real = Path(os.path.realpath(path.parent), path.name), Path(os.path.realpath(path))
     around = {named, *named.parents, real, *real.parents}  # a link counts where it is and where it leads
@@ -30,9 +30,9 @@ def same_or_inside(path: Path, folder: Path) -> bool:
 
 
 def read_places(*values: object) -> list[Path]:
-    """The files and folders that settings name, of data sets, models and images; most other words name none.
+    """The files and folders named by settings for data sets, models and images.
 
-    Of a pattern it is the folder that has all its files.
+    A pattern names the folder that holds all its files.
     """
     found = []
     for value in values:
@@ -47,7 +47,7 @@ def read_places(*values: object) -> list[Path]:
 
 
 def _words(value: object) -> list[str]:
-    """What in a setting may be a path: all of it, or what follows the name of a library."""
+    """The parts of a setting that may be a path: all of it, or what follows the name of a library."""
     if not isinstance(value, str) or not value:
         return []
     library, _, name = value.partition("/")
@@ -58,12 +58,12 @@ def _words(value: object) -> list[str]:
 
 
 def folder_problems(out: Path, *, data: Iterable[object] = (), models: Iterable[object] = ()) -> list[str]:
-    """Why a verb that reads these can't write a folder: they are in it, or it would be among the images.
+    """Why a verb that reads these can't write a folder: they lie in it, or it would lie among the images.
 
     Args:
-        out: the folder; it need not be there.
-        data: what the data sets are called, in the forms of `load_data`, or image files and folders.
-        models: what the networks are called, in the forms of `load_vit`.
+        out: the folder, which need not exist.
+        data: data sets in the forms of `load_data`, or image files and folders.
+        models: networks in the forms of `load_vit`.
     """
     data = list(data)
     inside = [place for place in read_places(*data, *models) if same_or_inside(place, out)]
@@ -76,14 +76,14 @@ def folder_problems(out: Path, *, data: Iterable[object] = (), models: Iterable[
 def file_problems(
     out: Path, *, overwrite: bool, data: Iterable[object] = (), models: Iterable[object] = (), names: Iterable[str] = ()
 ) -> list[str]:
-    """Why a verb that reads these can't write a file, before the work that it is to hold.
+    """Why a verb that reads these can't write a file; checked before any work.
 
     Args:
         out: the file.
-        overwrite: whether it may be there.
-        data: what the data sets are called, in the forms of `load_data`, or image files and folders.
-        models: folders of runs and models, or what the networks are called.
-        names: patterns of the files that are a model's own.
+        overwrite: whether the file may exist.
+        data: data sets in the forms of `load_data`, or image files and folders.
+        models: folders of runs and models, or names of networks.
+        names: patterns of the files that belong to a model.
     """
     folder, data = out.parent, list(data)
     if not folder.is_dir():
@@ -106,8 +106,25 @@ def file_problems(
     return []
 
 
+def out_problems(
+    out: str | None,
+    *suffixes: str,
+    overwrite: bool,
+    data: Iterable[object] = (),
+    models: Iterable[object] = (),
+    names: Iterable[str] = (),
+) -> list[str]:
+    """As `file_problems`, for an `--out` that may be left out and must end in one of some suffixes."""
+    if out is None:
+        return []
+    target = expanded(out)
+    if target.suffix not in suffixes:
+        return [f"{out} does not end in {' or '.join(suffixes)}; choose such a name"]
+    return file_problems(target, overwrite=overwrite, data=data, models=models, names=names)
+
+
 def _folder(value: object) -> Path | None:
-    """The folder that a setting names itself, and not by a pattern or within a library."""
+    """The folder that a setting names directly, not by a pattern or within a library."""
     if not isinstance(value, str) or not value:
         return None
     found = [path for path in map(expanded, (value, value.removeprefix("hf/"))) if path.is_dir()]
@@ -115,7 +132,7 @@ def _folder(value: object) -> Path | None:
 
 
 def check_writable(path: Path, needed_mb: int = 50) -> None:
-    """Refuse, before any work, a place that can't be written to or is full."""
+    """Refuse a place that can't be written to or is full, before any work."""
     parent = path
     while not parent.exists():
         parent = parent.parent

@@ -1,6 +1,6 @@
-"""Text files that others wrote: bounded, whatever they hold, and read as plain data; nothing in them is run.
+"""Read text files of others: bounded in size, and as plain data, of which nothing is run.
 
-Configurations in YAML are read elsewhere, with bounds of their own.
+`plain_yaml` reads configurations, with bounds of its own.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ LARGEST = 2**30
 
 
 class Unsound(ValueError):
-    """What is wrong with a text, as a part of a sentence."""
+    """What is wrong with a text, as part of a sentence."""
 
 
 def read_text(path: Path, largest: int = LARGEST) -> str:
-    """A text file in UTF-8, with or without a mark at its beginning.
+    """Read a text file in UTF-8, with or without a byte order mark.
 
     Raises:
-        Unsound: it is too large, no regular file, or no UTF-8.
+        Unsound: it is too large, not a regular file, or not UTF-8.
         OSError: it is missing, or can't be read.
     """
     check_size(path, largest)
@@ -35,7 +35,7 @@ def check_size(path: Path, largest: int = LARGEST) -> None:
     """Check the size of a file before it is read.
 
     Raises:
-        Unsound: it is too large, or no regular file: a named pipe would be waited for, for ever.
+        Unsound: it is too large, or not a regular file: reading a named pipe would block forever.
         OSError: it is missing, or can't be looked at.
     """
     size = path.stat().st_size
@@ -46,10 +46,10 @@ def check_size(path: Path, largest: int = LARGEST) -> None:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """JSON as plain data.
+    """Parse JSON.
 
     Raises:
-        Unsound: it is no JSON, or lies too deep in itself, or holds a number of thousands of digits.
+        Unsound: it is not JSON, is nested too deeply, or holds a number of thousands of digits.
     """
     try:
         return json.loads(text)
@@ -57,8 +57,3 @@ def parse_json(text: str | bytes) -> Any:
         raise Unsound("its lists or objects lie too deep in each other") from error
     except ValueError as error:
         raise Unsound(str(error)) from error
-
-
-def as_utf8(text: str) -> str:
-    r"""Text that can be written as UTF-8: bytes of names that are none are spelt as Python does, `\udce9`."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,7 +1,7 @@
-"""Writing files and folders whole or not at all, and saying which could not be written.
+"""Write files and folders whole or not at all, and name the ones that could not be written.
 
-What is new is written beside what is there, synced to the disk, and put in its place by a rename, so that after a
-crash, a full disk or a power cut either the old or the new is there, and whole.
+New content is written beside the old, synced to the disk, and renamed into place, so that after a crash, a full disk or
+a power cut either the old or the new content is there, and whole.
 """
 
 from __future__ import annotations
@@ -29,29 +29,29 @@ _EXCHANGE, _HERE = 2, -100  # of Linux's renameat2: swap the two, and paths from
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text file, in UTF-8, whole or not at all; bytes of names that are no UTF-8 are spelt as Python does.
+    """Write a text file in UTF-8, whole or not at all; bytes of file names that are not UTF-8 become Python's escapes.
 
     Raises:
-        OSError: it can't be written; nothing is left then, and what was there before stays.
+        OSError: it can't be written; nothing new is left then, and the old content stays.
     """
     with whole_file(path) as file:
         file.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def unfinished(path: Path) -> Path:
-    """Where a file or folder lies until it is whole. A killed process may leave it; the next clears it."""
+    """Where a file or folder lies until it is whole. A killed process may leave it; the next command removes it."""
     return path.with_name(f".{path.name}.{_UNFINISHED}")
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Let an error of the disk inside the block be an `OSError` that names what was to be written.
+    """Turn errors of the disk inside the block into an `OSError` that names the file that was to be written.
 
-    Python names a file only where it can't be opened, torch puts a RuntimeError around the error of a full disk, and
-    safetensors has a kind of its own.
+    Python names a file only if it can't be opened, torch wraps the error of a full disk in a RuntimeError, and
+    safetensors has an error class of its own.
 
     Raises:
-        OSError: the disk is full, the folder is gone, and alike.
+        OSError: the disk is full, the folder is gone, or the like.
     """
     try:
         yield
@@ -64,10 +64,10 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Write a file whole or not at all: what the block writes to the hidden path that it gets, becomes `path`.
+    """Write a file whole or not at all: the block writes to the hidden path that it gets, which then becomes `path`.
 
     Raises:
-        OSError: it can't be written; nothing is left then, and what was there before stays.
+        OSError: it can't be written; nothing new is left then, and the old content stays.
     """
     temporary = unfinished(path)
     with writing(path):
@@ -94,7 +94,7 @@ def whole_folder(path: Path, names: Sequence[str] = ("*",)) -> Iterator[Path]:
 
     Raises:
         UserError: another command is writing the same folder.
-        OSError: it can't be written; nothing is left then, and what was there before stays.
+        OSError: it can't be written; nothing new is left then, and the old content stays.
     """
     real = Path(os.path.realpath(path))  # where it is a link to elsewhere, the link stays
     above = next(parent for parent in real.parents if parent.is_dir())
@@ -122,7 +122,7 @@ def whole_folder(path: Path, names: Sequence[str] = ("*",)) -> Iterator[Path]:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder, with those above, so that a power cut does not take it away."""
+    """Make a folder and its parents so that they outlast a power cut."""
     missing = [place for place in (path, *path.parents) if not place.exists()]
     path.mkdir(parents=True, exist_ok=True)
     for place in missing:
@@ -130,19 +130,19 @@ def make_folder(path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Let a file's content, or a folder's names, outlast a power cut."""
+    """Sync a file's content, or a folder's names, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that has no such thing for folders
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that can't sync folders
             raise
     finally:
         os.close(descriptor)
 
 
 def sync_all(folder: Path) -> None:
-    """A folder and everything that it holds; `sync` says what for."""
+    """Sync a folder and everything in it."""
     for place, _, files in os.walk(folder):
         for name in files:
             file = Path(place, name)
@@ -152,7 +152,7 @@ def sync_all(folder: Path) -> None:
 
 
 def _put(new: Path, path: Path, old: Path) -> None:
-    """Let a new folder take a place; what was there is at `new` or `old` then."""
+    """Move a new folder into place; the folder that was there ends up at `new` or `old`."""
     if not path.exists():
         new.rename(path)
     elif not _exchanged(new, path):
@@ -165,7 +165,7 @@ def _put(new: Path, path: Path, old: Path) -> None:
 
 
 def _exchanged(one: Path, other: Path) -> bool:
-    """Swap two folders in one step; where the system or the file system can't, nothing is done."""
+    """Swap two folders in one step; false if the system or the file system can't."""
     try:
         swap = ctypes.CDLL(None).renameat2
     except (OSError, AttributeError):  # not Linux, or an old C library
@@ -175,7 +175,7 @@ def _exchanged(one: Path, other: Path) -> bool:
 
 
 def _carry(old: Path, new: Path, names: Sequence[str]) -> None:
-    """Let a new folder have what the old one has besides what is replaced; the old one stays whole."""
+    """Add to a new folder what the old one holds besides the files that are replaced; the old one stays whole."""
     kept = [entry for entry in sorted(old.iterdir()) if not any(fnmatchcase(entry.name, name) for name in names)]
     for entry in kept:
         if entry.is_dir() and not entry.is_symlink():
@@ -187,7 +187,7 @@ def _carry(old: Path, new: Path, names: Sequence[str]) -> None:
 
 
 def _link(source: str | Path, target: str | Path) -> None:
-    """The same file under a second name, or a copy where there can't be two."""
+    """Give a file a second name, or copy it if the file system has no hard links."""
     try:
         os.link(source, target, follow_symlinks=False)
     except OSError:
@@ -201,7 +201,7 @@ def _clear(*folders: Path) -> None:
 
 
 def _system_error(error: OSError | RuntimeError | SafetensorError) -> int | None:
-    """The system's number of what went wrong; `None` where it was something else."""
+    """The `errno` of an error; `None` if it did not come from the system."""
     if isinstance(error, SafetensorError):
         found = re.search(r"os error (\d+)", str(error))
         return int(found[1]) if found else None

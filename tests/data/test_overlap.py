@@ -13,7 +13,6 @@ from PIL import Image
 from attention_transfer.data import ArrayImages, FileImages, Images, Split, Splits, Twin, digits, find_overlap
 from attention_transfer.data import overlap as overlap_module
 from attention_transfer.data.overlap import pixel_digest
-from attention_transfer.data.torchvision_sets import MemoryImages
 from attention_transfer.errors import UserError
 
 Write = Callable[..., list[Path]]
@@ -24,13 +23,13 @@ Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 def read(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Path, int]]]:
     """Files that were read, each with the byte from which on; nothing was found before."""
     calls: list[tuple[Path, int]] = []
-    digest = overlap_module._digest
+    digest = overlap_module.file_digest
 
-    def counted(path: Path, start: int) -> bytes:
+    def counted(path: Path, start: int = 0) -> bytes:
         calls.append((path, start))
         return digest(path, start)
 
-    monkeypatch.setattr(overlap_module, "_digest", counted)
+    monkeypatch.setattr(overlap_module, "file_digest", counted)
     monkeypatch.setattr(overlap_module, "_FOUND", {})
     yield calls
 
@@ -111,23 +110,11 @@ def _refused(path: Path, *_: Any, **__: Any) -> None:
     raise PermissionError(13, "Permission denied", str(path))
 
 
-class Memory:
-    """As torchvision's sets give their images."""
-
-    def __init__(self, pixels: Pixels) -> None:
-        self.pixels = pixels
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return Image.fromarray(self.pixels[index]), 0
-
-
-@pytest.mark.parametrize("kind", ["array", "memory"])
-def test_images_in_memory_are_equal_by_pixels(kind: str) -> None:
+def test_images_in_memory_are_equal_by_pixels() -> None:
     pixels = noise(9)
     pixels[7], pixels[3] = pixels[1], pixels[2]
     parts = np.split(np.arange(9), [3, 6])
-    images = [ArrayImages(pixels[part]) if kind == "array" else MemoryImages(Memory(pixels), part) for part in parts]
-    splits = splits_of(*images)
+    splits = splits_of(*(ArrayImages(pixels[part]) for part in parts))
     assert find_overlap(splits) == (Twin("test", 1, (1,)), Twin("validation", 0, (2,)))
     assert find_overlap(splits, np.array([2])) == (Twin("validation", 0, (2,)),)
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from attention_transfer import Ensemble, UserError, cli, ensemble, load_run, pretrain, train
 from attention_transfer.config.choices import Mean
 from attention_transfer.data import DATA, ArrayImages, Split, digits, eval_transform
-from attention_transfer.evaluation.ensemble import fitted_weights, likeness, score
+from attention_transfer.evaluation.averaging import fitted_weights, likeness, score
 from attention_transfer.training import Recipe
 
 Build = Callable[..., Any]

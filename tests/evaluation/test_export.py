@@ -36,7 +36,7 @@ from attention_transfer import (
     train,
 )
 from attention_transfer.data import digits
-from attention_transfer.evaluation import ExportReport, LoadedRun, Network
+from attention_transfer.evaluation import Classifier, ExportReport, LoadedRun
 from attention_transfer.evaluation.formats import format_problems, write_format
 from attention_transfer.evaluation.onnx_format import open_onnx, write_onnx
 from attention_transfer.evaluation.preprocessing import for_timm, for_transformers, grey_levels_apart
@@ -277,7 +277,7 @@ def test_a_student_of_another_library_is_refused_by_name(native: str, tmp_path: 
 
 def _loaded(model: nn.Module) -> LoadedRun:
     spec = describe(model)
-    network = Network(AttentionTransfer(None, model, [])).eval()
+    network = Classifier(AttentionTransfer(None, model, [])).eval()
     return LoadedRun(network, spec, tuple(map(str, range(spec.classes))), {}, Path("run"))
 
 

@@ -16,7 +16,7 @@ from torch import nn
 from attention_transfer import AttentionTransfer, Copy, UserError, capture, student_like
 from attention_transfer.data import Normalise, Split, eval_pixels
 from attention_transfer.data.images import ArrayImages
-from attention_transfer.evaluation import Network, looks
+from attention_transfer.evaluation import Classifier, looks
 from attention_transfer.evaluation.foreground import foreground
 from attention_transfer.vit import describe, load_vit
 
@@ -76,7 +76,7 @@ def test_a_copied_student_is_measured_with_its_teachers_attention() -> None:
     teacher, split = characters(), scenes(4)
     torch.manual_seed(1)
     student = student_like(teacher, num_classes=3).eval()
-    network = Network(AttentionTransfer(teacher, student, [Copy()])).eval()
+    network = Classifier(AttentionTransfer(teacher, student, [Copy()])).eval()
     assert looks(network, student, split).iou == pytest.approx(looks(teacher, teacher, split).iou, abs=1e-6)
     assert looks(student, student, split).iou != pytest.approx(looks(teacher, teacher, split).iou, abs=1e-3)
 

@@ -149,7 +149,7 @@ def test_batches_change_nothing_and_are_all_that_is_in_memory(
     forward = nn.Module.__call__
 
     def noted(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if type(module).__name__ == "Network":
+        if type(module).__name__ == "Classifier":
             sizes.append(len(args[0]))
         return forward(module, *args, **kwargs)
 

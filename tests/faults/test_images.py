@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from attention_transfer.data.files import FORMATS, Damaged, damage, decode, in_mode, read_image
+from attention_transfer.data.decoding import FORMATS, Damaged, damage, decode, in_mode, read_image
 from attention_transfer.errors import UserError
 
 TRIES = int(os.environ.get("ATTENTION_TRANSFER_FAULTS", "700"))

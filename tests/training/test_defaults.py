@@ -20,7 +20,7 @@ from attention_transfer.cli import run as command
 from attention_transfer.config.choices import AUTO
 from attention_transfer.training import Recipe, RunFolder
 from attention_transfer.training.defaults import Facts, Start, explained, resolve, start_of
-from attention_transfer.training.digits import DIGITS
+from attention_transfer.training.digits_recipe import DIGITS
 from attention_transfer.transfer import PRESETS
 from attention_transfer.vit import ViTSpec
 

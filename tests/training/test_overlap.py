@@ -104,14 +104,14 @@ def test_a_comparison_reads_and_warns_once(
 ) -> None:
     leak(folder)
     read: list[Path] = []
-    digest = overlap_module._digest
+    digest = overlap_module.file_digest
 
-    def counted(path: Path, start: int) -> bytes:
+    def counted(path: Path, start: int = 0) -> bytes:
         read.append(path)
         return digest(path, start)
 
     monkeypatch.setattr(overlap_module, "_FOUND", {})
-    monkeypatch.setattr(overlap_module, "_digest", counted)
+    monkeypatch.setattr(overlap_module, "file_digest", counted)
     out = str(tmp_path / "c")
     done = compare("scratch", seeds="0,1", shots="3", teacher=teacher, data=str(folder), recipe=RECIPE, out=out)
     assert len(done.rows) == 2

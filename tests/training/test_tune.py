@@ -9,32 +9,32 @@ import pytest
 
 from attention_transfer import UserError, train
 from attention_transfer.training import Recipe, ResolvedRecipe, RunFolder
-from attention_transfer.training.tune import Score, tuned
+from attention_transfer.training.tune import TrialScore, tuned
 
 RECIPE = ResolvedRecipe(epochs=40, lr=0.01)
 
 
-def search(scores: dict[float, Score]) -> tuple[float, list[tuple[float, int]]]:
+def search(scores: dict[float, TrialScore]) -> tuple[float, list[tuple[float, int]]]:
     """The rate that is found, and the trials: rate and epochs."""
     trials: list[tuple[float, int]] = []
 
-    def trial(recipe: ResolvedRecipe, place: str) -> Score:
+    def trial(recipe: ResolvedRecipe, place: str) -> TrialScore:
         assert recipe.validate_every == recipe.epochs
         trials.append((recipe.lr, recipe.epochs))
-        return scores.get(recipe.lr, Score(0.0, 9.0))
+        return scores.get(recipe.lr, TrialScore(0.0, 9.0))
 
     return tuned(RECIPE, trial, name="a run").lr, trials
 
 
 def test_five_rates_are_tried_shortly_and_the_best_two_for_longer() -> None:
-    found, trials = search({0.0033: Score(0.6, 1.0), 0.03: Score(0.7, 1.0), 0.09: Score(0.5, 1.0)})
+    found, trials = search({0.0033: TrialScore(0.6, 1.0), 0.03: TrialScore(0.7, 1.0), 0.09: TrialScore(0.5, 1.0)})
     assert found == 0.03
     assert trials == [(r, 4) for r in (0.0011, 0.0033, 0.01, 0.03, 0.09)] + [(0.03, 10), (0.0033, 10)]
 
 
 def test_of_equal_accuracies_the_lower_cross_entropy_is_better() -> None:
-    assert search({0.01: Score(0.6, 1.0), 0.03: Score(0.6, 0.9)})[0] == 0.03
-    assert search({0.01: Score(0.6, 0.9), 0.03: Score(0.6, 1.0)})[0] == 0.01
+    assert search({0.01: TrialScore(0.6, 1.0), 0.03: TrialScore(0.6, 0.9)})[0] == 0.03
+    assert search({0.01: TrialScore(0.6, 0.9), 0.03: TrialScore(0.6, 1.0)})[0] == 0.01
 
 
 def test_the_rate_that_was_found_stands_in_the_configuration_and_nothing_is_searched_twice(

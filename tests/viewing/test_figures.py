@@ -5,23 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from PIL import Image
 
-from attention_transfer.viewing import Point, accuracy_chart, attention_grid, learning_curves, save
-
-
-def test_the_grid_has_a_row_a_network_and_a_column_a_layer() -> None:
-    rng = np.random.default_rng(0)
-    image = rng.integers(0, 255, (8, 8)).astype(np.uint8)
-    maps = {name: rng.random((3, 4, 4)).astype(np.float32) for name in ("teacher", "copy")}
-    figure: Any = attention_grid(image, maps, {"copy": "says 3"})
-    assert len(figure.axes) == 2 * (1 + 3)
-    shown = figure.axes[2].images[1]
-    np.testing.assert_array_equal(shown.get_array(), maps["teacher"][1])
-    assert list(shown.get_extent()) == [-0.5, 7.5, 7.5, -0.5]  # patches cover the pixels they were cut from
-    assert figure.axes[4].texts[0].get_text() == "copy\nsays 3"
+from attention_transfer.viewing import Point, accuracy_chart, learning_curves, save
 
 
 def test_accuracies_are_drawn_at_their_mean_with_their_interval() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from attention_transfer.viewing.sheets import SheetRow, attention_sheet, save_sheet
+from attention_transfer.viewing import SheetRow, attention_sheet, save_sheet
 
 BLACK = np.zeros((8, 8), dtype=np.uint8)
 PATCHES = np.array([[0.1, 0.2], [0.3, 0.4]], dtype=np.float32)
@@ -35,6 +35,18 @@ def test_the_most_attended_patch_is_brightest() -> None:
     corners = [(first[y, x].sum(), second[x, y].sum()) for y, x in ((5, 5), (5, 100), (100, 5), (100, 100))]
     assert [one for one, _ in corners] == sorted({one for one, _ in corners})
     assert all(one == other for one, other in corners)  # each tile is scaled by itself
+
+
+def test_a_sheet_has_a_row_a_network_and_a_column_a_layer() -> None:
+    """Each patch covers the pixels that it was cut from, in the colours of its own tile."""
+    maps = {name: np.roll(np.eye(4, dtype=np.float32), turn, axis=1) for turn, name in enumerate(("teacher", "copy"))}
+    rows = [SheetRow(f"{name}, says 3", BLACK, [patches, patches.T, patches]) for name, patches in maps.items()]
+    shown = tiles(attention_sheet(rows, ["layer 1", "layer 2", "layer 3"]), 2, 4)
+    for line, patches in zip(shown, maps.values(), strict=True):
+        assert not line[0].any(), "the image alone comes first"
+        for tile, expected in zip(line[1:], (patches, patches.T, patches), strict=True):
+            bright = tile.sum(axis=-1).reshape(4, 28, 4, 28)
+            assert ((bright > bright.min()) == (expected > 0)[:, None, :, None]).all()
 
 
 def test_rows_of_another_image_stand_apart() -> None:

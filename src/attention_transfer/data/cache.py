@@ -1,10 +1,10 @@
 """Decoded images kept in memory, where they fit.
 
-Two things are worth keeping. What evaluation sees is the same every time, so its final pixels are kept. Training draws
-other crops every time, so the decoded image is kept, whole: shrinking it first would change the crops.
+Evaluation sees the same pixels every time, so the final pixels are kept. Training draws new crops every time, so whole
+decoded images are kept: shrinking them first would change the crops.
 
-Both are made before any process that loads images begins. Forked processes then share them; processes that are spawned
-share the tensors, and get decoded images each as a copy of their own.
+Both caches are filled before any worker process starts. Forked workers share them; spawned workers share the tensors
+and get their own copy of decoded images.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from attention_transfer.data.files import Damaged, opened
+from attention_transfer.data.decoding import Damaged, opened
 from attention_transfer.data.images import FileImages, Images, ImageSet
 from attention_transfer.data.threads import in_threads
 
 log = logging.getLogger("attention_transfer")
 
 SHARE = 4
-"""A cache takes at most one part in so many of the memory that is free."""
+"""A cache takes at most 1 / `SHARE` of the free memory."""
 
 _NOTHING = 2**20
-"""Bytes that nobody needs to hear of, as the 8x8 digits are."""
+"""Below this many bytes, as for the 8x8 digits, the decision is only logged for debugging."""
 
 _GROUP = Path("/sys/fs/cgroup")  # Linux's account of a container
 
@@ -53,11 +53,11 @@ class DecodedImages:
 
 
 def keep_pixels(images: ImageSet, name: str, *, free: int | None = None) -> Dataset[tuple[Tensor, ...]]:
-    """A set with a deterministic transform, computed once and kept if a quarter of the free memory holds it.
+    """Compute a set with a deterministic transform once and keep it, if it fits into a quarter of the free memory.
 
     Args:
         images: what evaluation reads.
-        name: what to call it in the log, which gets what was decided and why.
+        name: what to call it in the log, which says what was decided and why.
         free: bytes of free memory; default what the system has.
 
     Returns:
@@ -71,11 +71,11 @@ def keep_pixels(images: ImageSet, name: str, *, free: int | None = None) -> Data
 
 
 def keep_decoded(images: Images, name: str, *, free: int | None = None) -> Images:
-    """Image files, decoded once and kept if a quarter of the free memory holds them.
+    """Decode image files once and keep them, if they fit into a quarter of the free memory.
 
     Args:
-        images: what training reads; images that are in memory already are given back as they are.
-        name: what to call them in the log, which gets what was decided and why.
+        images: what training reads; images that are in memory already are returned as they are.
+        name: what to call them in the log, which says what was decided and why.
         free: bytes of free memory; default what the system has.
 
     Returns:
@@ -91,7 +91,7 @@ def keep_decoded(images: Images, name: str, *, free: int | None = None) -> Image
 
 
 def free_memory() -> int:
-    """Bytes of memory that can be had without swapping, within the limit of the container."""
+    """Bytes of memory available without swapping, within the container's limit."""
     limit = _free_in_container()
     available = _free_in_system()
     return available if limit is None else min(available, limit)
@@ -99,7 +99,7 @@ def free_memory() -> int:
 
 def _free_in_system() -> int:
     table = Path("/proc/meminfo")
-    if table.is_file():  # Linux; its count of free pages leaves out the cache of files, which gives way
+    if table.is_file():  # Linux; its count of free pages leaves out cached files, which give way
         lines = dict(line.split(":") for line in table.read_text(encoding="utf-8").splitlines())
         if "MemAvailable" in lines:
             return int(lines["MemAvailable"].split()[0]) * 1024
@@ -136,7 +136,7 @@ def _fits(name: str, images: int, needed: int, free: int | None) -> bool:
 
 
 def _decoded_bytes(images: FileImages, *, enough: int) -> int:
-    """Bytes of the decoded images by their headers; where there are too many, it is known before all are read."""
+    """Bytes of the decoded images, by their headers; counting stops once there are more than `enough`."""
     total = 0
     for path in images.paths:
         try:
@@ -144,7 +144,7 @@ def _decoded_bytes(images: FileImages, *, enough: int) -> int:
                 wide = 4 if image.mode.startswith(("I", "F")) else 1 if len(image.getbands()) == 1 else 4
                 total += image.width * image.height * wide  # Pillow stores three channels in four bytes
         except Damaged:
-            continue  # said, by its name, when it is decoded
+            continue  # it is named when it is decoded
         if total > enough:
             break
     return total

@@ -6,21 +6,22 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from rich.table import Table
 
 from attention_transfer.config.verbs import InspectData
-from attention_transfer.data.images import ArrayImages, FileImages, Images, Split, Splits
-from attention_transfer.data.listing import named
-from attention_transfer.data.load import DATA, find_source
+from attention_transfer.data.images import ArrayImages, FileImages, Split, Splits
 from attention_transfer.data.overlap import file_digest, pixel_digest
-from attention_transfer.data.threads import MANY, bar, in_threads
+from attention_transfer.data.sources import DATA, find_source
+from attention_transfer.data.splits import first_five
+from attention_transfer.data.threads import MANY, in_threads
 from attention_transfer.errors import UserError, raise_all
-from attention_transfer.places import expanded, file_problems
-from attention_transfer.ui import Console
-from attention_transfer.writing import whole_file
+from attention_transfer.places import expanded, out_problems
+from attention_transfer.ui import Console, bars
+from attention_transfer.writing import write_whole
 
 Spread = tuple[int, float, int]
 """Smallest, median, largest."""
@@ -109,7 +110,8 @@ class _Seen:
 
 def report_of(config: InspectData) -> DataReport:
     """The verb `data`."""
-    target = _target(config.path, config.out, overwrite=config.overwrite)
+    read = [] if config.path in DATA else [config.path]
+    raise_all(out_problems(config.out, ".json", overwrite=config.overwrite, data=read))
     source = find_source(config.path)
     splits = source.load(config.strict)
     seen = _decoded(splits, duplicates=config.duplicates)
@@ -118,37 +120,33 @@ def report_of(config: InspectData) -> DataReport:
         raise_all([f"{where} {problem}" for where, problem in broken.items()])
     report = _report(config.path, source.title, splits, seen, {**splits.skipped, **broken})
     _show(report, duplicates=config.duplicates)
-    if target is not None:
-        _write(target, report)
+    if config.out is not None:
+        write_whole(expanded(config.out), json.dumps(asdict(report), indent=2) + "\n")
     return report
 
 
 def _decoded(splits: Splits, *, duplicates: bool) -> list[_Seen]:
     found: list[_Seen] = []
-    for name, split in _parts(splits).items():
-        paths = split.images.paths if isinstance(split.images, FileImages) else None
-
-        def look(index: int, name: str = name, split: Split = split, paths: Sequence[Path] | None = paths) -> _Seen:
-            path = None if paths is None else paths[index]
-            where = f"{name} {index}" if path is None else str(path)
-            return _look(split.images, index, _Seen(name, where, int(split.labels[index]), path), hashed=duplicates)
-
+    for name, split in splits.parts.items():
+        look = partial(_look, name, split, hashed=duplicates)
         indices, title = range(len(split)), f"reading {name} images"
         if isinstance(split.images, FileImages | ArrayImages):
             found += in_threads(look, indices, title)
-        else:  # an archive has one place to read from
-            with bar(len(indices) >= MANY) as progress:
+        else:  # several threads would read from one archive
+            with bars(visible=len(indices) >= MANY) as progress:
                 found += [look(index) for index in progress.track(indices, description=title)]
     return found
 
 
-def _look(images: Images, index: int, known: _Seen, *, hashed: bool) -> _Seen:
+def _look(part: str, split: Split, index: int, *, hashed: bool) -> _Seen:
+    path = split.images.path(index) if isinstance(split.images, FileImages) else None
+    where = f"{part} {index}" if path is None else str(path)
+    known = _Seen(part, where, int(split.labels[index]), path)
     try:
-        image = images[index]
+        image = split.images[index]
     except UserError as error:
-        return replace(known, problem=str(error).removeprefix(f"{known.where} "))
-    pixels = pixel_digest(image) if hashed else b""
-    return replace(known, size=image.size, mode=image.mode, pixels=pixels)
+        return replace(known, problem=str(error).removeprefix(f"{where} "))
+    return replace(known, size=image.size, mode=image.mode, pixels=pixel_digest(image) if hashed else b"")
 
 
 def _report(path: str, kind: str, splits: Splits, seen: Sequence[_Seen], damaged: dict[str, str]) -> DataReport:
@@ -167,7 +165,7 @@ def _report(path: str, kind: str, splits: Splits, seen: Sequence[_Seen], damaged
         classes=splits.classes,
         splits={
             name: SplitReport(len(split), _spread(np.bincount(split.labels, minlength=len(splits.classes)).tolist()))
-            for name, split in _parts(splits).items()
+            for name, split in splits.parts.items()
         },
         width=_spread([image.size[0] for image in whole]),
         height=_spread([image.size[1] for image in whole]),
@@ -185,16 +183,8 @@ def _duplicate(splits: Splits, group: Sequence[_Seen]) -> Duplicate:
         images=tuple(f"{image.split}: {image.where}" for image in group),
         splits=tuple(dict.fromkeys(image.split for image in group)),
         classes=tuple(dict.fromkeys(splits.classes[image.label] for image in group)),
-        files=len({_content(image) for image in group}) == 1 and group[0].path is not None,
+        files=group[0].path is not None and len({image.path and file_digest(image.path) for image in group}) == 1,
     )
-
-
-def _content(image: _Seen) -> bytes | None:
-    return None if image.path is None else file_digest(image.path)
-
-
-def _parts(splits: Splits) -> dict[str, Split]:
-    return {"train": splits.train, "validation": splits.validation, "test": splits.test}
 
 
 def _spread(values: Sequence[int]) -> Spread:
@@ -204,7 +194,7 @@ def _spread(values: Sequence[int]) -> Spread:
 def _show(report: DataReport, *, duplicates: bool) -> None:
     console = Console()
     console.print(
-        f"{report.name}: {report.kind}, {len(report.classes)} classes ({named(report.classes)})", markup=False
+        f"{report.name}: {report.kind}, {len(report.classes)} classes ({first_five(report.classes)})", markup=False
     )
     table = Table("split", "images", "images a class: min", "median", "max")
     for name, split in report.splits.items():
@@ -235,23 +225,8 @@ def _in_words(duplicate: Duplicate, places: Sequence[str]) -> str:
     images = ", ".join(duplicate.images[:_SHOWN_IMAGES])
     more = len(duplicate.images) - _SHOWN_IMAGES
     equal = "file" if duplicate.files else "pixels"
-    return f"{named(places)}, same {equal}: {images}" + (f" and {more:,} more" if more > 0 else "")
+    return f"{first_five(places)}, same {equal}: {images}" + (f" and {more:,} more" if more > 0 else "")
 
 
 def _range(spread: Spread) -> str:
     return f"{spread[0]:,}, {spread[1]:g}, {spread[2]:,}"
-
-
-def _target(data: str, out: str | None, *, overwrite: bool) -> Path | None:
-    if out is None:
-        return None
-    target = expanded(out)
-    if target.suffix != ".json":
-        raise UserError(f"{out} does not end in .json; choose such a name")
-    raise_all(file_problems(target, overwrite=overwrite, data=[] if data in DATA else [data]))
-    return target
-
-
-def _write(target: Path, report: DataReport) -> None:
-    with whole_file(target) as file:
-        file.write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")

@@ -12,18 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from attention_transfer.data.cut import SPLIT_NAMES, complete
-from attention_transfer.data.files import Damaged, decode, read_image
+from attention_transfer.data.decoding import Damaged, decode, read_image
 from attention_transfer.data.images import Split, Splits
+from attention_transfer.data.splits import SPLIT_NAMES, make_splits
 from attention_transfer.errors import UserError
 
 UNLABELLED = -1
-"""What the hub's test splits have for labels that are kept secret."""
+"""The label of images whose class the hub keeps secret, as in many test splits."""
 
 
 @dataclass(frozen=True)
 class HubImages:
-    """The images of a `datasets.Dataset`, decoded when they are asked for.
+    """Images of a `datasets.Dataset`, decoded on access.
 
     Attributes:
         dataset: has one column, of type `Image(decode=False)`; it is mapped from disk, and sent to other processes by
@@ -71,35 +71,25 @@ def load_hub(name: str) -> Splits:
     loaded = _load(name)
     named = loaded if isinstance(loaded, Mapping) else {"train": loaded}
     parts: dict[str, Any] = {}
+    others = [split for split in map(str, named) if split.lower() not in SPLIT_NAMES]
     for split, dataset in named.items():
         parts.setdefault(SPLIT_NAMES.get(str(split).lower(), ""), dataset)
     if "train" not in parts:
         raise UserError(f"{name} has the splits {_listed(named)}, but none called train; save it with one")
-    notes = [f"Splits of other names are not used: {_listed(others)}."] if (others := _others(named)) else []
-    image, label = _columns(name, parts["train"], column)
+    notes = [f"Splits of other names are not used: {_listed(others)}."] if others else []
+    image, label = _columns(name, parts["train"].features, column)
     splits: dict[str, Split] = {}
-    for part in ("train", "validation", "test"):
-        if part in parts:
-            split = _split(name, part, parts[part], image, label)
-            splits |= {} if split is None else {part: split}
-            notes += [f"The {part} split is not used, because it has no labels."] if split is None else []
+    for part in [part for part in ("train", "validation", "test") if part in parts]:
+        if (found := _split(name, part, parts[part], image, label)) is not None:
+            splits[part] = found
+        else:
+            notes.append(f"The {part} split is not used, because it has no labels.")
     if "train" not in splits:
         raise UserError(f"the training images of {name} have no labels in {label!r}; choose a column by {name}#column")
     classes = parts["train"].features[label].names
     folder = Path(name).expanduser()
     short = folder.resolve().name if folder.is_dir() else name
-    return complete(
-        short,
-        classes,
-        train=splits["train"],
-        validation=splits.get("validation"),
-        test=splits.get("test"),
-        notes=notes,
-    )
-
-
-def _others(named: Mapping[str, Any]) -> list[str]:
-    return [str(split) for split in named if str(split).lower() not in SPLIT_NAMES]
+    return make_splits(short, classes, splits, notes=notes)
 
 
 def _load(name: str) -> Any:
@@ -122,25 +112,21 @@ def _load(name: str) -> Any:
         raise UserError(f"datasets can't load {name} ({reason}); check the name, the folder and the network") from error
 
 
-def _columns(name: str, dataset: Any, column: str) -> tuple[str, str]:
+def _columns(name: str, features: Mapping[str, Any], column: str) -> tuple[str, str]:
     """The column of images and the column of classes, by their types."""
     datasets = import_module("datasets")
-    features = dataset.features
     images = [key for key, feature in features.items() if isinstance(feature, datasets.Image)]
     labels = [key for key, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     if len(images) != 1:
-        found = (
-            f"several columns of images, {_listed(images)}"
-            if images
-            else f"no column of images, only {_listed(features)}"
+        several, none = (
+            f"several columns of images, {_listed(images)}",
+            f"no column of images, only {_listed(features)}",
         )
-        raise UserError(f"{name} has {found}; save it with exactly one column of type Image")
-    if column:
-        if column not in labels:
-            raise UserError(
-                f"{name} has no column {column!r} of type ClassLabel; there are: {_listed(labels) or 'none'}"
-            )
+        raise UserError(f"{name} has {several if images else none}; save it with exactly one column of type Image")
+    if column in labels:
         return images[0], column
+    if column:
+        raise UserError(f"{name} has no column {column!r} of type ClassLabel; there are: {_listed(labels) or 'none'}")
     if not labels:
         raise UserError(
             f"{name} has no column of type ClassLabel, only {_listed(features)}; make one with "
@@ -152,7 +138,7 @@ def _columns(name: str, dataset: Any, column: str) -> tuple[str, str]:
 
 
 def _split(name: str, part: str, dataset: Any, image: str, label: str) -> Split | None:
-    """A split; `None` where it has no labels."""
+    """A split; `None` if it has no labels."""
     datasets = import_module("datasets")
     if image not in dataset.features or label not in dataset.features:
         raise UserError(f"the {part} split of {name} has no column {image!r} or {label!r}, as training has; add it")

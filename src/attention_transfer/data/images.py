@@ -15,13 +15,13 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
-from attention_transfer.data.files import read_image
+from attention_transfer.data.decoding import read_image
 from attention_transfer.data.threads import in_threads
 from attention_transfer.data.transforms import Transform
 
 
 class Images(Protocol):
-    """Images by index, wherever they are; decoded when they are asked for."""
+    """Images by index, in memory or elsewhere; decoded on access."""
 
     def __len__(self) -> int:
         """How many there are."""
@@ -53,8 +53,8 @@ class ArrayImages:
 class FileImages:
     """Image files.
 
-    The paths are one string of bytes: a million objects would be copied, page by page, into every process that loads
-    images, because looking at an object changes its count of references.
+    All paths lie in one string of bytes: a million objects would be copied, page by page, into every worker process,
+    because access changes an object's reference count.
     """
 
     def __init__(self, paths: Iterable[str | bytes | Path]) -> None:
@@ -62,10 +62,19 @@ class FileImages:
         self._text = b"".join(names)
         self._ends = np.cumsum([0, *map(len, names)])
 
+    def path(self, index: int) -> Path:
+        """Where an image is."""
+        return Path(os.fsdecode(self._name(index)))
+
+    @property
+    def names(self) -> list[str]:
+        """Where they are, as text: a million `Path` objects take a minute."""
+        return [os.fsdecode(self._name(index)) for index in range(len(self))]
+
     @property
     def paths(self) -> tuple[Path, ...]:
         """Where they are."""
-        return tuple(Path(os.fsdecode(self._name(index))) for index in range(len(self)))
+        return tuple(map(Path, self.names))
 
     def __len__(self) -> int:
         return len(self._ends) - 1
@@ -84,7 +93,7 @@ class FileImages:
 class ImageSet(Dataset[tuple[Tensor, Tensor]]):
     """Images with labels; each item is what the transform makes of an image, and an int64 class.
 
-    An image that can't be read raises a `UserError` that names it: it was in order when the set was loaded.
+    An image that can't be read, though it could when the set was loaded, raises a `UserError` that names it.
     """
 
     def __init__(self, images: Images, labels: NDArray[np.int64], transform: Transform) -> None:
@@ -111,7 +120,7 @@ class Split:
     Attributes:
         images: as they are.
         labels: their classes, int64 (n,).
-        masks: where the object is, bool (n, height, width), for images of one size; `None` where that is not known.
+        masks: where the object is, bool (n, height, width), for images of one size; `None` if that is not known.
     """
 
     images: Images
@@ -142,7 +151,7 @@ class Splits:
         validation: what is selected by; never part of the test split.
         test: what is reported.
         notes: what a reader should know of how the splits were made, a sentence each.
-        skipped: files that were left out, each with the reason.
+        skipped: files that were left out, with the reasons.
     """
 
     name: str
@@ -152,3 +161,8 @@ class Splits:
     test: Split
     notes: Sequence[str] = ()
     skipped: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def parts(self) -> dict[str, Split]:
+        """The three splits by their names."""
+        return {"train": self.train, "validation": self.validation, "test": self.test}

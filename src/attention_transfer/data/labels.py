@@ -1,14 +1,14 @@
-"""Labels that tables and shards give, and what they must not be: this is for one class an image."""
+"""Check the labels of tables and shards: each image must have one class."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
 
-from attention_transfer.data.find import as_text
+from attention_transfer.data.finder import as_text
 
 LONGEST = 255
-"""Characters of a class name, as of a file's."""
+"""Characters that a class name may have, as a file's name."""
 
 _LIST = re.compile(r".*\S\s*[|;]\s*\S.*|\[[^][]*[,\s][^][]*\]|\{[^{}]*[,\s][^{}]*\}|\d+(\s+\d+)+")
 _NUMBER = re.compile(r"[-+]?(\d+([.,]\d*)?|[.,]\d+)([eE][-+]?\d+)?")
@@ -16,12 +16,12 @@ _WHOLE = re.compile(r"[-+]?\d+([.,]0*)?")
 
 
 def label_of(text: str) -> str:
-    """A label as it is compared: without space around it, in Unicode's composed form."""
+    """A label without surrounding space, in Unicode's composed form."""
     return as_text(text.strip())
 
 
 def label_problems(labels: Iterable[str]) -> list[str]:
-    """Why labels are no classes, a sentence each: too long, several in one, or measurements."""
+    """Why labels can't be classes: they are too long, hold several classes, or are measurements."""
     names = sorted({label for label in labels if label})
     problems = []
     if long := [name for name in names if len(name) > LONGEST]:
@@ -43,14 +43,14 @@ def label_problems(labels: Iterable[str]) -> list[str]:
 
 
 def _joined(names: list[str]) -> list[str]:
-    """Labels that list several, by their form; or by commas, where each part is a label of other images."""
+    """Labels that list several classes: by their form, or by commas if each part is a label of other images."""
     known = {*names}
     commas = {name for name in names if "," in name and {part.strip() for part in name.split(",")} <= known}
     return [name for name in names if name in commas or _LIST.fullmatch(name)]
 
 
 def _fractions(names: list[str]) -> list[str]:
-    """Labels with digits behind the point, where all are numbers."""
+    """Labels with digits after the decimal point, if all labels are numbers."""
     if not all(_NUMBER.fullmatch(name) for name in names):
         return []
     return [name for name in names if not _WHOLE.fullmatch(name)]

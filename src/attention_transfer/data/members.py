@@ -1,4 +1,4 @@
-"""What is in a tar file of WebDataset's form: where its images are, and their labels. Nothing is ever extracted."""
+"""Index a tar file in WebDataset's form: positions and labels of its images. Nothing is ever extracted."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from dataclasses import dataclass, field
 from io import BufferedReader, FileIO
 from pathlib import Path, PurePosixPath
 
-from attention_transfer.data.files import LARGEST_FILE
-from attention_transfer.data.find import is_picture, left_out_below
+from attention_transfer.data.decoding import LARGEST_FILE
+from attention_transfer.data.finder import is_picture, left_out_below
 from attention_transfer.data.labels import LONGEST, label_of
 from attention_transfer.errors import UserError, raise_all
 from attention_transfer.text_files import Unsound, parse_json
 
 Label = int | str
 Place = tuple[int, int]
-"""The first byte of an image in its shard, and the number of its bytes."""
+"""The offset of an image in its shard, and its size in bytes."""
 
 _LABELS = ("cls", "json")
 _LARGEST_LABEL = 2**20  # bytes; of JSON beside an image
@@ -28,13 +28,13 @@ _LARGEST_READ = 2**26  # bytes at once, of headers; a header may claim any numbe
 
 @dataclass
 class Index:
-    """What a shard holds, image by image, in its order.
+    """The images of a shard, in their order.
 
     Attributes:
-        places: where the images are.
+        places: positions of the images.
         labels: their classes.
-        dotted: keys that have dots.
-        left_out: how many members are not used, by their reason.
+        dotted: keys with dots.
+        left_out: how many members are ignored, by the reason.
     """
 
     places: list[Place]
@@ -57,7 +57,7 @@ class _Members:
         return self.json | self.cls
 
     def add(self, key: str, suffix: str, member: tarfile.TarInfo, tar: tarfile.TarFile) -> None:
-        """A member whose suffix is that of an image or a label."""
+        """Add a member whose suffix is that of an image or a label."""
         where = f"{member.name} in {self.shard}"
         if suffix in _LABELS:
             if member.size > _LARGEST_LABEL:
@@ -75,10 +75,11 @@ class _Members:
 
 
 def index_shard(shard: Path) -> Index:
-    """Where the images of a shard are, and their labels.
+    """Find the images of a shard and their labels.
 
-    A key ends at the first dot of a name, as in WebDataset. Names whose rest is no suffix then, but whose end is one,
-    are divided at the last dot where the image has a label so; otherwise they are not used, as masks beside an image.
+    A key ends at the first dot of a name, as in WebDataset. If the rest is not a suffix but the end is, the name is
+    divided at the last dot, provided that the image has a label then; otherwise it is ignored, like a mask beside an
+    image.
 
     Raises:
         UserError: it is no tar file, or compressed or damaged, or images have no labels.
@@ -113,14 +114,14 @@ def index_shard(shard: Path) -> Index:
 
 
 def member_at(shard: Path, start: int) -> str:
-    """What a member is called; looked up when something is wrong with it, for a million names would fill memory."""
+    """The name of a member; looked up only if something is wrong with it, for a million names would fill memory."""
     with _opened(shard) as tar:
         return next((member.name for member in tar if member.offset_data == start), f"byte {start}")
 
 
 @contextmanager
 def _opened(shard: Path) -> Iterator[tarfile.TarFile]:
-    """A tar file; whatever goes wrong while it is read is said in one sentence."""
+    """Open a tar file; any error while it is read becomes a `UserError`."""
     try:
         with _Bounded(FileIO(shard)) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             yield tar
@@ -134,7 +135,7 @@ def _opened(shard: Path) -> Iterator[tarfile.TarFile]:
 
 
 class _Bounded(BufferedReader):
-    """A file of which only so much is read at once, whatever a header claims."""
+    """A file that refuses to read more at once than a sound header would ask for."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is None or not 0 <= size <= _LARGEST_READ:
@@ -143,7 +144,7 @@ class _Bounded(BufferedReader):
 
 
 def _left_out(member: tarfile.TarInfo) -> str | None:
-    """Why a member is not used, before its name is divided."""
+    """Why a member is ignored, whatever its name is; `None` if it is not."""
     if not member.isfile() or member.issparse():
         return "link" if member.issym() or member.islnk() else "sparse file" if member.issparse() else "special file"
     return left_out_below(PurePosixPath(member.name))
@@ -173,7 +174,7 @@ def _check(shard: Path, places: dict[str, Place], told: dict[str, Label], others
 
 
 def _label(content: bytes, suffix: str, where: str) -> Label | None:
-    """A class number or name; `None` for a JSON file that is about something else."""
+    """A class number or name; `None` for a JSON file without a label."""
     try:
         text = content.decode().strip()
         told = parse_json(text) if suffix == "json" else text

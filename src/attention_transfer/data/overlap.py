@@ -1,4 +1,4 @@
-"""Validation and test images that are trained on, too: what is reported of them is too good then."""
+"""Find validation and test images that are also among the training images, which makes reported results too good."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import logging
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -14,29 +15,28 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from attention_transfer.data.files import in_mode
+from attention_transfer.data.decoding import in_mode
 from attention_transfer.data.images import ArrayImages, FileImages, Images, Splits
-from attention_transfer.data.threads import MANY, bar, in_threads
-from attention_transfer.data.torchvision_sets import MemoryImages
+from attention_transfer.data.threads import in_threads
 from attention_transfer.errors import UserError
 
 log = logging.getLogger("attention_transfer")
 
 HeldOut = Literal["test", "validation"]
 Contents = dict[int, bytes]
-"""What images hold, by index; those that can't be anywhere else are left out."""
+"""Digests of images, by index; images that can't have an equal are left out."""
 
 K = TypeVar("K", bound=Hashable)
 
 _END = 4096  # bytes; the end of a compressed file differs, where its head is that of every photograph of a camera
 _TITLE = "comparing splits"
 _FOUND: dict[int, list[Contents]] = {}
-"""What was found, by paths, sizes and times of change: a comparison loads the same images for every run."""
+"""Earlier results, by paths, sizes and times of change: a comparison loads the same images for every run."""
 
 
 @dataclass(frozen=True)
 class Twin:
-    """A held-out image, and the training images that equal it.
+    """A held-out image and the training images that equal it.
 
     Attributes:
         split: where it is held out.
@@ -50,18 +50,18 @@ class Twin:
 
 
 def find_overlap(splits: Splits, subset: NDArray[np.int64] | None = None) -> tuple[Twin, ...] | None:
-    """Test and validation images that are among the training images, too.
+    """Find test and validation images that are also among the training images.
 
-    Files are equal byte by byte: those of one size are compared by their last 4 KiB, and where these are equal by a
-    hash of the whole. Images in memory are equal by their pixels. Archives are not looked into, for every image would
-    have to be fetched; `inspect_data` decodes them all, and finds equal pixels in different files, too.
+    Files are equal byte by byte: files of one size are compared by their last 4 KiB, and by a hash of the whole if
+    these are equal. Images in memory are compared by their pixels. Archives are not searched, because every image
+    would have to be read; `inspect_data` decodes all images and also finds equal pixels in different files.
 
     Args:
         splits: the data set.
         subset: indices of the training images that are used, int64 (n,); default all.
 
     Returns:
-        One for each such image, of the test split first, by index; `None` where the images are in archives.
+        One for each such image, the test split first, by index; `None` if the images are in archives.
 
     Raises:
         UserError: a file can't be read any more.
@@ -75,62 +75,43 @@ def find_overlap(splits: Splits, subset: NDArray[np.int64] | None = None) -> tup
     for index in range(len(splits.train)) if subset is None else subset.tolist():
         if index in contents[0]:
             trained.setdefault(contents[0][index], []).append(index)
-    names = _names(splits.train.images, [index for indices in trained.values() for index in indices])
-    found: list[Twin] = []
-    for (part, images), held_out in zip(parts.items(), contents[1:], strict=True):
-        equal = {index: trained[content] for index, content in held_out.items() if content in trained}
-        shown = _names(images, [*equal])
-        found += [Twin(part, shown[at], tuple(names[index] for index in equal[at])) for at in equal]
-    return tuple(found)
+    return tuple(
+        Twin(part, _name(images, index), tuple(_name(splits.train.images, other) for other in trained[content]))
+        for (part, images), held_out in zip(parts.items(), contents[1:], strict=True)
+        for index, content in held_out.items()
+        if content in trained
+    )
 
 
 def pixel_digest(image: Image.Image) -> bytes:
-    """What an image shows, as 16 bytes: a grey image equals one in colours that are all grey."""
+    """A 16-byte digest of an image's pixels; a grey image equals an RGB image of the same greys."""
     size = f"{image.width}x{image.height}".encode()
     return hashlib.blake2b(size + in_mode(image, "RGB").tobytes(), digest_size=16).digest()
 
 
-def file_digest(path: Path) -> bytes:
-    """What a file holds, as 16 bytes.
-
-    Raises:
-        UserError: it can't be read.
-    """
-    return _digest(path, 0)
-
-
 def _contents(everything: Sequence[Images]) -> list[Contents] | None:
-    """Of training, test and validation images; `None` where they are in archives."""
+    """Digests of training, test and validation images; `None` if they are in archives."""
     files = [images for images in everything if isinstance(images, FileImages)]
     if len(files) == len(everything):
         return _of_files(files)
-    if all(isinstance(images, ArrayImages | MemoryImages) for images in everything):
-        return _of_pixels(everything)
-    return None
+    if not all(isinstance(images, ArrayImages) for images in everything):
+        return None
+    return [dict(enumerate(in_threads(partial(_pixels, images), range(len(images)), _TITLE))) for images in everything]
 
 
-def _of_pixels(everything: Sequence[Images]) -> list[Contents]:
-    total = sum(map(len, everything))
-    with bar(total >= MANY) as progress:
-        task = progress.add_task(_TITLE, total=total)
-        found: list[Contents] = []
-        for images in everything:
-            found.append({})
-            for index in range(len(images)):
-                found[-1][index] = pixel_digest(images[index])
-                progress.advance(task)
-    return found
+def _pixels(images: Images, index: int) -> bytes:
+    return pixel_digest(images[index])
 
 
 def _of_files(everything: Sequence[FileImages]) -> list[Contents]:
-    """By size, then by the end, and whole: few files that have no equal are read, and only their ends."""
+    """Digests of files: compared by size, then by their ends, then whole, so that few files are read in full."""
     paths = [path for images in everything for path in images.paths]
     starts = np.cumsum([0, *map(len, everything)]).tolist()
     there = in_threads(_stat, paths, _TITLE)
     key = hash((*starts, *paths, *there))
     if key not in _FOUND:
         known = _in_both({index: size for index, (size, _) in enumerate(there)}, starts[1])
-        ends = in_threads(lambda index: _digest(paths[index], max(0, known[index] - _END)), [*known], _TITLE)
+        ends = in_threads(lambda index: file_digest(paths[index], max(0, known[index] - _END)), [*known], _TITLE)
         alike = _in_both(dict(zip(known, zip(known.values(), ends, strict=True), strict=True)), starts[1])
         whole = in_threads(lambda index: file_digest(paths[index]), [*alike], _TITLE)
         equal = _in_both(dict(zip(alike, whole, strict=True)), starts[1])
@@ -139,7 +120,7 @@ def _of_files(everything: Sequence[FileImages]) -> list[Contents]:
 
 
 def _in_both(keys: Mapping[int, K], training: int) -> dict[int, K]:
-    """Those whose key is that of a training image, which come first, and that of another."""
+    """The items whose key occurs both among the training images, which come first, and among the others."""
     trained = {key for index, key in keys.items() if index < training}
     both = {key for index, key in keys.items() if index >= training and key in trained}
     return {index: key for index, key in keys.items() if key in both}
@@ -154,8 +135,12 @@ def _stat(path: Path) -> tuple[int, int]:
     return there.st_size, there.st_mtime_ns
 
 
-def _digest(path: Path, start: int) -> bytes:
-    """Of a file from a byte on."""
+def file_digest(path: Path, start: int = 0) -> bytes:
+    """A 16-byte digest of a file's content, from a byte on.
+
+    Raises:
+        UserError: it can't be read.
+    """
     try:
         with path.open("rb") as file:
             file.seek(start)
@@ -168,8 +153,6 @@ def _gone(path: Path, error: OSError) -> UserError:
     return UserError(f"{path} can't be read ({error.strerror}), but was there when the data set was loaded; restore it")
 
 
-def _names(images: Images, indices: Sequence[int]) -> dict[int, Path | int]:
-    """The files of some images, or their indices where they have no file."""
-    if not isinstance(images, FileImages):
-        return {index: index for index in indices}
-    return dict(zip(indices, images.take(np.array(indices, dtype=np.int64)).paths, strict=True))
+def _name(images: Images, index: int) -> Path | int:
+    """The file of an image, or its index where it has no file."""
+    return images.path(index) if isinstance(images, FileImages) else index

@@ -1,4 +1,4 @@
-"""Names of several files in one word: braces as in a shell, and globs."""
+"""Patterns that name several files: braces as in a shell, and globs."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections import Counter
 from itertools import product
 from pathlib import Path
 
-from attention_transfer.data.find import left_out_below, special
+from attention_transfer.data.finder import left_out_below, not_a_file
 from attention_transfer.errors import UserError
 
 MOST = 100_000
-"""Files that braces may name."""
+"""The most files that braces may name."""
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
@@ -21,7 +21,7 @@ _DIGITS = 18
 
 
 def is_pattern(path: Path) -> bool:
-    """Whether a path has braces or the signs of a glob, and no file is really called so."""
+    """Whether a path has braces or glob characters and is not the name of an existing file."""
     return (glob.has_magic(str(path)) or _BRACES.search(str(path)) is not None) and not path.exists()
 
 
@@ -50,9 +50,9 @@ def expand(path: Path) -> list[Path]:
 
 
 def match_files(pattern: Path) -> tuple[list[Path], Counter[str]]:
-    """The files that a glob matches, by name, and how many entries were left out, by their reason (see `find`).
+    """The files that a glob matches, by name, and how many entries were left out, by the reason (see `finder`).
 
-    `**` is any number of folders, without links to folders, which may lead in circles.
+    `**` stands for any number of folders; links to folders, which may lead in circles, are not followed.
     """
     if pattern.name == "**":
         pattern /= "*"
@@ -62,7 +62,7 @@ def match_files(pattern: Path) -> tuple[list[Path], Counter[str]]:
     found: list[Path] = []
     left_out: Counter[str] = Counter()
     for match in sorted(start.glob(str(Path(*parts)))):
-        reason = left_out_below(Path(*match.parts[fixed:])) or special(match)
+        reason = left_out_below(Path(*match.parts[fixed:])) or not_a_file(match)
         if reason is None:
             found.append(match)
         elif reason != "folder":

@@ -55,21 +55,14 @@ def digit_scenes() -> Splits:
     The arrays are the same at each call, and can't be written to.
     """
     plain = digits()
-    parts = {"train": plain.train, "validation": plain.validation, "test": plain.test}
-    return _splits("digit-scenes", plain.classes, {name: _of_digits(name, split) for name, split in parts.items()})
+    scenes = {part: _of_digits(part, split) for part, split in plain.parts.items()}
+    return Splits("digit-scenes", plain.classes, scenes["train"], scenes["validation"], scenes["test"])
 
 
 def character_scenes() -> Splits:
     """Printed digits and capital letters on the same photographs: 25,200 training, 1,080 validation, 1,080 test."""
-    return _splits(
-        "character-scenes",
-        tuple(CHARACTERS),
-        {name: _of_characters(name, count) for name, count in _A_CHARACTER.items()},
-    )
-
-
-def _splits(name: str, classes: tuple[str, ...], parts: dict[str, Split]) -> Splits:
-    return Splits(name, classes, parts["train"], parts["validation"], parts["test"])
+    scenes = {part: _of_characters(part, count) for part, count in _A_CHARACTER.items()}
+    return Splits("character-scenes", tuple(CHARACTERS), scenes["train"], scenes["validation"], scenes["test"])
 
 
 def _of_digits(part: str, split: Split) -> Split:

@@ -17,16 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from attention_transfer.data.cut import SPLIT_NAMES, complete
-from attention_transfer.data.files import Damaged, decode
-from attention_transfer.data.find import as_text, left_out, said, subfolders
+from attention_transfer.data.decoding import Damaged, decode
+from attention_transfer.data.finder import as_text, counts_in_words, left_out, subfolders
 from attention_transfer.data.images import Split, Splits
 from attention_transfer.data.labels import label_of, label_problems
 from attention_transfer.data.members import Index, Label, index_shard, member_at
 from attention_transfer.data.patterns import expand, is_pattern
-from attention_transfer.data.threads import bar
+from attention_transfer.data.splits import SPLIT_NAMES, make_splits
 from attention_transfer.errors import UserError, raise_all
 from attention_transfer.text_files import Unsound, read_text
+from attention_transfer.ui import bars
 
 CLASS_FILES = ("classes.txt", "classnames.txt")
 """Files beside the shards, or above their folders, that name the classes: a line each, in the order of the labels."""
@@ -34,10 +34,10 @@ CLASS_FILES = ("classes.txt", "classnames.txt")
 
 @dataclass(frozen=True)
 class ShardImages:
-    """Images in tar files, read by their place.
+    """Images in tar files, read by their position.
 
-    A file is opened for each image, which takes a few hundredths of the time of decoding it: so nothing is open that
-    processes could share by mistake or could not be sent, and no number of shards is too large.
+    The tar file is opened for each image, which takes a few hundredths of the time of decoding it. So no open file is
+    shared by processes or has to be pickled, and any number of shards will do.
 
     Attributes:
         shards: the tar files.
@@ -66,9 +66,9 @@ class ShardImages:
 
 
 def is_shards(path: Path) -> bool:
-    """Whether a path is meant as shards: a tar file, a pattern of these, or a folder with nothing but these.
+    """Whether a path means shards: a tar file, a pattern of tar files, or a folder that holds nothing else.
 
-    The folder may have them in folders of the splits. Nothing is opened.
+    The folder may hold a folder of shards for each split. Nothing is opened.
     """
     if is_pattern(path) or path.is_file():
         return path.suffix.lower() == ".tar"
@@ -81,13 +81,12 @@ def is_shards(path: Path) -> bool:
 
 
 def load_shards(path: Path) -> Splits:
-    """Index tar files, and cut the splits that are not there.
+    """Index tar files; missing splits are cut off the training images.
 
     A member `key.cls` holds the number or the name of the class of `key.jpg` (or .png, .webp and so on);
-    `key.json` may do so instead, under "label". What is left out of the members is counted in the notes. Splits are
-    told by folders (`train/`, `val/`, `test/`) or by a part of the names (`birds-train-0000.tar`); shards without
-    either are training images. Numbers are labels where a `classes.txt` names the classes; else classes are in the
-    order of the numbers that occur.
+    `key.json` may do so instead, under "label". Notes count the members that are left out. Folders (`train/`, `val/`,
+    `test/`) or a part of the names (`birds-train-0000.tar`) tell the splits; other shards hold training images. If a
+    `classes.txt` names the classes, numbers are their indices; otherwise classes are the numbers that occur, in order.
 
     Args:
         path: a folder, a .tar file, or a pattern as "birds-{train,val}-{0000..0012}.tar" or "*.tar".
@@ -97,7 +96,7 @@ def load_shards(path: Path) -> Splits:
     """
     part_of = _parts(path)
     shards = tuple(part_of)
-    with bar(len(shards) >= 20) as progress:
+    with bars(visible=len(shards) >= 20) as progress:
         indexed = [index_shard(shard) for shard in progress.track(shards, description="indexing shards")]
     classes, index, notes = _classes(path, shards, [label for shard in indexed for label in shard.labels])
     notes += _notes(indexed)
@@ -108,14 +107,7 @@ def load_shards(path: Path) -> Splits:
         labels = np.array([index[label] for n in which for label in indexed[n].labels], dtype=np.int64)
         splits[part] = Split(ShardImages(shards, places), labels)
     name = path.stem if path.is_file() else Path(os.path.commonpath([shard.parent for shard in shards])).resolve().name
-    return complete(
-        name,
-        classes,
-        train=splits["train"],
-        validation=splits.get("validation"),
-        test=splits.get("test"),
-        notes=notes,
-    )
+    return make_splits(name, classes, splits, notes=notes)
 
 
 def _parts(path: Path) -> dict[Path, str]:
@@ -139,7 +131,7 @@ def _parts(path: Path) -> dict[Path, str]:
 
 
 def _part(file: Path, *, in_folder: bool) -> str:
-    """The split of a shard by its folder or its name; an empty string where neither tells."""
+    """The split of a shard by its folder or its name; an empty string if neither tells."""
     folder = SPLIT_NAMES.get(file.parent.name.lower(), "") if in_folder else ""
     if folder:
         return folder
@@ -158,7 +150,7 @@ def _notes(indexed: Sequence[Index]) -> list[str]:
     notes = []
     others = sum((shard.left_out for shard in indexed), Counter[str]())
     if others:
-        notes.append(f"Not used of the members of the shards: {said(others)}.")
+        notes.append(f"Not used of the members of the shards: {counts_in_words(others)}.")
     dotted = [key for shard in indexed for key in shard.dotted]
     if dotted:
         notes.append(
@@ -171,7 +163,7 @@ def _notes(indexed: Sequence[Index]) -> list[str]:
 def _classes(
     path: Path, shards: Sequence[Path], labels: Sequence[Label]
 ) -> tuple[list[str], dict[Label, int], list[str]]:
-    """Class names, the index of each label, and what a reader should know."""
+    """Class names, the index of each label, and notes."""
     found = set(labels)
     numbers = sorted(label for label in found if isinstance(label, int))
     names = sorted(label for label in found if isinstance(label, str))

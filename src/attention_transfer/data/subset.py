@@ -30,16 +30,16 @@ def labelled_subset(
     seed: int = 0,
     names: Sequence[str] | None = None,
 ) -> NDArray[np.int64]:
-    """Indices of a stratified, seeded subset.
+    """Choose a stratified, seeded subset.
 
-    Of one seed, the subsets are nested: fewer shots or a smaller fraction are part of more.
+    Subsets of one seed are nested: those of fewer shots or a smaller fraction lie within those of more.
 
     Args:
         labels: class of each image, (n,).
         fraction: share of each class, in (0, 1]; at least one image a class.
         shots: images of each class; takes the place of `fraction`.
         seed: which images.
-        names: of the classes, for what is said of them; default their numbers.
+        names: class names for messages; default their numbers.
 
     Returns:
         Sorted indices into `labels`, int64.
@@ -62,7 +62,7 @@ def labelled_subset(
 
 
 def class_balanced_weights(labels: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float64]:
-    """How often to draw each image so that every class is drawn equally often: in proportion to 1 / class count.
+    """Weights with which every class is drawn equally often: in proportion to 1 / class count.
 
     For a sampler that draws with replacement: `WeightedRandomSampler(class_balanced_weights(labels), len(labels))`.
     Rare images are then seen several times an epoch, and some of the frequent classes not at all.

@@ -10,11 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
-from attention_transfer.data.cut import SPLIT_NAMES
-from attention_transfer.data.find import left_out_below, said, there
-from attention_transfer.data.images import Splits
+import numpy as np
+
+from attention_transfer.data.finder import counts_in_words, left_out_below, path_on_disk
+from attention_transfer.data.images import FileImages, Split, Splits
 from attention_transfer.data.labels import LONGEST, label_of, label_problems
-from attention_transfer.data.listing import Listing, named, splits_of
+from attention_transfer.data.splits import AS_GIVEN, SPLIT_NAMES, first_five, make_splits
 from attention_transfer.errors import UserError, raise_all
 from attention_transfer.text_files import Unsound, check_size
 
@@ -38,7 +39,7 @@ class _Row:
 
 @dataclass
 class _Table:
-    """Rows of the file, and what is wrong with them."""
+    """Rows of the file, and the problems found in them."""
 
     rows: list[_Row]
     unused: list[str]
@@ -46,12 +47,12 @@ class _Table:
     left_out: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
 
-    def complain(self, wrong: Callable[[_Row], bool], what: str, mend: str) -> None:
-        """A sentence that names the first five rows of those that are wrong, and their number."""
+    def complain(self, wrong: Callable[[_Row], bool], what: str, fix: str) -> None:
+        """Add a sentence that counts the rows that are wrong and names the first five."""
         rows = [f"line {row.number}" for row in self.rows if wrong(row)]
         if rows:
             shown = ", ".join(rows[:5]) + (f" and {len(rows) - 5:,} more" if len(rows) > 5 else "")
-            self.problems.append(f"{len(rows):,} of {len(self.rows):,} rows {what} ({shown}); {mend}")
+            self.problems.append(f"{len(rows):,} of {len(self.rows):,} rows {what} ({shown}); {fix}")
 
 
 def load_table(path: Path, *, strict: bool = False) -> Splits:
@@ -59,7 +60,7 @@ def load_table(path: Path, *, strict: bool = False) -> Splits:
 
     Columns: path (or file, image, filename), label (or class, category), and optionally split (train, val, test). Paths
     are relative to the table's folder; rows that name hidden files, or those of systems, are left out. Classes are in
-    alphabetical order, or by number where all are numbers. Splits that are not given are cut from the training images.
+    alphabetical order, or by number if all are numbers. Missing splits are cut off the training images.
 
     Args:
         path: a .csv file, separated by commas or semicolons, or a .tsv file.
@@ -82,11 +83,13 @@ def load_table(path: Path, *, strict: bool = False) -> Splits:
     table.problems += label_problems(row.label for row in table.rows)
     classes = _in_order({row.label for row in table.rows})
     if len(classes) == 1:
-        table.problems.append(f"there is a single class, {named(classes)}, of which nothing can be learnt; add others")
+        table.problems.append(
+            f"there is a single class, {first_five(classes)}, of which nothing can be learnt; add others"
+        )
     raise_all([f"{path}: {problem}" for problem in table.problems])
-    notes = [f"Columns of {path.name} that are not used: {named(table.unused)}."] if table.unused else []
+    notes = [f"Columns of {path.name} that are not used: {first_five(table.unused)}."] if table.unused else []
     if table.left_out:
-        notes.append(f"Rows that are left out by their files' names: {said(table.left_out)}.")
+        notes.append(f"Rows that are left out by their files' names: {counts_in_words(table.left_out)}.")
     if repeated:
         notes.append(f"Rows that repeat an image are left out: {len(repeated):,}.")
     rows = [row for row in table.rows if row.number not in repeated]
@@ -97,14 +100,19 @@ def load_table(path: Path, *, strict: bool = False) -> Splits:
     given = {part: found for part, found in parts.items() if found}
     raise_all(_split_problems(path, given))
     labels = {name: label for label, name in enumerate(classes)}
-    listing = Listing(
-        name=path.stem,
-        classes=classes,
-        paths={part: [row.path for row in found] for part, found in given.items()},
-        labels={part: [labels[row.label] for row in found] for part, found in given.items()},
-        notes=tuple(notes),
-    )
-    return splits_of(listing, strict=strict)
+    splits = {
+        part: Split(
+            FileImages(row.path for row in found), np.array([labels[row.label] for row in found], dtype=np.int64)
+        )
+        for part, found in given.items()
+    }
+    if len(splits) == 3:
+        notes.insert(0, AS_GIVEN)
+    return make_splits(path.stem, classes, splits, notes=notes, strict=strict)
+
+
+def _split(rows: list[_Row], labels: dict[str, int]) -> Split:
+    return Split(FileImages(row.path for row in rows), np.array([labels[row.label] for row in rows], dtype=np.int64))
 
 
 def _read(path: Path) -> _Table:
@@ -129,7 +137,7 @@ def _read(path: Path) -> _Table:
                     if reason := _left_out(row["path"]):
                         table.left_out[reason] += 1
                         continue
-                    file_path = there(os.path.normpath(path.parent / row["path"]))
+                    file_path = path_on_disk(os.path.normpath(path.parent / row["path"]))
                     table.rows.append(_Row(lines.line_num, file_path, label_of(row["label"]), row.get("split", "")))
     except (UnicodeDecodeError, csv.Error, Unsound) as error:
         raise UserError(f"{path} is no readable table ({error}); save it as CSV in UTF-8") from error
@@ -139,23 +147,25 @@ def _read(path: Path) -> _Table:
 
 
 def _left_out(name: str) -> str | None:
-    """Why a row's file is not looked at; where a path is absolute, or leads out of the folder, by its last part."""
+    """Why a row's file is ignored; of a path that is absolute or leads out of the folder, only its last part counts."""
     path = PurePath(os.path.normpath(name))
     return left_out_below(PurePath(path.name) if path.is_absolute() or path.parts[:1] == ("..",) else path)
 
 
 def _columns(path: Path, names: Sequence[str]) -> dict[str, str]:
-    """The name of each kind of column in this table."""
+    """The name in this table of each kind of column."""
     found: dict[str, str] = {}
     problems = []
     for kind, options in COLUMNS.items():
         fitting = [name for name in names if name.lower() in options]
         if len(fitting) > 1:
-            problems.append(f"{path} has {len(fitting)} columns for the {kind}: {named(fitting)}; keep one")
+            problems.append(f"{path} has {len(fitting)} columns for the {kind}: {first_five(fitting)}; keep one")
         elif fitting:
             found[kind] = fitting[0]
         elif kind != "split":
-            problems.append(f"{path} has no column {kind} (or {', '.join(options[1:])}), but {named(names)}; add it")
+            problems.append(
+                f"{path} has no column {kind} (or {', '.join(options[1:])}), but {first_five(names)}; add it"
+            )
         elif close := difflib.get_close_matches("split", [name.lower() for name in names], n=1, cutoff=0.75):
             problems.append(f"{path} has a column {close[0]!r}; did you mean 'split'?")
     raise_all(problems)
@@ -163,7 +173,7 @@ def _columns(path: Path, names: Sequence[str]) -> dict[str, str]:
 
 
 def _repeated(table: _Table) -> set[int]:
-    """Rows that say again what another said; contradictions are complained of."""
+    """Numbers of the rows that repeat an image; contradictions become problems of the table."""
     first: dict[str, _Row] = {}
     again = [(row, first[row.path]) for row in table.rows if first.setdefault(row.path, row) is not row]
     splits = {
@@ -182,7 +192,9 @@ def _split_problems(path: Path, given: dict[str, list[_Row]]) -> list[str]:
     problems = []
     for part, rows in given.items():
         if extra := sorted({row.label for row in rows} - known):
-            problems.append(f"{path}: the {part} split has classes that train has not: {named(extra)}; remove them")
+            problems.append(
+                f"{path}: the {part} split has classes that train has not: {first_five(extra)}; remove them"
+            )
     return problems
 
 

@@ -7,29 +7,27 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from rich.progress import Progress
-
 from attention_transfer.ui import bars
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 MANY = 2_000
-"""From so many items on, there is a bar."""
+"""From this many items on, a progress bar is shown."""
 
 _CHUNK = 32  # items a task: a future for each of a million files would take more memory than their names
 
 
 def in_threads(function: Callable[[T], R], items: Sequence[T], description: str) -> list[R]:
-    """The function of each item, in their order. Reading and decoding files release Python's lock.
+    """Apply a function to each item, in order. Reading and decoding files release Python's global lock.
 
-    What the function raises is raised here, and what has not begun is left undone.
+    If the function raises, so does this, and items that were not begun are left undone.
     """
     chunks = [items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK)]
     found: list[R] = []
     pool = ThreadPoolExecutor(min(32, 2 * (os.cpu_count() or 1)))
     try:
-        with bar(len(items) >= MANY) as progress:
+        with bars(visible=len(items) >= MANY) as progress:
             task = progress.add_task(description, total=len(items))
             for results in pool.map(lambda chunk: [function(item) for item in chunk], chunks):
                 found += results
@@ -37,8 +35,3 @@ def in_threads(function: Callable[[T], R], items: Sequence[T], description: str)
     finally:
         pool.shutdown(cancel_futures=True)
     return found
-
-
-def bar(visible: bool) -> Progress:
-    """A bar on stderr that goes away when it is done."""
-    return bars(visible=visible)

@@ -19,24 +19,24 @@ from torchvision import transforms
 from torchvision.transforms import InterpolationMode, functional
 
 from attention_transfer.config.choices import Augment
-from attention_transfer.data.files import in_mode
+from attention_transfer.data.decoding import in_mode
 from attention_transfer.errors import UserError
 from attention_transfer.vit import ViTSpec
 
 Transform = Callable[[Image.Image], Tensor]
-Step = Callable[[Image.Image], Image.Image]
+ImageTransform = Callable[[Image.Image], Image.Image]
 
 SMALL = 64
-"""Below this many pixels, height and width, an image is a sign rather than a scene: nothing is cropped or mirrored."""
+"""Images with fewer pixels a side are signs rather than scenes: they are neither cropped nor mirrored."""
 
 LARGEST = 2**25
-"""Pixels of a resized image, from which on only its centre crop is computed."""
+"""Pixels above which a resized image is not formed: only its centre crop is computed."""
 
 CROP = 0.875
 """Share of the shorter side that the centre crop of evaluation keeps (224 of 256, as in both papers)."""
 
 RANDOM_ERASING = 0.25
-"""Share of the images in which "heavy" overwrites a rectangle with noise."""
+"""Share of the images in which "heavy" erases a rectangle."""
 
 
 def eval_transform(spec: ViTSpec) -> Transform:
@@ -51,7 +51,7 @@ def eval_pixels(spec: ViTSpec) -> Transform:
     """
     height, width = spec.image_size
     scene = min(height, width) >= SMALL
-    return _pixels(spec, [_Centre(height, width) if scene else _Resize(height, width)])
+    return _pixels(spec, [_Centre(height, width) if scene else _resize(height, width)])
 
 
 def train_pixels(spec: ViTSpec, augment: Augment = "auto", *, images: int = 0) -> Transform:
@@ -77,9 +77,9 @@ def train_pixels(spec: ViTSpec, augment: Augment = "auto", *, images: int = 0) -
         jitter = transforms.RandomAffine(
             degrees=10, translate=(0.1, 0.1), scale=(0.9, 1.1), interpolation=InterpolationMode.BILINEAR
         )
-        return _pixels(spec, [_Resize(height, width), jitter])
+        return _pixels(spec, [_resize(height, width), jitter])
     crop = transforms.RandomResizedCrop((height, width), interpolation=InterpolationMode.BICUBIC)
-    steps: list[Step] = [crop, transforms.RandomHorizontalFlip()]
+    steps: list[ImageTransform] = [crop, transforms.RandomHorizontalFlip()]
     if chosen in ("medium", "heavy"):
         mean = spec.mean if spec.channels == 3 else spec.mean * 3
         settings = {
@@ -93,7 +93,7 @@ def train_pixels(spec: ViTSpec, augment: Augment = "auto", *, images: int = 0) -
 
 
 def choose_augment(spec: ViTSpec, augment: Augment, images: int) -> tuple[Augment, str]:
-    """What "auto" means for a model and so many images, and why; anything else is as it was asked for.
+    """What "auto" means for a model and a number of images, and why; other choices are returned as they are.
 
     Raises:
         UserError: there is no augmentation of that name.
@@ -112,7 +112,7 @@ def choose_augment(spec: ViTSpec, augment: Augment, images: int) -> tuple[Augmen
 
 
 class Normalise(nn.Module):
-    """uint8 pixels to a model's normalised float32, on whatever device they are; with erasing, as an augmentation.
+    """Turn uint8 pixels into a model's normalised float32, on the device they are on; optionally with random erasing.
 
     Args:
         spec: the model.
@@ -140,7 +140,13 @@ class Normalise(nn.Module):
         return images
 
 
-def _pixels(spec: ViTSpec, steps: list[Step]) -> Transform:
+def _resize(height: int, width: int) -> ImageTransform:
+    """To this size, whatever the proportions were."""
+    resize: ImageTransform = transforms.Resize((height, width), InterpolationMode.BICUBIC)
+    return resize
+
+
+def _pixels(spec: ViTSpec, steps: list[ImageTransform]) -> Transform:
     if spec.channels not in (1, 3):
         raise UserError(f"{spec.name} takes {spec.channels} channels; images have 1 or 3")
     return _Pixels("L" if spec.channels == 1 else "RGB", tuple(steps))
@@ -154,7 +160,7 @@ class _Pixels:
     """An image in this mode, after these steps, as uint8 (channels, height, width)."""
 
     mode: str
-    steps: tuple[Step, ...]
+    steps: tuple[ImageTransform, ...]
 
     def __call__(self, image: Image.Image) -> Tensor:
         image = in_mode(image, self.mode)
@@ -171,18 +177,6 @@ class _Normalised:
     def __call__(self, image: Image.Image) -> Tensor:
         normalised: Tensor = self.normalise(self.pixels(image))
         return normalised
-
-
-@dataclass(frozen=True)
-class _Resize:
-    """To this size, whatever the proportions were."""
-
-    height: int
-    width: int
-
-    def __call__(self, image: Image.Image) -> Image.Image:
-        size = (self.width, self.height)
-        return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
 
 
 @dataclass(frozen=True)
@@ -220,7 +214,7 @@ class _Centre:
 class _InColour:
     """RandAugment works on colours; a grey image goes there and back."""
 
-    step: Step
+    step: ImageTransform
 
     def __call__(self, image: Image.Image) -> Image.Image:
         return self.step(image) if image.mode == "RGB" else self.step(image.convert("RGB")).convert(image.mode)

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from attention_transfer.artifacts import EXPORT, RUN, is_export, replacing_problems
 from attention_transfer.config.choices import Format
 from attention_transfer.config.verbs import Export
 from attention_transfer.data import eval_transform, load_data
 from attention_transfer.errors import UserError, raise_all
+from attention_transfer.evaluation.classifier import LoadedRun, load_run
 from attention_transfer.evaluation.formats import Reopened, format_problems, reopened, write_format
-from attention_transfer.evaluation.network import LoadedRun, load_run
 from attention_transfer.evaluation.preprocessing import grey_levels_apart
-from attention_transfer.folders import EXPORT, RUN, is_export, replacing_problems
 from attention_transfer.places import check_writable, expanded, folder_problems, same_or_inside
 from attention_transfer.training import RunFolder
 from attention_transfer.training.card import model_card
@@ -159,13 +159,7 @@ def _describe(loaded: LoadedRun, report: ExportReport, folder: Path) -> None:
         config, loaded.summary, loaded.spec, loaded.classes, form=report.format, checks=_sentences(report)
     )
     write_whole(folder / "README.md", card)
-    record = {
-        "format": report.format,
-        "difference": report.difference,
-        "random_images": report.random_images,
-        "real_images": report.real_images,
-        "grey_levels": report.grey_levels,
-    }
+    record = {name: value for name, value in asdict(report).items() if name != "path"}
     write_whole(folder / _RECORD, json.dumps(record, indent=2) + "\n")
 
 

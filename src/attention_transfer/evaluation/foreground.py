@@ -1,4 +1,4 @@
-"""Attention as a detector of the object: its largest patches, held against a mask.
+"""Attention as a detector of the object: its most attended patches, compared with a mask.
 
 Shapes: B images, R and C rows and columns of patches.
 """
@@ -17,14 +17,14 @@ from attention_transfer.errors import UserError
 from attention_transfer.vit import ViTSpec, capture, describe, patch_attention
 
 MASS = 0.6
-"""Share of the attention that the foreground gets, as in DINO's evaluation."""
+"""Share of the attention that lies in the foreground, as in DINO's evaluation."""
 
 
 def foreground(attention_BRC: Tensor, mass: float = MASS) -> Tensor:
     """The smallest set of patches that gets a share of the attention (Caron et al. 2021, DINO, Fig. 4).
 
     Args:
-        attention_BRC: what the patches get, not negative.
+        attention_BRC: attention that the patches get, not negative.
         mass: the share, in (0, 1].
 
     Returns:
@@ -43,8 +43,8 @@ class Looks:
 
     Attributes:
         iou: intersection over union of its foreground and the object's mask, in [0, 1].
-        share: of the patches' attention, what the object gets, in [0, 1]; attention that is the same everywhere has the
-            object's share of the area.
+        share: the object's share of the patches' attention, in [0, 1]; uniform attention has the object's share of the
+            area.
     """
 
     iou: float
@@ -53,23 +53,23 @@ class Looks:
 
 @torch.no_grad()
 def looks(network: nn.Module, vit: nn.Module, split: Split, *, mass: float = MASS, batch: int = 64) -> Looks:
-    """How well the last block's attention covers the objects.
+    """Measure how well the last block's attention covers the objects.
 
-    The attention is the class token's (or else the mean query's), mean over heads; it is enlarged to the network's
-    input by nearest neighbours. Masks are resized and cropped as the images are.
+    The attention is the class token's (or else the mean query's), mean over heads; nearest neighbours enlarge it to the
+    network's input. Masks are resized and cropped as the images are.
 
     Args:
-        network: what is run on the images; a copied student needs its teacher.
-        vit: the vision transformer in it whose attention counts.
-        split: images of which the masks are known.
+        network: what runs on the images; a student that copies attention needs its teacher.
+        vit: the vision transformer in it whose attention is measured.
+        split: images with masks.
         mass: see `foreground`.
         batch: images a forward pass.
 
     Returns:
-        Means over images; those whose object is cropped away do not count.
+        Means over images, without those whose object is cropped away.
 
     Raises:
-        UserError: the masks are not known.
+        UserError: the data set has no masks.
     """
     if split.masks is None:
         raise UserError("attention can't be held against masks, as this data set has none")

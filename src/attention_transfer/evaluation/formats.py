@@ -1,4 +1,4 @@
-"""A trained run in the formats of timm and transformers, and how each is opened again."""
+"""Write a trained run in the formats of timm, transformers and ONNX, and open it again to check it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from attention_transfer.config.choices import Format
 from attention_transfer.errors import UserError
-from attention_transfer.evaluation.network import LoadedRun
+from attention_transfer.evaluation.classifier import LoadedRun
 from attention_transfer.evaluation.onnx_format import open_onnx, write_onnx
 from attention_transfer.evaluation.preprocessing import Pixels, for_timm, for_transformers
 from attention_transfer.vit import logits_of, save_vit, unwrapped
@@ -29,11 +29,11 @@ _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow makes grey of colours
 
 @dataclass(frozen=True)
 class Reopened:
-    """An exported model, as its own library gives it.
+    """An exported model, opened by its own library.
 
     Attributes:
-        logits: of images that are normalised for the run.
-        pixels: the preprocessing that lies in the folder, where its library does it.
+        logits: gives logits of images that are normalised for the run.
+        pixels: the preprocessing in the folder, if its library has any.
     """
 
     logits: Callable[[Tensor], Tensor]
@@ -60,7 +60,7 @@ def format_problems(loaded: LoadedRun, to: Format, batch_size: int | None) -> li
 
 
 def write_format(loaded: LoadedRun, to: Format, folder: Path, batch_size: int | None) -> None:
-    """Write a run into a folder, in a format for which it has no problems."""
+    """Write a run into a folder, in a format without problems for it."""
     if to == "onnx":
         write_onnx(loaded, folder, batch_size)
     elif loaded.spec.library == "hf":
@@ -71,7 +71,7 @@ def write_format(loaded: LoadedRun, to: Format, folder: Path, batch_size: int | 
 
 
 def reopened(loaded: LoadedRun, to: Format, folder: Path, batch_size: int | None) -> Reopened:
-    """Open an exported folder by the library of its format."""
+    """Open an exported folder with the library of its format."""
     if to == "onnx":
         return Reopened(open_onnx(folder, batch_size))
     if to == "timm":
@@ -117,7 +117,7 @@ def _transformers() -> Any:
 
 
 def _write_timm(loaded: LoadedRun, folder: Path, *, in_colour: bool) -> None:
-    """The layout that timm opens, and transformers as well, by its wrapper of timm's models."""
+    """Write the files that timm opens, and transformers through its wrapper of timm's models."""
     save_vit(loaded.network.student, folder, labels=list(loaded.classes))
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     arguments = {key: value for key, value in config.get("model_args", {}).items() if key != "num_classes"}
@@ -131,9 +131,9 @@ def _write_timm(loaded: LoadedRun, folder: Path, *, in_colour: bool) -> None:
 
 
 def _widen(config: dict[str, Any], weights: Path) -> None:
-    """Let a model of grey images take colours: its patch embedding forms their luma.
+    """Let a model of grey images take RGB: its patch embedding computes the luma.
 
-    A normalised grey is linear in the colours, so the outputs are those of the grey image up to its rounding.
+    A normalised grey is linear in the colours, so the outputs equal those for the grey image up to its rounding.
     """
     state, first = load_file(weights), config["pretrained_cfg"]["first_conv"]
     kernel = state.get(f"{first}.weight")

@@ -1,4 +1,4 @@
-"""Which image files are meant by names, folders and patterns."""
+"""Find the image files that names, folders and patterns stand for."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from attention_transfer.data.find import SUFFIXES, Finder, said
+from attention_transfer.data.finder import SUFFIXES, Finder, counts_in_words
 from attention_transfer.data.patterns import match_files
 from attention_transfer.errors import UserError, raise_all
 
@@ -21,9 +21,9 @@ class ImageFile:
     """An image file, and how it was found.
 
     Attributes:
-        path: where it is, as it was given or found.
-        place: its path below the folder that was named; the name of the file where none was.
-        named: whether it was named by itself: then it must be readable.
+        path: its path, as it was given or found.
+        place: its path below the folder that was named, or its name if none was.
+        named: whether it was named itself, so that it must be readable.
     """
 
     path: str
@@ -32,11 +32,11 @@ class ImageFile:
 
 
 def find_images(images: Sequence[str]) -> list[ImageFile]:
-    """The files that are meant, in the order given; those of a folder or a pattern by name, each once.
+    """Find files in the order given; those of a folder or a pattern sorted by name, each once.
 
     Args:
-        images: files, folders (with all pictures below them, as `data.find` says), or patterns such as
-            "photos/**/*.jpg". What is left out of folders and patterns is counted, and logged.
+        images: files, folders (with all pictures below them, as `data.finder` says), or patterns such as
+            "photos/**/*.jpg". What is left out of folders and patterns is counted and logged.
 
     Raises:
         UserError: one of them stands for no file; each is named.
@@ -49,45 +49,34 @@ def find_images(images: Sequence[str]) -> list[ImageFile]:
         path = Path(name).expanduser()
         counts: Counter[str] = Counter()
         if path.is_dir():
-            below = _below(path, counts)
-            found += below
-            if not below:
+            finder = Finder()
+            try:
+                (files,) = finder.find([path])
+            except OSError as error:
+                raise UserError(f"folder {path} can't be read ({error.strerror}); change its permissions") from error
+            counts = finder.left_out
+            found += [ImageFile(file, Path(file).relative_to(path), named=False) for file in files]
+            if not files:
                 suffixes = ", ".join(suffix.removeprefix(".") for suffix in SUFFIXES)
-                besides = f", but {said(counts)}" if counts else ""
+                besides = f", but {counts_in_words(counts)}" if counts else ""
                 problems.append(f"folder {name} holds no images ({suffixes}){besides}; name another")
         elif not path.exists() and glob.has_magic(name):
-            matches = _matches(path, counts)
-            found += matches
+            matches, counts = match_files(path)
+            found += [ImageFile(str(match), Path(match.name), named=False) for match in matches]
             if not matches:
                 problems.append(f"no file matches {name}; check the pattern")
         else:
             found.append(ImageFile(str(path), Path(path.name), named=True))
         if counts:
-            log.info("%s: not used: %s", name, said(counts))
-    if problems:  # else it is said together with what can't be read
+            log.info("%s: not used: %s", name, counts_in_words(counts))
+    if problems:  # otherwise it is reported with the files that can't be read
         problems += [f"there is no image {f.path}; check the path" for f in found if not Path(f.path).exists()]
     raise_all(problems)
     return _once(found)
 
 
-def _below(folder: Path, counts: Counter[str]) -> list[ImageFile]:
-    finder = Finder()
-    try:
-        (files,) = finder.find([folder])
-    except OSError as error:
-        raise UserError(f"folder {folder} can't be read ({error.strerror}); change its permissions") from error
-    counts += finder.left_out
-    return [ImageFile(file, Path(file).relative_to(folder), named=False) for file in files]
-
-
-def _matches(pattern: Path, counts: Counter[str]) -> list[ImageFile]:
-    matches, hidden = match_files(pattern)
-    counts += hidden
-    return [ImageFile(str(match), Path(match.name), named=False) for match in matches]
-
-
 def _once(files: Sequence[ImageFile]) -> list[ImageFile]:
-    """Without those of folders and patterns that were there before; who names a file twice gets it twice."""
+    """Drop files of folders and patterns that came before; a file that is named twice stays twice."""
     seen: set[str] = set()
     kept = []
     for file in files:

@@ -1,4 +1,4 @@
-"""A trained run as one ONNX file; a copied student with the part of its teacher that it attends by."""
+"""Write a trained run as one ONNX file, together with the part of its teacher whose attention it copies."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from attention_transfer.errors import UserError
-from attention_transfer.evaluation.network import LoadedRun, Network
+from attention_transfer.evaluation.classifier import Classifier, LoadedRun
 from attention_transfer.evaluation.preprocessing import as_data
 from attention_transfer.vit import AttentionCall, describe, listen
 from attention_transfer.writing import write_whole
 
 FILE = "model.onnx"
-# A file of protocol buffers ends at 2 GiB; larger weights go into a file of their own beside it.
+# A protocol buffer file holds at most 2 GiB; larger weights go into a second file.
 _LARGEST = 2**31 - 2**27
 
 
@@ -28,11 +28,11 @@ def write_onnx(loaded: LoadedRun, folder: Path, batch_size: int | None) -> None:
 
     Args:
         loaded: the run.
-        folder: where to; made if it is not there.
-        batch_size: images a forward pass takes; `None` for any number.
+        folder: the target, which is made if it is not there.
+        batch_size: images a forward pass; `None` for any number.
 
     Raises:
-        UserError: packages are missing, or the network has an operation that ONNX does not.
+        UserError: packages are missing, or ONNX lacks an operation of the network.
     """
     for name in ("onnx", "onnxscript", "onnxruntime"):
         package(name)
@@ -41,7 +41,7 @@ def write_onnx(loaded: LoadedRun, folder: Path, batch_size: int | None) -> None:
     images = torch.zeros(batch_size or 2, spec.channels, *spec.image_size)
     any_number = {"images": {0: torch.export.Dim("batch", min=1)}}
     try:
-        with _biases_in_the_open(loaded.network):
+        with _unfused_biases(loaded.network):
             program = torch.onnx.export(
                 loaded.network,
                 (images,),
@@ -68,8 +68,8 @@ def write_onnx(loaded: LoadedRun, folder: Path, batch_size: int | None) -> None:
 
 
 @contextmanager
-def _biases_in_the_open(network: Network) -> Iterator[None]:
-    """Attention with a position bias as products and a softmax: torch can't trace its fused form for any batch."""
+def _unfused_biases(network: Classifier) -> Iterator[None]:
+    """Compute attention with a position bias unfused: torch can't trace its fused form for any batch size."""
 
     def attended(call: AttentionCall) -> AttentionCall | Tensor:
         return call if call.mask is None else call.maps() @ call.v
@@ -85,18 +85,18 @@ def _biases_in_the_open(network: Network) -> Iterator[None]:
 
 
 def open_onnx(folder: Path, batch_size: int | None) -> Callable[[Tensor], Tensor]:
-    """What onnxruntime gives on the CPU: logits (B, classes) of images (B, channels, height, width).
+    """Open a model with onnxruntime on the CPU: a function from images (B, channels, height, width) to logits (B, C).
 
     Raises:
-        UserError: it can't run the model; also when the logits are asked for.
+        UserError: it can't run the model; the function that is returned raises it, too.
     """
-    with _said_in_a_sentence():
+    with _onnxruntime_errors():
         session = package("onnxruntime").InferenceSession(str(folder / FILE), providers=["CPUExecutionProvider"])
 
     def logits(images: Tensor) -> Tensor:
         size = batch_size or len(images)
         filled = torch.cat([images, images[:1].expand(-len(images) % size, -1, -1, -1)])
-        with _said_in_a_sentence():
+        with _onnxruntime_errors():
             found = [session.run(["logits"], {"images": batch.numpy()})[0] for batch in filled.split(size)]
         return torch.cat([torch.from_numpy(part) for part in found])[: len(images)]
 
@@ -104,7 +104,7 @@ def open_onnx(folder: Path, batch_size: int | None) -> Callable[[Tensor], Tensor
 
 
 def package(name: str) -> Any:
-    """A package of the extra `onnx`.
+    """Import a package of the extra `onnx`.
 
     Raises:
         UserError: it is not installed.
@@ -116,8 +116,8 @@ def package(name: str) -> Any:
 
 
 @contextmanager
-def _said_in_a_sentence() -> Iterator[None]:
-    """The errors of onnxruntime, which have no class in common but `Exception`."""
+def _onnxruntime_errors() -> Iterator[None]:
+    """Turn errors of onnxruntime, which have no class in common but `Exception`, into a `UserError`."""
     kinds = package("onnxruntime").capi.onnxruntime_pybind11_state
     errors = (kinds.Fail, kinds.InvalidArgument, kinds.InvalidGraph, kinds.NotImplemented, kinds.RuntimeException)
     try:

@@ -1,4 +1,4 @@
-"""Pictures of where a network looks, one for each image."""
+"""Pictures of where a network looks, one for each image that is predicted."""
 
 from __future__ import annotations
 
@@ -11,43 +11,42 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor, nn
 
-from attention_transfer.data.files import Damaged, opened
+from attention_transfer.data.decoding import Damaged, opened
 from attention_transfer.errors import UserError, raise_all
 from attention_transfer.evaluation.image_files import ImageFile
 from attention_transfer.places import expanded, folder_problems, same_or_inside
+from attention_transfer.viewing import under_attention
 from attention_transfer.vit import AttentionCall, ViTSpec, capture, patch_attention
 from attention_transfer.writing import make_folder, sync, writing
 
 log = logging.getLogger("attention_transfer")
 
-# Where pictures lie until all are drawn. Only the first kind says that what else is in the folder is of a command that
-# did not end; with --overwrite it may be anything, and several commands may draw at the same time.
+# Pictures lie in a hidden folder of one of these prefixes until all are drawn. The first tells that everything else in
+# the folder is of a command that did not end; with --overwrite it may be anything, and several commands may draw.
 _UNFINISHED, _REPLACING = ".unfinished-", ".replacing-"
 
-_SOFTWARE = "attention-transfer predict"  # the note in a picture by which it is known again
+_SOFTWARE = "attention-transfer predict"  # the note by which a picture is recognised
 
 _SIDE = 224  # small images are enlarged to about this many pixels
 _STRENGTH = 0.5  # of the colours over the image
 
 
 class Overlays:
-    """Writes, for each image, where the last block looks: the class token's attention, the mean over the heads.
+    """Draws the last block's attention over each image: the class token's, or else the mean query's; mean over heads.
 
-    Without a class token it is the attention of the mean query of all patches. The pictures lie in a hidden folder
-    until `settle` puts them in their places; see `open`.
+    The pictures lie in a hidden folder until `settle` moves them into place; see `open`.
 
     Args:
-        folder: where the pictures go.
-        hidden: where they lie until then.
+        folder: the folder for the pictures.
+        hidden: the folder in which they lie until then.
         vit: the vision transformer whose attention is drawn.
-        spec: what it is.
+        spec: its description.
     """
 
     def __init__(self, folder: Path, hidden: Path, vit: nn.Module, spec: ViTSpec) -> None:
@@ -61,15 +60,15 @@ class Overlays:
     @classmethod
     @contextmanager
     def open(cls, folder: Path, vit: nn.Module, spec: ViTSpec, *, overwrite: bool) -> Iterator[Overlays]:
-        """Make the folder, while pictures are drawn; nothing of it stays where the block fails before `settle`.
+        """Make the folder; if the block fails before `settle`, nothing of it stays.
 
-        What a killed command left there is cleared away. A block that fails after `settle` has begun leaves a mark, by
-        which `overlay_problems` lets the command be given again.
+        Leftovers of a killed command are removed. A block that fails after `settle` has begun leaves a hidden folder,
+        by which `overlay_problems` knows that the command may be given again.
 
         Args:
-            folder: without problems.
+            folder: the folder for the pictures, which `overlay_problems` found sound.
             vit: the vision transformer whose attention is drawn.
-            spec: what it is.
+            spec: its description.
             overwrite: whether pictures of the same names may be there.
 
         Raises:
@@ -93,12 +92,12 @@ class Overlays:
 
     @contextmanager
     def watching(self) -> Iterator[list[AttentionCall]]:
-        """Collects the last block's attention of what runs inside."""
+        """Collect the last block's attention while the block runs."""
         with capture(self._vit, layers=[-1]) as calls:
             yield calls
 
     def maps(self, calls: list[AttentionCall]) -> NDArray[np.float32]:
-        """What each patch gets, (B, rows, columns), of the calls that were collected."""
+        """The attention that each patch gets, (B, rows, columns)."""
         found: NDArray[np.float32] = patch_attention(calls[-1], self.spec).float().cpu().numpy()
         return found
 
@@ -106,13 +105,13 @@ class Overlays:
         """Draw one picture.
 
         Args:
-            place: the image's path below the folder; the picture has its name with the suffix .png, and a number
-                where that is taken.
-            pixels: what the network saw, uint8 (channels, height, width).
+            place: the image's path below the folder; the picture gets its name with the suffix .png, and a number if
+                that is taken.
+            pixels: the network's input before normalisation, uint8 (channels, height, width).
             patches: (rows, columns).
 
         Returns:
-            Where it will be.
+            Where the picture will be.
 
         Raises:
             OSError: it can't be written.
@@ -126,11 +125,11 @@ class Overlays:
         return self.folder / name
 
     def settle(self) -> None:
-        """Put the pictures in their places.
+        """Move the pictures into place.
 
         Raises:
-            UserError: a picture that was not drawn by this verb has the place of one; none is put anywhere then.
-            OSError: one can't be put there.
+            UserError: a file of the same name was not drawn by this verb; no picture is moved then.
+            OSError: a picture can't be moved.
         """
         raise_all([_foreign(self.folder / name) for name in sorted(self._taken) if not _is_drawn(self.folder / name)])
         self.settling = True
@@ -152,7 +151,7 @@ class Overlays:
 
 
 def overlay_problems(overlay: str | None, run: str, images: Sequence[str], *, overwrite: bool) -> list[str]:
-    """Why pictures of these images by this run can't go into a folder."""
+    """Why the pictures for these images and this run can't go into a folder."""
     if overlay is None:
         return []
     folder = expanded(overlay)
@@ -171,7 +170,7 @@ def overlay_problems(overlay: str | None, run: str, images: Sequence[str], *, ov
 
 
 def picture_problems(folder: Path, files: Sequence[ImageFile]) -> list[str]:
-    """Why pictures can't go into a folder that is sound in itself: what is there was not drawn by this verb."""
+    """Why pictures can't go into a sound folder: it holds the images, or files that were not drawn by this verb."""
     if not folder.is_dir():
         return []
     for place in {os.path.dirname(os.path.realpath(file.path)) for file in files}:  # noqa: PTH120
@@ -182,7 +181,7 @@ def picture_problems(folder: Path, files: Sequence[ImageFile]) -> list[str]:
 
 
 def _is_drawn(path: Path) -> bool:
-    """Whether a picture was drawn by this verb, or is not there."""
+    """Whether a path is free, or a picture that this verb drew."""
     if not os.path.lexists(path):
         return True
     if path.is_symlink() or not path.is_file():
@@ -199,7 +198,7 @@ def _foreign(path: Path) -> str:
 
 
 def _occupied(folder: Path) -> bool:
-    """Whether a folder holds anything but what commands that did not end have left there."""
+    """Whether a folder holds anything but leftovers of commands that did not end."""
     names = [entry.name for entry in folder.iterdir()]
     if any(name.startswith(_UNFINISHED) for name in names):
         return False
@@ -207,7 +206,7 @@ def _occupied(folder: Path) -> bool:
 
 
 def _remove(hidden: Path, made: list[Path]) -> None:
-    """Remove the pictures that were drawn, and the folders that were made for them."""
+    """Remove the hidden folder, and the folders that were made for it."""
     shutil.rmtree(hidden)
     for place in made:
         if not any(place.iterdir()):
@@ -234,11 +233,6 @@ def overlaid(pixels: Tensor, patches: NDArray[np.float32]) -> Image.Image:
         raise UserError("the attention is not finite, so that it can't be drawn; the run may have diverged")
     height, width = pixels.shape[-2:]
     factor = math.ceil(_SIDE / max(height, width))
-    size = (width * factor, height * factor)
-    array = np.ascontiguousarray(pixels.expand(3, -1, -1).permute(1, 2, 0).numpy())
-    # In grey, so that all colour is attention.
-    image = Image.fromarray(array).convert("L").convert("RGB").resize(size, Image.Resampling.NEAREST)
-    spread = float(patches.max() - patches.min())
-    scaled = (patches - patches.min()) / spread if spread > 0 else np.zeros_like(patches)
-    colours = (mpl.colormaps["inferno"](scaled)[..., :3] * 255).round().astype(np.uint8)
-    return Image.blend(image, Image.fromarray(colours).resize(size, Image.Resampling.NEAREST), _STRENGTH)
+    image = Image.fromarray(np.ascontiguousarray(pixels.expand(3, -1, -1).permute(1, 2, 0).numpy()))
+    enlarged = image.resize((width * factor, height * factor), Image.Resampling.NEAREST)
+    return under_attention(enlarged, patches, _STRENGTH)

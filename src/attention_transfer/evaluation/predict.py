@@ -11,17 +11,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from attention_transfer.artifacts import MODEL_FILES
 from attention_transfer.config.verbs import Predict
 from attention_transfer.data import Normalise, Transform, eval_pixels, read_image
 from attention_transfer.errors import UserError, raise_all
+from attention_transfer.evaluation.classifier import LoadedRun, load_classifier
 from attention_transfer.evaluation.image_files import ImageFile, find_images
-from attention_transfer.evaluation.network import LoadedRun, load_classifier
 from attention_transfer.evaluation.overlay import Overlays, overlay_problems, picture_problems
-from attention_transfer.evaluation.predictions import Prediction, as_csv, as_json, out_problems, show
-from attention_transfer.places import expanded
+from attention_transfer.evaluation.predictions import Prediction, as_csv, as_json, show
+from attention_transfer.places import expanded, out_problems
 from attention_transfer.training import Display
 from attention_transfer.training.hardware import choose_hardware
-from attention_transfer.writing import whole_file
+from attention_transfer.writing import write_whole
 
 log = logging.getLogger("attention_transfer")
 
@@ -32,7 +33,7 @@ _SHOWN = 20  # rows of the table where a file has them all
 def predict_images(config: Predict) -> list[Prediction]:
     """The verb `predict`."""
     run, images, overlay, out, overwrite = config.run, config.images, config.overlay, config.out, config.overwrite
-    problems = out_problems(out, run, images, overwrite=overwrite)
+    problems = out_problems(out, ".csv", ".json", overwrite=overwrite, data=images, models=[run], names=MODEL_FILES)
     raise_all(problems + overlay_problems(overlay, run, images, overwrite=overwrite))
     files = find_images(images)
     raise_all([] if overlay is None else picture_problems(expanded(overlay), files))
@@ -54,8 +55,7 @@ def predict_images(config: Predict) -> list[Prediction]:
             overlays.settle()
         if out is not None:
             written = as_json if Path(out).suffix == ".json" else as_csv
-            with whole_file(expanded(out)) as file:
-                file.write_text(written(predictions, loaded.classes), encoding="utf-8")
+            write_whole(expanded(out), written(predictions, loaded.classes))
     if skipped:
         log.warning("%d of %d images were left out:\n%s", len(skipped), len(files), "\n".join(skipped))
     return predictions

@@ -1,4 +1,4 @@
-"""What `predict` finds, as a table, CSV or JSON."""
+"""The predictions of `predict` as a table, CSV or JSON."""
 
 from __future__ import annotations
 
@@ -7,15 +7,11 @@ import io
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
-from attention_transfer.folders import MODEL_FILES
-from attention_transfer.places import expanded, file_problems
-from attention_transfer.text_files import as_utf8
 from attention_transfer.ui import console
 
 _LONG = 40  # characters of a path that a table has room for
@@ -29,8 +25,8 @@ class Prediction:
         image: its path.
         classes: class names.
         probabilities: their softmax probabilities, in [0, 1].
-        every: the probability of every class, in the model's order, where all were asked for.
-        overlay: the picture of where the network looked, where one was asked for.
+        every: the probability of every class, in the model's order, if all were asked for.
+        overlay: the picture of where the network looked, if one was asked for.
     """
 
     image: str
@@ -40,18 +36,8 @@ class Prediction:
     overlay: str | None = None
 
 
-def out_problems(out: str | None, run: str, images: Sequence[str], *, overwrite: bool) -> list[str]:
-    """Why predictions of these images by this run can't be written to a file."""
-    if out is None:
-        return []
-    target = expanded(out)
-    if target.suffix not in (".csv", ".json"):
-        return [f"{out} ends in neither .csv nor .json; choose one of the two"]
-    return file_problems(target, overwrite=overwrite, data=images, models=[run], names=MODEL_FILES)
-
-
 def show(predictions: Sequence[Prediction], most: int | None) -> None:
-    """A row an image, of the first `most` images; `None` for all. A long folder of all of them is named once, above."""
+    """Show a row an image, for the first `most` images or all. A long common folder is named once, above the table."""
     folder = _folder_of([prediction.image for prediction in predictions[:most]])
     if folder:
         console.print(f"in {folder}", soft_wrap=True)
@@ -70,7 +56,7 @@ def show(predictions: Sequence[Prediction], most: int | None) -> None:
 
 
 def _folder_of(images: Sequence[str]) -> str:
-    """The folder that all images have in common, where a path is so long that a narrow table would fold it."""
+    """The common folder of all images, if a path is so long that a narrow table would fold it."""
     folders = {str(Path(image).parent) for image in images}
     if max(map(len, images)) <= _LONG or len({Path(folder).is_absolute() for folder in folders}) > 1:
         return ""
@@ -78,13 +64,18 @@ def _folder_of(images: Sequence[str]) -> str:
 
 
 def as_json(predictions: Sequence[Prediction], classes: Sequence[str]) -> str:
-    """An object an image; with every probability under `every`, by class, where all were asked for."""
-    rows = [_row(prediction, classes) for prediction in predictions]
-    return as_utf8(json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
+    """An object for each image, with all probabilities by class under `every` if all were asked for."""
+    rows = [
+        {key: value for key, value in asdict(prediction).items() if value is not None} for prediction in predictions
+    ]
+    for row in rows:
+        if "every" in row:
+            row["every"] = dict(zip(classes, row["every"], strict=True))
+    return json.dumps(rows, indent=2, ensure_ascii=False) + "\n"
 
 
 def as_csv(predictions: Sequence[Prediction], classes: Sequence[str]) -> str:
-    """A row for each image and rank; or, where every probability was asked for, a row an image and a column a class."""
+    """A row for each image and rank; or, if all probabilities were asked for, a row an image and a column a class."""
     text = io.StringIO()
     writer = csv.writer(text)
     if predictions[0].every is None:
@@ -95,17 +86,4 @@ def as_csv(predictions: Sequence[Prediction], classes: Sequence[str]) -> str:
     else:
         writer.writerow(["image", "class", *(f"probability of {name}" for name in classes)])
         writer.writerows([p.image, p.classes[0], *(p.every or ())] for p in predictions)
-    return as_utf8(text.getvalue())
-
-
-def _row(prediction: Prediction, classes: Sequence[str]) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "image": prediction.image,
-        "classes": list(prediction.classes),
-        "probabilities": list(prediction.probabilities),
-    }
-    if prediction.every is not None:
-        row["every"] = dict(zip(classes, prediction.every, strict=True))
-    if prediction.overlay is not None:
-        row["overlay"] = prediction.overlay
-    return row
+    return text.getvalue()

@@ -1,4 +1,4 @@
-"""How an image becomes a model's input, in the words of other libraries; `data.eval_transform` is what they must do."""
+"""`data.eval_transform` in the configuration of other libraries, and how far they are from it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Pixels = Callable[[Image.Image], Tensor]
 
 
 def as_data(spec: ViTSpec, classes: Sequence[str]) -> dict[str, Any]:
-    """All of it as plain data, for a program in any language."""
+    """The preprocessing as plain data, for a program in any language."""
     height, width = spec.image_size
     return {
         "colour": "grey (ITU-R 601 luma)" if spec.channels == 1 else "RGB",
@@ -79,9 +79,9 @@ def for_transformers(spec: ViTSpec) -> dict[str, Any]:
 
 
 def grey_levels_apart(spec: ViTSpec, pixels: Pixels) -> float:
-    """How far another preprocessing is from `data.eval_transform`, at most, in grey levels of 255.
+    """The largest difference between another preprocessing and `data.eval_transform`, in grey levels of 255.
 
-    It is measured on a picture with edges and gradients, larger than the model's input and not of its shape.
+    It is measured on a picture with edges and gradients, larger than the model's input and of another shape.
     """
     height, width = spec.image_size
     rows, columns, colours = np.mgrid[: height * 2, : width * 3, :3]
@@ -98,5 +98,5 @@ def _cropped(spec: ViTSpec) -> bool:
 
 
 def _side(spec: ViTSpec) -> int:
-    """What the shorter side is resized to before the centre is cropped."""
+    """Pixels of the shorter side before the centre is cropped."""
     return round(max(spec.image_size) / CROP)

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import yaml
 from torch import nn
 
+from attention_transfer.artifacts import is_occupied
 from attention_transfer.config.base import as_data, options_of, parts_of, settings_of, with_settings
 from attention_transfer.config.presets import preset
 from attention_transfer.config.training import Compare, Pretrain, Student, Train
@@ -22,7 +23,6 @@ from attention_transfer.evaluation import Looks, load_run, looks
 from attention_transfer.experiments.pictures import draw_accuracies, draw_attention, draw_curves
 from attention_transfer.experiments.report import write_report
 from attention_transfer.experiments.results import Labels, Row, row_of, write_results
-from attention_transfer.folders import is_occupied
 from attention_transfer.locking import LOCK, locked
 from attention_transfer.places import check_writable, expanded, folder_problems
 from attention_transfer.plain_yaml import read_mapping

@@ -16,7 +16,15 @@ from attention_transfer.evaluation import load_run
 from attention_transfer.experiments.results import Row, by_labels, lines
 from attention_transfer.experiments.statistics import mean_interval
 from attention_transfer.training import read_metrics
-from attention_transfer.viewing import Point, accuracy_chart, attention_grid, learning_curves, save
+from attention_transfer.viewing import (
+    Point,
+    SheetRow,
+    accuracy_chart,
+    attention_sheet,
+    learning_curves,
+    save,
+    save_sheet,
+)
 from attention_transfer.vit import capture, describe
 
 
@@ -56,14 +64,16 @@ def draw_attention(runs: Sequence[Path], teacher: nn.Module, splits: Splits, fol
         index = int(np.flatnonzero(splits.test.labels == label)[0])
         pixels_CHW = eval_pixels(spec)(splits.test.images[index])
         image = Normalise(spec)(pixels_CHW)[None]
-        maps, notes = {}, {}
+        shown = np.ascontiguousarray(pixels_CHW.permute(1, 2, 0).squeeze(-1).numpy())
+        sheet = []
         for name, (network, vit) in networks.items():
-            output, maps[name] = attended(network, vit, image)
-            if name != "teacher":
-                notes[name] = f"says {splits.classes[int(output.argmax())]}"
-        figure = attention_grid(pixels_CHW.permute(1, 2, 0).squeeze(-1).numpy(), maps, notes)
+            output, maps_LRC = attended(network, vit, image)
+            says = "" if name == "teacher" else f", says {splits.classes[int(output.argmax())]}"
+            sheet.append(SheetRow(name + says, shown, [*maps_LRC]))
+        layers = max(len(row.patches) for row in sheet)
         slug = re.sub(r"[^\w.-]+", "-", splits.classes[label])
-        paths.append(save(figure, folder / f"attention-{slug}.png"))
+        columns = [f"layer {layer}" for layer in range(1, layers + 1)]
+        paths.append(save_sheet(attention_sheet(sheet, columns), folder / f"attention-{slug}.png"))
     return paths
 
 

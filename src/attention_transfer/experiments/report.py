@@ -1,4 +1,4 @@
-"""The page of a comparison: one HTML file with everything inside, to be opened or sent."""
+"""The page of a comparison: one self-contained HTML file."""
 
 from __future__ import annotations
 

@@ -41,9 +41,9 @@ class Labels:
 
 @dataclass(frozen=True)
 class Row:
-    """One run: a method, an amount of labels, a seed, and what came of it. Accuracies are shares in [0, 1].
+    """One run: a method, an amount of labels, a seed, and the results. Accuracies are shares in [0, 1].
 
-    What is known of the attention is there where the objects' masks are; see `evaluation.Looks`.
+    The attention columns have values if the objects' masks are known; see `evaluation.Looks`.
     """
 
     preset: str
@@ -98,7 +98,7 @@ class Line:
 
 
 def lines(rows: Sequence[Row]) -> list[Line]:
-    """Rows of one amount of labels, put together by method, in the order in which the methods come."""
+    """Rows of one amount of labels, grouped by method, in the order of first appearance."""
     by_preset: dict[str, dict[int, Row]] = {}
     for row in rows:
         by_preset.setdefault(row.preset, {})[row.seed] = row
@@ -121,13 +121,13 @@ def _line(preset: str, by_preset: dict[str, dict[int, Row]]) -> Line:
 
 
 def _known(values: Sequence[float | None]) -> Interval | None:
-    """A mean over seeds, where every seed has a value."""
+    """The mean over seeds, if every seed has a value."""
     there = [value for value in values if value is not None]
     return mean_interval(there) if len(there) == len(values) else None
 
 
 def by_labels(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Rows by amount of labels, in the order in which they come."""
+    """Rows grouped by amount of labels, in the order of first appearance."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(row.labels, []).append(row)
@@ -135,21 +135,18 @@ def by_labels(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def percent(interval: Interval) -> str:
-    """`86.1 ± 1.2`, or the mean alone where there is no interval, or a dash where there is no value."""
-    if math.isnan(interval.mean):
-        return "–"
-    if math.isnan(interval.low):
-        return f"{100 * interval.mean:.1f}"
-    return f"{100 * interval.mean:.1f} ± {100 * interval.half_width:.1f}"
+    """`86.1 ± 1.2`; the mean alone if there is no interval, a dash if there is no value."""
+    return _shown(interval, f"{100 * interval.mean:.1f}", f" ± {100 * interval.half_width:.1f}")
 
 
 def share_text(interval: Interval) -> str:
     """`79 % (71 to 86)`: the share of the gap and its interval."""
-    if math.isnan(interval.mean):
-        return "–"
-    if math.isnan(interval.low):
-        return f"{100 * interval.mean:.0f} %"
-    return f"{100 * interval.mean:.0f} % ({100 * interval.low:.0f} to {100 * interval.high:.0f})"
+    bounds = f" ({100 * interval.low:.0f} to {100 * interval.high:.0f})"
+    return _shown(interval, f"{100 * interval.mean:.0f} %", bounds)
+
+
+def _shown(interval: Interval, mean: str, bounds: str) -> str:
+    return "–" if math.isnan(interval.mean) else mean if math.isnan(interval.low) else mean + bounds
 
 
 _METHOD, _ACCURACY = "method", "test accuracy, % (mean ± 95 %)"
@@ -158,7 +155,7 @@ _REST = ("share of the gap (95 %)", "training, s", "seeds")
 
 
 def table(lines: Sequence[Line]) -> list[tuple[str, ...]]:
-    """Lines as text under headings; of attention only where the masks of the objects are known."""
+    """Lines as text under headings; the attention columns only if the objects' masks are known."""
     known = all(line.iou is not None and line.on_object is not None for line in lines)
     rows = [(_METHOD, _ACCURACY, *(_LOOKS if known else ()), *_REST)]
     for line in lines:
@@ -183,13 +180,13 @@ def markdown(rows: Sequence[Row], teacher: Looks | None = None) -> str:
 
 
 def teacher_text(looks: Looks) -> str:
-    """What the students' attention is to be held against, in a sentence."""
+    """The teacher's own attention, as the reference for the students', in a sentence."""
     share, iou = 100 * looks.share, 100 * looks.iou
     return f"Of the teacher's own attention {share:.1f} % is on the object, with an IoU of {iou:.1f} %."
 
 
 def write_results(rows: Sequence[Row], folder: Path, teacher: Looks | None = None) -> None:
-    """Write `results.csv`, a row a run, and `results.md`, the tables; `teacher.csv`, where its attention is known."""
+    """Write `results.csv`, a row a run, and `results.md`, the tables; and `teacher.csv`, if its attention is known."""
     text = io.StringIO()
     writer = csv.DictWriter(text, [f.name for f in fields(Row)])
     writer.writeheader()

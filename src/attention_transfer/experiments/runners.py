@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from attention_transfer.experiments.steps import Bench, Step, step_of, teacher_of
+from attention_transfer.experiments.steps import Bench, TimedStep, step_of, teacher_of
 
 
 class Runner(Protocol):
@@ -25,26 +25,26 @@ class Runner(Protocol):
     """Peak memory of making the models and of two steps in bytes, by PyTorch's allocator."""
 
     def seconds(self) -> float:
-        """Run a step; how long it took."""
+        """Run a step; return its duration."""
 
     def close(self) -> None:
-        """Let go of the models."""
+        """Release the models."""
 
 
 def runner(method: str, setting: Bench) -> Runner:
-    """Make a method ready; its first steps are behind it."""
+    """Prepare a method and run its first steps."""
     return _InProcess(method, setting) if setting.device == "cpu" else OnGPU(method, setting)
 
 
 class OnGPU:
-    """In this process; `memory` is the allocator's peak on the GPU."""
+    """Runs in this process; `memory` is the allocator's peak on the GPU."""
 
     def __init__(self, method: str, setting: Bench) -> None:
         self._of_device = torch.cuda if setting.device == "cuda" else torch.mps
         before = self._allocated()
         if setting.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        self._step: Step | None = step_of(method, teacher_of(setting), setting)
+        self._step: TimedStep | None = step_of(method, teacher_of(setting), setting)
         self._step()
         self._step()
         self._of_device.synchronize()
@@ -69,7 +69,7 @@ class OnGPU:
 
 
 class _InProcess:
-    """A process of its own: what one method leaves of its memory must neither help nor hinder another."""
+    """Runs in a process of its own, so that memory left by one method does not affect another."""
 
     def __init__(self, method: str, setting: Bench) -> None:
         self._process = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
@@ -91,11 +91,11 @@ class _InProcess:
         self._process.shutdown()
 
 
-_steps: list[Step] = []  # of a process that runs one method
+_steps: list[TimedStep] = []  # of a process that runs one method
 
 
 def _prepare(method: str, setting: Bench, threads: int) -> int:
-    """Make the models and run two steps; the peak of what PyTorch had allocated at once, in bytes."""
+    """Make the models and run two steps; return the peak of PyTorch's allocated memory in bytes."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # from here on Ctrl-C ends it, without a traceback of its own
     torch.set_num_threads(threads)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:

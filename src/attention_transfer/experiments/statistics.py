@@ -12,7 +12,7 @@ from scipy import stats
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with a 95 % confidence interval; both bounds are NaN where there are too few values for one."""
+    """A mean with a 95 % confidence interval; both bounds are NaN if there are too few values for one."""
 
     mean: float
     low: float
@@ -37,14 +37,14 @@ def mean_interval(values: Sequence[float]) -> Interval:
 
 
 def gap_share(scratch: Sequence[float], finetune: Sequence[float], method: Sequence[float]) -> Interval:
-    """How much of the way from scratch to fine-tuning a method goes: (method - scratch) / (finetune - scratch).
+    """The share of the gap that a method recovers: (method - scratch) / (finetune - scratch).
 
     A ratio of means over seeds, with a percentile bootstrap interval: 10,000 resamples of whole seeds, since the runs
     of one seed share their labelled images. The three sequences belong to the same seeds, in the same order.
 
     Returns:
-        1 is fine-tuning, 0 is scratch. The interval is NaN with fewer than three seeds; all is NaN where fine-tuning
-        is not better than scratch.
+        1 is fine-tuning, 0 is scratch. The interval is NaN with fewer than three seeds; all is NaN if fine-tuning is
+        not better than scratch.
     """
     if np.mean(finetune) <= np.mean(scratch):
         return Interval(float("nan"), float("nan"), float("nan"))

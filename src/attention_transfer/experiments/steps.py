@@ -1,4 +1,4 @@
-"""One training step of each method, as `bench` times it."""
+"""One training step of each method, for `bench`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class _Materialised(Distill):
         return "maps formed in the dtype of the step"
 
 
-Step = Callable[[], None]
+TimedStep = Callable[[], None]
 CLASSES = 10
 ROUTES: tuple[str, ...] = tuple(impl for impl in get_args(Impl) if impl != "auto")
 """Every implementation of the losses that can be asked for."""
@@ -79,16 +79,16 @@ def check_methods(methods: Sequence[str]) -> None:
 
 
 def teacher_of(bench: Bench) -> nn.Module:
-    """The frozen teacher, random weights: only its cost matters."""
-    with torch.device(bench.device):  # a large network is drawn in no time there
+    """The frozen teacher, with random weights: only its cost matters."""
+    with torch.device(bench.device):  # large networks are initialised quickly there
         teacher = load_vit(bench.model, pretrained=False, num_classes=CLASSES, image_size=bench.image_size)
     return teacher.requires_grad_(False).to(bench.device)
 
 
-def step_of(method: str, teacher: nn.Module, bench: Bench) -> Step:
+def step_of(method: str, teacher: nn.Module, bench: Bench) -> TimedStep:
     """A forward and a backward pass of a method on a fixed batch; without the optimiser, which all of them share.
 
-    "floor" is what no distillation can do without: a student's step, and a teacher's forward pass.
+    "floor" is the least that distillation needs: a student's step and a teacher's forward pass.
     """
     with torch.device(bench.device):
         student = student_like(teacher, num_classes=CLASSES).to(bench.device)

@@ -22,7 +22,7 @@ from attention_transfer.training.module import ObjectiveModule
 from attention_transfer.training.objective import Supervised
 from attention_transfer.training.samplers import Images
 from attention_transfer.training.sharding import Sharded
-from attention_transfer.viewing.sheets import SheetRow, attention_sheet, save_sheet
+from attention_transfer.viewing import SheetRow, attention_sheet, save_sheet
 from attention_transfer.vit import (
     AttentionCall,
     AttentionProbe,

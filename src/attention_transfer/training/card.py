@@ -1,4 +1,4 @@
-"""The model card: what a trained model is, how it was made, how good it is, and how it is loaded."""
+"""The model card: what a trained model is, how it was made, how good it is, and how to load it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
+from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, StrictUndefined
 from scipy import stats
 
@@ -19,7 +19,7 @@ from attention_transfer.transfer.rule_data import read_rules
 from attention_transfer.vit import ViTSpec
 
 Form = Literal["run", "timm", "hf", "onnx"]
-"""What the card lies in: a run's `model/`, or an exported folder."""
+"""The folder that the card lies in: a run's `model/`, or an exported model in one of these formats."""
 
 _LIBRARIES = {"timm": "timm", "hf": "transformers", "torchvision": "torchvision"}
 _SHOWN_CLASSES = 50
@@ -74,7 +74,7 @@ def model_card(
         keep_trailing_newline=True,
     )
     return page.from_string(template).render(
-        head=yaml.safe_dump(_head(config, summary, spec, form), sort_keys=False, allow_unicode=True),
+        head=_head(config, summary, spec, form) + "\n",
         name=_name(config),
         config=config,
         teacher=_shown(config.get("teacher")),
@@ -106,40 +106,38 @@ def _name(config: Mapping[str, Any]) -> str:
 
 
 def _shown(source: str | None) -> str | None:
-    """A teacher or a data set; of a folder on this machine its name alone, as a card may be passed on."""
+    """A teacher or a data set; only the name of a folder on this machine, since cards are passed on."""
     return Path(source).name if source is not None and Path(source).is_absolute() else source
 
 
-def _head(config: Mapping[str, Any], summary: Mapping[str, Any], spec: ViTSpec, form: Form) -> dict[str, Any]:
-    """The fields that the Hub knows."""
-    library = "onnx" if form == "onnx" else "transformers" if form == "hf" else _LIBRARIES[spec.library]
-    head: dict[str, Any] = {
-        "library_name": library,
-        "pipeline_tag": "image-classification",
-        "tags": ["image-classification", "vision-transformer", "attention-transfer", str(config["preset"])],
-        "metrics": ["accuracy"],
-    }
-    if base := _published(config.get("teacher")):
-        head["base_model"] = base
-    if accuracy := (summary.get("test") or {}).get("accuracy"):
-        data = Path(str(config["data"])).name
-        head["model-index"] = [
-            {
-                "name": _name(config),
-                "results": [
-                    {
-                        "task": {"type": "image-classification"},
-                        "dataset": {"name": data, "type": data, "split": "test"},
-                        "metrics": [{"type": "accuracy", "value": round(float(accuracy), 4)}],
-                    }
-                ],
-            }
-        ]
-    return head
+def _head(config: Mapping[str, Any], summary: Mapping[str, Any], spec: ViTSpec, form: Form) -> str:
+    """The metadata that the Hub reads, in YAML."""
+    data = Path(str(config["data"])).name
+    results = [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=data,
+            dataset_name=data,
+            dataset_split="test",
+            metric_type="accuracy",
+            metric_value=round(float(accuracy), 4),
+        )
+        for accuracy in [(summary.get("test") or {}).get("accuracy")]
+        if accuracy
+    ]
+    return ModelCardData(
+        library_name="onnx" if form == "onnx" else "transformers" if form == "hf" else _LIBRARIES[spec.library],
+        pipeline_tag="image-classification",
+        tags=["image-classification", "vision-transformer", "attention-transfer", str(config["preset"])],
+        metrics=["accuracy"],
+        base_model=_published(config.get("teacher")),
+        model_name=_name(config) if results else None,
+        eval_results=results or None,
+    ).to_yaml()
 
 
 def _published(teacher: str | None) -> str | None:
-    """The teacher's name on the Hub, where it is one: a folder of one's own is not."""
+    """The teacher's name on the Hub, if it is there."""
     if teacher is None or Path(teacher).exists():
         return None
     source, _, name = teacher.partition("/")
@@ -149,7 +147,7 @@ def _published(teacher: str | None) -> str | None:
 
 
 def _bound(rule: Rule) -> _Bound:
-    """The first sentence of the rule's own description, and the settings that are not its defaults."""
+    """The first sentence of the rule's docstring, and the settings that differ from its defaults."""
     summary = (inspect.getdoc(type(rule)) or "").partition("\n")[0]
     defaults = {f.name: f.default for f in fields(rule) if f.default is not MISSING}
     chosen = {
@@ -171,13 +169,13 @@ def _labels(config: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
 
 
 def _recipe(settings: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """What the recipe says that its defaults don't, and what everyone asks for."""
+    """The values that differ from the defaults, and those that everyone asks for."""
     defaults = {**asdict(Recipe()), **{name: settings.get(name) for name in _NEVER}}
     return [(k, v) for k, v in settings.items() if k in _ALWAYS or k not in defaults or v != defaults[k]]
 
 
 def _rows(split: str, values: Mapping[str, Any], trained: int) -> list[tuple[str, str, str]]:
-    """Of one split: its name and size, a measure, and its value; and how many of its images were trained on."""
+    """Rows for one split: its name and size, a measure, and the value; and how many of its images were trained on."""
     images = int(values["images"])
     where = f"{split} ({images:,} images)"
     rows = []

@@ -1,4 +1,4 @@
-"""What a recipe leaves open follows from what is trained: every formula, with its reason.
+"""Formulas for the settings that a recipe leaves open, from what is trained, each with its reason.
 
 The facts are the start (random weights, pre-trained ones, or pre-trained ones of which the head alone is trained), the
 size of the network, and the number of images. docs/methods.md has the same as a table.
@@ -18,8 +18,8 @@ from attention_transfer.training.precision import choose_precision
 from attention_transfer.vit import Part, ViTSpec
 
 Start = Literal["random", "pretrained", "head", "mae"]
-"""What training begins with: random weights, pre-trained ones, the same with the head trained alone, or, for masked
-autoencoding, random ones without labels."""
+"""What training starts from: random weights, pre-trained weights, pre-trained weights of which the head alone is
+trained, or, for masked autoencoding, random weights without labels."""
 
 _STARTS: dict[Start, str] = {
     "random": "random weights",
@@ -75,17 +75,17 @@ _LENGTHS: dict[Start, _Length] = {
 
 
 def start_of(init: str, init_parts: Sequence[Part], trained: Sequence[Part]) -> Start:
-    """What training begins with. Only whole weights count as pre-trained: parts among random ones are not in tune."""
+    """What training starts from. Weights count as pre-trained only if all blocks are, for parts alone do not fit."""
     if init == "random" or not (not init_parts or {"all", "blocks"} & {*init_parts}):
         return "random"
     return "head" if [*trained] == ["head"] else "pretrained"
 
 
 def resolve(recipe: Recipe, facts: Facts, spec: ViTSpec) -> ResolvedRecipe:
-    """The recipe with everything that it leaves open, by the formulas.
+    """Fill in everything that a recipe leaves open.
 
     Args:
-        recipe: what was asked for; what it gives is kept.
+        recipe: what was asked for; its own values are kept.
         facts: what is trained.
         spec: the network, for the augmentation.
     """
@@ -110,7 +110,7 @@ def resolve(recipe: Recipe, facts: Facts, spec: ViTSpec) -> ResolvedRecipe:
 
 
 def explained(asked: Recipe, resolved: ResolvedRecipe, facts: Facts) -> str:
-    """The values that were left open, in one line with their reason; empty where everything was given."""
+    """The values that were left open, in one line with their reason; empty if everything was given."""
     left = [f.name for f in fields(asked) if getattr(asked, f.name) == AUTO != getattr(resolved, f.name)]
     values = [f"{key.replace('_', ' ')} {_shown(getattr(resolved, key))}" for key in left]
     if "precision" in left:

@@ -14,7 +14,7 @@ from attention_transfer.errors import raise_all
 from attention_transfer.pretraining import MaskedAutoencoder
 from attention_transfer.training.compiler import compiler_problems
 from attention_transfer.training.defaults import Facts, explained, resolve
-from attention_transfer.training.digits import MAE, fits
+from attention_transfer.training.digits_recipe import MAE, fits
 from attention_transfer.training.engine import fit, fit_problems
 from attention_transfer.training.hardware import choose_hardware, this_process
 from attention_transfer.training.inputs import input_problems, inputs_for, keep_overlap

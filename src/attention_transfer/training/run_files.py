@@ -1,6 +1,6 @@
-"""What the files of a run's folder hold, as it is declared here, and reading them by it.
+"""Read the files of a run's folder and check them against the shapes that are declared here.
 
-A file that does not hold that, because it is damaged or someone else's, is named in one sentence.
+A file that does not fit, because it is damaged or not a run's, is named in one sentence.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from attention_transfer.plain_yaml import read_mapping
 log = logging.getLogger("attention_transfer")
 
 Shape = type | tuple[type, ...] | dict[str, Any]
-"""What a value must be: of a type, or an object with at least these names."""
+"""What a value must be: of a type, or an object with at least these keys."""
 
 NUMBER = (int, float)
 _TEXT_OR_NONE = (str, type(None))
 
 TRAINED: Shape = {"preset": str, "data": str, "rules": list, "recipe": dict, "teacher": _TEXT_OR_NONE}
-"""`config.yaml` of `train`, by what is read of it."""
+"""The part of `train`'s `config.yaml` that is read."""
 
 PRETRAINED: Shape = {"model": str, "data": str, "recipe": dict}
-"""`config.yaml` of `pretrain`."""
+"""The part of `pretrain`'s `config.yaml` that is read."""
 
 DEFAULTS = {"pretrained": True, "image_size": None, "pairing": None, "shots": None, "fraction": 1.0, "pool": None}
-"""What settings that are read were before there was a choice."""
+"""Values of settings that runs of earlier versions lack."""
 
 _SPLIT = {"images": int}
 _COMMON: dict[str, Any] = {"seed": int, "train": {"images": int, "steps": int, "seconds": NUMBER}, "best_epoch": int}
@@ -54,7 +54,7 @@ METRICS: Shape = {"epoch": int, "step": int}
 
 
 def misfit(content: object, shape: Shape, name: str = "it") -> str | None:
-    """What of some content is not as declared, in words; `None` where all is."""
+    """The first part of some content that does not fit a shape, in words; `None` if all fits."""
     if not isinstance(shape, dict):
         right = isinstance(content, shape) and (not isinstance(content, bool) or shape is bool)
         return None if right else f"{name} is {str(content)[:40]!r}"
@@ -70,10 +70,10 @@ def misfit(content: object, shape: Shape, name: str = "it") -> str | None:
 
 
 def read_config_of_run(path: Path) -> dict[str, Any]:
-    """A run's `config.yaml`; settings that a run of an earlier version lacks have their defaults.
+    """Read a run's `config.yaml`; settings that a run of an earlier version lacks get their defaults.
 
     Raises:
-        UserError: it is damaged, or no run's.
+        UserError: it is damaged, or not a run's.
     """
     content = read_mapping(path)
     if problem := misfit(content, TRAINED if "preset" in content else PRETRAINED):
@@ -82,10 +82,10 @@ def read_config_of_run(path: Path) -> dict[str, Any]:
 
 
 def read_summary(path: Path) -> dict[str, Any]:
-    """A run's `summary.json`.
+    """Read a run's `summary.json`.
 
     Raises:
-        UserError: it is damaged, or no run's.
+        UserError: it is damaged, or not a run's.
     """
     content = read_json(path)
     shapes = {"preset": TRAIN_SUMMARY, "trial": TRIAL_SUMMARY}
@@ -99,10 +99,10 @@ _AGAIN = "remove it, and the command that began the run writes it again"
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A file with an object of JSON.
+    """Read a JSON object from a file.
 
     Raises:
-        UserError: it holds no such thing.
+        UserError: it holds something else.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -114,7 +114,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The rows of a `metrics.jsonl`, one an epoch; none where there is no such file yet.
+    """Read the rows of a `metrics.jsonl`, one an epoch; none if there is no such file yet.
 
     Raises:
         UserError: a line is damaged.
@@ -130,7 +130,7 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 
 
 def readable_metrics(path: Path) -> list[dict[str, float]]:
-    """As `read_metrics`, without the lines that are damaged."""
+    """As `read_metrics`, but damaged lines are left out."""
     return list(_rows(path, lambda line: log.debug("%s: line %d is damaged", path, line)))
 
 

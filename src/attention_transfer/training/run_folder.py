@@ -1,4 +1,4 @@
-"""A run's folder: what is in it, and who may write there. The contract is documented in docs/run-folder.md."""
+"""A run's folder: its files, and which command may write them. docs/run-folder.md documents the contract."""
 
 from __future__ import annotations
 
@@ -15,12 +15,7 @@ from typing import Any
 import torch
 import yaml
 
-from attention_transfer.config.base import rule_as_data
-from attention_transfer.config.choices import AUTO
-from attention_transfer.config.recipe import ResolvedRecipe
-from attention_transfer.data import DATA
-from attention_transfer.errors import UserError, raise_all
-from attention_transfer.folders import (
+from attention_transfer.artifacts import (
     MARKER,
     discard,
     holds_results,
@@ -31,6 +26,11 @@ from attention_transfer.folders import (
     set_aside,
     was_cut_off,
 )
+from attention_transfer.config.base import rule_as_data
+from attention_transfer.config.choices import AUTO
+from attention_transfer.config.recipe import ResolvedRecipe
+from attention_transfer.data import DATA
+from attention_transfer.errors import UserError, raise_all
 from attention_transfer.locking import LOCK, locked
 from attention_transfer.places import check_writable, expanded, folder_problems
 from attention_transfer.plain_yaml import read_mapping
@@ -40,14 +40,14 @@ from attention_transfer.transfer import FeatureKD, LossRule
 from attention_transfer.transfer.rule_data import read_rules
 from attention_transfer.writing import write_whole
 
-# Where a run is written, and by which devices it is computed, does not change what it is.
+# Settings that say where a run is written or on which devices it is computed: they do not change its results.
 _NOT_COMPARED = ("out", "overwrite", "device", "devices", "nodes", "strategy", "loggers")
 
 
 class RunFolder:
     """One run on disk: `config.yaml environment.json metrics.* log.txt checkpoints/ model/ figures/ summary.json`.
 
-    Of several processes that train together, the first looks after the folder, and the others write nothing.
+    Of several processes that train together, only the first writes to the folder.
     """
 
     def __init__(self, path: Path, *, begun_anew: bool = False) -> None:
@@ -62,7 +62,7 @@ class RunFolder:
     def open(
         cls, path: str | Path, config: Mapping[str, Any], *, overwrite: bool, defaults: Mapping[str, Any] | None = None
     ) -> Iterator[RunFolder]:
-        """Make the folder, or take up the unfinished or finished run of the same configuration in it.
+        """Make the folder, or open it with the finished or unfinished run of the same configuration that it holds.
 
         Inside the block no other command writes there.
 
@@ -70,10 +70,10 @@ class RunFolder:
             path: the folder.
             config: every setting of the run.
             overwrite: replace the files of another run there, and only these.
-            defaults: what settings were before there was a choice, for runs of earlier versions.
+            defaults: values of settings that runs of earlier versions lack.
 
         Raises:
-            UserError: the folder holds something else, or what the run reads; another command is writing it; or it
+            UserError: the folder holds something else or an input of the run, another command is writing it, or it
                 can't be written to. Nothing is written then.
         """
         if this_process() > 0:  # the first process may be about to remove what is there
@@ -84,9 +84,8 @@ class RunFolder:
             if overwrite or not folder.finished:
                 try:
                     held.enter_context(locked(folder.path / LOCK, folder.path))
-                    cls.checked(
-                        path, config, overwrite=overwrite, defaults=defaults
-                    )  # as it is now that nobody else writes
+                    # Once more, now that no other command can write there.
+                    cls.checked(path, config, overwrite=overwrite, defaults=defaults)
                     folder._begin(config, overwrite=overwrite)
                 except OSError as error:
                     raise UserError(
@@ -98,7 +97,7 @@ class RunFolder:
     def checked(
         cls, path: str | Path, config: Mapping[str, Any], *, overwrite: bool, defaults: Mapping[str, Any] | None = None
     ) -> RunFolder:
-        """What `open` would take, with nothing made or removed.
+        """Check that `open` would take the folder; nothing is made or removed.
 
         Raises:
             UserError: as for `open`.
@@ -125,8 +124,8 @@ class RunFolder:
         return folder
 
     def _begin(self, config: Mapping[str, Any], *, overwrite: bool) -> None:
-        """Leave the folder with this run in it and no file of another."""
-        if self.finished and not overwrite:  # by a command that ended just now
+        """Begin the run in the folder, which keeps no file of another run."""
+        if self.finished and not overwrite:  # by a command that has just ended
             return
         mark_run(self.path)
         if overwrite or was_cut_off(self.path):
@@ -139,17 +138,17 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether the run has its summary, which is written last."""
+        """Whether the run has its `summary.json`, which is written last."""
         return self.has("summary.json") and not self._begun_anew
 
     @property
     def best_checkpoint(self) -> Path:
-        """The weights that are kept."""
+        """The checkpoint with the weights that are kept."""
         return self.checkpoints / "best.ckpt"
 
     @property
     def last_checkpoint(self) -> Path:
-        """Where an interrupted run goes on from, once it has one."""
+        """The checkpoint that an interrupted run continues from."""
         return self.checkpoints / "last.ckpt"
 
     def has(self, name: str) -> bool:
@@ -187,7 +186,7 @@ class RunFolder:
             write_whole(self.path / name, yaml.safe_dump(dict(content), sort_keys=False))
 
     def keep(self, name: str, text: str, what: str) -> None:
-        """Write a file that must not change while the run is unfinished; the first process does.
+        """Write a file whose content must stay the same while the run is unfinished; the first process does.
 
         Raises:
             UserError: the run was begun with another content.
@@ -222,7 +221,7 @@ class RunFolder:
 
 
 def _input_problems(folder: Path, config: Mapping[str, Any]) -> list[str]:
-    """What a run reads and would write."""
+    """Why a run that reads these inputs can't write the folder."""
     data = [] if config.get("data") in DATA else [config.get("data")]
     init = None if config.get("init") in ("random", "teacher") else config.get("init")
     return folder_problems(
@@ -231,12 +230,12 @@ def _input_problems(folder: Path, config: Mapping[str, Any]) -> list[str]:
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
-    """What two configurations disagree on, by dotted names; where they are written to does not count.
+    """List the settings in which two configurations differ, by dotted names, except for where and on what they run.
 
     Args:
-        there: of a run, perhaps by an earlier version; settings that it lacks had their defaults.
+        there: of a run, perhaps of an earlier version; settings that it lacks had their defaults.
         here: what is asked for now.
-        defaults: of settings; those of the recipe are known.
+        defaults: of settings other than the recipe's.
     """
     known = _flat({**defaults, "recipe": asdict(ResolvedRecipe())} if here.get("recipe") else defaults)
     flat_there, flat_here = {**known, **_flat(there)}, _flat(here)
@@ -248,7 +247,7 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any], defaults: Map
 
 
 def _same(key: str, there: Any, here: Any) -> bool:
-    """Whether two values make the same run; any number of workers but 0 loads the same images."""
+    """Whether two values make the same run; all numbers of workers but 0 load the same images."""
     if key == "recipe.workers" and there and here:
         return True
     if key.startswith("recipe.") and AUTO in (there, here):  # not asked for, or left open by an earlier version
@@ -264,7 +263,7 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def environment() -> dict[str, Any]:
-    """What a result depends on besides its configuration."""
+    """What a result depends on besides the configuration."""
     packages = ("attention-transfer", "torch", "torchvision", "timm", "lightning", "numpy", "scikit-learn")
     return {
         "python": platform.python_version(),

@@ -23,7 +23,7 @@ from attention_transfer.data import Splits, data_slug, labelled_subset, load_dat
 from attention_transfer.errors import raise_all
 from attention_transfer.training.card import model_card
 from attention_transfer.training.defaults import Facts, explained, resolve, start_of
-from attention_transfer.training.digits import DIGITS, NAME, fits
+from attention_transfer.training.digits_recipe import DIGITS, NAME, fits
 from attention_transfer.training.engine import fit, fit_problems, sharding_problems
 from attention_transfer.training.hardware import choose_hardware, this_process
 from attention_transfer.training.inputs import inputs_for, keep_overlap, subset_lines
@@ -34,7 +34,7 @@ from attention_transfer.training.objective import Supervised
 from attention_transfer.training.run_folder import RunFolder
 from attention_transfer.training.seeds import seeded
 from attention_transfer.training.train_problems import train_problems
-from attention_transfer.training.tune import Score, tuned
+from attention_transfer.training.tune import TrialScore, tuned
 from attention_transfer.transfer import NetworkRule, OperandRule
 from attention_transfer.vit import ViTSpec, describe, freeze, save_vit
 from attention_transfer.writing import write_whole
@@ -295,7 +295,7 @@ def _fitted(
     return fitted
 
 
-def _trial(plan: _Plan, recipe: ResolvedRecipe, place: str, *, splits: Splits, subset: NDArray[np.int64]) -> Score:
+def _trial(plan: _Plan, recipe: ResolvedRecipe, place: str, *, splits: Splits, subset: NDArray[np.int64]) -> TrialScore:
     """Train by a shorter recipe in a folder of its own, of which the scores are kept, and validate."""
     config = replace(plan.config, recipe=recipe, loggers=[], out=f"{plan.config.out}-tune/{place}")
     short = replace(plan, config=config)
@@ -306,4 +306,4 @@ def _trial(plan: _Plan, recipe: ResolvedRecipe, place: str, *, splits: Splits, s
             folder.write_json("summary.json", {"trial": place, "validation": fitted.validation})
             shutil.rmtree(folder.checkpoints)
         scores = folder.summary()["validation"]
-    return Score(scores["accuracy"], scores["cross_entropy"])
+    return TrialScore(scores["accuracy"], scores["cross_entropy"])

@@ -19,7 +19,7 @@ _ROUNDS = ((5, 1 / 10), (2, 1 / 4))  # how many rates, for which share of the tr
 
 
 @dataclass(frozen=True)
-class Score:
+class TrialScore:
     """Validation accuracy in [0, 1], and cross-entropy in nats, which decides where accuracies are equal."""
 
     accuracy: float
@@ -27,12 +27,12 @@ class Score:
 
     @property
     def order(self) -> tuple[float, float]:
-        """More is better."""
+        """Sort key; larger is better."""
         return self.accuracy, -self.cross_entropy
 
 
 def tune_problems(tune: Tune | None, devices: Devices, nodes: int | None) -> list[str]:
-    """Why nothing can be searched, a sentence each."""
+    """Why the search can't be run, a sentence each."""
     if tune is None:
         return []
     if devices not in (None, 1) or nodes not in (None, 1) or launched_processes() is not None:
@@ -40,8 +40,8 @@ def tune_problems(tune: Tune | None, devices: Devices, nodes: int | None) -> lis
     return []
 
 
-def tuned(recipe: ResolvedRecipe, trial: Callable[[ResolvedRecipe, str], Score], *, name: str) -> ResolvedRecipe:
-    """The recipe with the best of five rates; the search costs about as much as the training itself.
+def tuned(recipe: ResolvedRecipe, trial: Callable[[ResolvedRecipe, str], TrialScore], *, name: str) -> ResolvedRecipe:
+    """The recipe with the best of five learning rates; the search costs about as much as the training itself.
 
     All five for a tenth of the epochs, then the best two for a quarter (Jamieson and Talwalkar 2016, arXiv 1502.07943).
 

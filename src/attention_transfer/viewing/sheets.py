@@ -1,4 +1,4 @@
-"""Attention over several images on one sheet, quick enough to be drawn while a network trains."""
+"""Draw attention over several images on one sheet, quickly enough to do so during training."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _STRENGTH = 0.72  # of the colours over the image
 
 @dataclass(frozen=True, eq=False)
 class SheetRow:
-    """What one network sees in one image.
+    """The attention of one network over one image.
 
     Attributes:
         label: whose attention it is.
         image: uint8, (height, width) or (height, width, 3).
-        patches: the attention that the patches get, (rows, columns) for each column of the sheet; `None` where there
-            is none to show.
+        patches: the attention that the patches get, (rows, columns) for each column of the sheet; `None` for an empty
+            one.
     """
 
     label: str
@@ -36,10 +36,9 @@ class SheetRow:
 
 
 def attention_sheet(rows: Sequence[SheetRow], columns: Sequence[str]) -> Image.Image:
-    """One row a network and image, one column a layer: where it looks, over the image.
+    """Draw one row for each network and image and one column for each layer: where the network looks, over the image.
 
-    Each tile is scaled by itself, from its least to its most attended patch. It takes some hundredths of a second;
-    [`attention_grid`][attention_transfer.viewing.overlays.attention_grid], with axes for each tile, takes seconds.
+    Each tile is scaled by itself, from its least to its most attended patch. It takes some hundredths of a second.
 
     Args:
         rows: at least one; images of one size.
@@ -74,17 +73,26 @@ def save_sheet(sheet: Image.Image, path: Path) -> Path:
     return path
 
 
+def under_attention(image: Image.Image, patches: NDArray[np.float32], strength: float) -> Image.Image:
+    """An image, in grey, under the attention that its patches get, from black (least) to yellow (most).
+
+    Args:
+        image: of any size and mode; it becomes grey, so that all colour is attention.
+        patches: (rows, columns); scaled by itself.
+        strength: of the colours over the image, in [0, 1].
+    """
+    spread = float(patches.max() - patches.min())
+    scaled = (patches - patches.min()) / spread if spread > 0 else np.zeros_like(patches)
+    colours = Image.fromarray((mpl.colormaps["inferno"](scaled)[..., :3] * 255).round().astype(np.uint8))
+    return Image.blend(
+        image.convert("L").convert("RGB"), colours.resize(image.size, Image.Resampling.NEAREST), strength
+    )
+
+
 def _tile(image: NDArray[np.uint8], patches: NDArray[np.float32] | None) -> Image.Image:
-    """An image, in grey under its attention, so that all colour is attention."""
     picture = Image.fromarray(image)
     factor = _SIDE / max(picture.size)
     size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
-    how = Image.Resampling.NEAREST if factor > 1 else Image.Resampling.BILINEAR
-    picture = picture.resize(size, how).convert("RGB")
-    if patches is None:
-        return picture
-    spread = float(patches.max() - patches.min())
-    scaled = (patches - patches.min()) / spread if spread > 0 else np.zeros_like(patches)
-    colours = (mpl.colormaps["inferno"](scaled)[..., :3] * 255).round().astype(np.uint8)
-    attended = Image.fromarray(colours).resize(size, Image.Resampling.NEAREST)
-    return Image.blend(picture.convert("L").convert("RGB"), attended, _STRENGTH)
+    resample = Image.Resampling.NEAREST if factor > 1 else Image.Resampling.BILINEAR
+    picture = picture.resize(size, resample).convert("RGB")
+    return picture if patches is None else under_attention(picture, patches, _STRENGTH)

@@ -12,8 +12,8 @@ import timm
 import torch
 from torch import nn
 
+from attention_transfer.artifacts import MODEL
 from attention_transfer.errors import UserError, nearest, raise_all
-from attention_transfer.folders import MODEL
 from attention_transfer.vit.describe import describe
 from attention_transfer.vit.files import read_network
 from attention_transfer.vit.folders import open_folder

@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 from torchvision import datasets
 
-from attention_transfer.data import FileImages, Split
-from attention_transfer.data.layouts import LAYOUTS, find_layout
+from attention_transfer.data import FileImages, Split, load_data
+from attention_transfer.data.layouts import find_layout, layouts
 from attention_transfer.data.shards import is_shards
+from attention_transfer.data.torchvision_sets import LAYOUTS as TORCHVISION
 from attention_transfer.errors import UserError
+
+LAYOUTS = layouts()
 
 BUILT = {
     "cub": lambda m, folder: m.cub(folder),
@@ -51,7 +54,7 @@ def test_every_layout_has_a_miniature_here() -> None:
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_a_layout_is_recognised_as_itself_only(name: str, miniatures: Any, tmp_path: Path) -> None:
     home = BUILT[name](miniatures, tmp_path)
-    assert [layout.name for layout in LAYOUTS.values() if layout.recognises(home)] == [name]
+    assert [layout.name for layout in LAYOUTS.values() if layout.find(home)] == [name]
     found = find_layout(home)
     assert found is LAYOUTS[name]
     assert find_layout(tmp_path) is found, "the folder in which the archive was unpacked will do"
@@ -214,22 +217,17 @@ def test_voc_is_not_for_single_labels(miniatures: Any, tmp_path: Path) -> None:
         LAYOUTS["voc2012"].load(miniatures.voc(tmp_path))
 
 
-@pytest.mark.parametrize(
-    ("name", "reference"),
-    [
-        ("cars", lambda root: [datasets.StanfordCars(root, s)._samples for s in ("train", "test")]),
-        ("pets", lambda root: [_zipped(datasets.OxfordIIITPet(root, s), "_images") for s in ("trainval", "test")]),
-        ("aircraft", lambda root: [_zipped(datasets.FGVCAircraft(root, s), "_image_files") for s in ("train", "test")]),
-    ],
-)
-def test_torchvision_reads_the_same(name: str, reference: Any, miniatures: Any, tmp_path: Path) -> None:
-    """Files and labels of the training (for two of the sets with validation) and test images."""
+@pytest.mark.parametrize("kind", TORCHVISION)
+def test_the_folder_that_torchvision_unpacks_is_read_as_the_layout(kind: str, miniatures: Any, tmp_path: Path) -> None:
+    """Files and labels of the training (for two of the sets with validation) and test images are torchvision's."""
+    name = TORCHVISION[kind]
     BUILT[name](miniatures, tmp_path)
-    splits = LAYOUTS[name].load(tmp_path)
+    splits = load_data(f"torchvision/{kind}:{tmp_path}")
+    assert (splits.name, splits.classes) == (name, LAYOUTS[name].load(tmp_path).classes)
     train = files(splits.train) | (files(splits.validation) if name != "aircraft" else {})
-    for expected, ours in zip(reference(tmp_path), (train, files(splits.test)), strict=True):
-        assert {Path(file).name: label for file, label in expected} == ours
-
-
-def _zipped(dataset: Any, attribute: str) -> list[tuple[str, int]]:
-    return list(zip(getattr(dataset, attribute), dataset._labels, strict=True))
+    parts = {"OxfordIIITPet": ("trainval", "test")}.get(kind, ("train", "test"))
+    for part, ours in zip(parts, (train, files(splits.test)), strict=True):
+        dataset = getattr(datasets, kind)(tmp_path, part)
+        assert sorted(ours.values()) == sorted(label for _, label in dataset)
+        stems = {Path(file).stem for file in getattr(dataset, "_images", ()) or getattr(dataset, "_image_files", ())}
+        assert not stems or stems == {Path(file).stem for file in ours}

@@ -7,21 +7,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from attention_transfer.data.cut import complete
-from attention_transfer.data.images import Split, Splits
-from attention_transfer.data.layouts.layout import Boxes, Layout
-from attention_transfer.data.layouts.reading import (
-    AGAIN,
-    find_home,
+from attention_transfer.data.images import Split
+from attention_transfer.data.layouts.layout import Boxes, Layout, Published
+from attention_transfer.data.layouts.official_files import (
+    box_from_one,
+    damaged,
+    folder_with,
     labelled,
     read_lines,
     read_rows,
     require,
-    require_home,
 )
-from attention_transfer.errors import UserError
 
-LISTS = ("images_variant_train.txt", "images_variant_val.txt", "images_variant_test.txt")
+LISTS = {
+    "train": "images_variant_train.txt",
+    "validation": "images_variant_val.txt",
+    "test": "images_variant_test.txt",
+}
 
 NOTES = (
     "The published validation split is used for selection; papers train on it too.",
@@ -29,45 +31,41 @@ NOTES = (
 )
 
 
-def load_aircraft(path: Path) -> Splits:
+def read_aircraft(home: Path) -> Published:
     """The official training, validation and test images, by variant."""
-    home = require_home(_home(path), path, AIRCRAFT.title)
-    require(home, ("variants.txt", *LISTS, "images"))
+    require(home, ("variants.txt", *LISTS.values(), "images"))
     classes = read_lines(home / "variants.txt")
     index = {name: label for label, name in enumerate(classes)}
-    train, validation, test = (_part(home, home / name, index) for name in LISTS)
-    return complete(AIRCRAFT.name, classes, train=train, validation=validation, test=test, notes=NOTES)
+    return Published(classes, {part: _part(home, home / name, index) for part, name in LISTS.items()}, NOTES)
 
 
-def aircraft_boxes(path: Path) -> Boxes:
-    """A box for each image; the file counts pixels from 1 and has the last pixel in the box."""
-    home = require_home(_home(path), path, AIRCRAFT.title)
-    boxes: Boxes = {}
-    for name, *corners in read_rows(home / "images_box.txt", 5):
-        try:
-            x, y, right, bottom = map(float, corners)
-        except ValueError as error:
-            raise UserError(f"{home / 'images_box.txt'} is damaged at {name}; {AGAIN}") from error
-        boxes[home / "images" / f"{name}.jpg"] = (x - 1, y - 1, right - x + 1, bottom - y + 1)
-    return boxes
+def aircraft_boxes(home: Path) -> Boxes:
+    """A box for each image."""
+    source = home / "images_box.txt"
+    return {
+        home / "images" / f"{name}.jpg": box_from_one(corners, f"{source} is damaged at {name}")
+        for name, *corners in read_rows(source, 5)
+    }
 
 
 def _part(home: Path, source: Path, index: dict[str, int]) -> Split:
     rows = read_rows(source, 2)
     unknown = next((variant for _, variant in rows if variant not in index), None)
     if unknown is not None:
-        raise UserError(f"{source} is damaged: {unknown!r} is not a variant in variants.txt; {AGAIN}")
+        raise damaged(source, f"{unknown!r} is not a variant in variants.txt")
     return labelled([(home / "images" / f"{name}.jpg", index[variant]) for name, variant in rows], source)
-
-
-def _home(path: Path) -> Path | None:
-    return find_home(path, ("data", "fgvc-aircraft-2013b/data"), ("variants.txt", "images_box.txt", *LISTS), least=3)
 
 
 AIRCRAFT = Layout(
     name="aircraft",
     title="FGVC-Aircraft",
-    recognises=lambda path: _home(path) is not None,
-    load=load_aircraft,
+    find=folder_with(
+        "variants.txt",
+        "images_box.txt",
+        *LISTS.values(),
+        least=3,
+        inside=("data", "fgvc-aircraft-2013b/data"),
+    ),
+    read=read_aircraft,
     boxes=aircraft_boxes,
 )

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from attention_transfer.data.files import read_image
-from attention_transfer.data.layouts.find import LAYOUTS, find_layout
+from attention_transfer.data.decoding import read_image
 from attention_transfer.data.layouts.layout import Boxes, Layout, Masks
+from attention_transfer.data.layouts.registry import find_layout, layouts
 from attention_transfer.errors import UserError
+
+T = TypeVar("T")
 
 
 def boxes(path: Path) -> Boxes:
@@ -23,9 +26,7 @@ def boxes(path: Path) -> Boxes:
         UserError: the data set is not known, has no boxes, or a file is missing or damaged.
     """
     layout = _layout(path)
-    if layout.boxes is None:
-        raise UserError(f"{layout.title} has no boxes; those that have: {_titles('boxes')}")
-    return layout.boxes(path)
+    return _require(layout, layout.boxes, "boxes")(layout.home(path))
 
 
 def masks(path: Path) -> Masks:
@@ -35,9 +36,7 @@ def masks(path: Path) -> Masks:
         UserError: the data set is not known, has no masks, or a file is missing or damaged.
     """
     layout = _layout(path)
-    if layout.masks is None:
-        raise UserError(f"{layout.title} has no masks; those that have: {_titles('masks')}")
-    return layout.masks(path)
+    return _require(layout, layout.masks, "masks")(layout.home(path))
 
 
 def read_mask(layout: Layout, mask: Path) -> NDArray[np.bool_]:
@@ -50,10 +49,9 @@ def read_mask(layout: Layout, mask: Path) -> NDArray[np.bool_]:
     Raises:
         UserError: the data set has no masks, or the file is missing or damaged.
     """
-    if layout.foreground is None:
-        raise UserError(f"{layout.title} has no masks; those that have: {_titles('masks')}")
+    foreground = _require(layout, layout.foreground, "masks")
     image: Image.Image = read_image(mask)
-    return layout.foreground(np.asarray(image if image.mode in ("L", "P") else image.convert("L")))
+    return foreground(np.asarray(image if image.mode in ("L", "P") else image.convert("L")))
 
 
 def _layout(path: Path) -> Layout:
@@ -63,6 +61,12 @@ def _layout(path: Path) -> Layout:
     return layout
 
 
+def _require(layout: Layout, reader: T | None, what: str) -> T:
+    if reader is None:
+        raise UserError(f"{layout.title} has no {what}; those that have: {_titles(what)}")
+    return reader
+
+
 def _titles(*fields: str) -> str:
-    having = [layout for layout in LAYOUTS.values() if any(getattr(layout, field) is not None for field in fields)]
-    return ", ".join(layout.title for layout in having)
+    having = [layout for layout in layouts().values() if any(getattr(layout, field) is not None for field in fields)]
+    return ", ".join(sorted(layout.title for layout in having))

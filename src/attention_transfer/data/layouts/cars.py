@@ -9,66 +9,66 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from attention_transfer.data.cut import complete
-from attention_transfer.data.images import Splits
-from attention_transfer.data.layouts.layout import Boxes, Layout
-from attention_transfer.data.layouts.reading import (
+from attention_transfer.data.layouts.layout import Boxes, Layout, Published
+from attention_transfer.data.layouts.official_files import (
     AGAIN,
-    find_home,
+    box_from_one,
+    folder_with,
     labelled,
     read_mat,
     require,
-    require_home,
     to_index,
 )
 from attention_transfer.errors import UserError
 
 MARKS = ("cars_train", "cars_test", "devkit/cars_meta.mat", "devkit/cars_train_annos.mat")
+TOGETHER = "cars_annos.mat"
 LABELLED = "cars_test_annos_withlabels.mat"
 CORNERS = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2")
 
+Annotated = tuple[Path, list[tuple[Path, Any]]]
+"""A file with annotations; each image file with its annotation."""
 
-def load_cars(path: Path) -> Splits:
+
+def read_cars(home: Path) -> Published:
     """The official training and test images."""
-    home = require_home(_home(path), path, CARS.title)
-    if _together(home):
-        source = home / "cars_annos.mat"
-        classes = [str(name) for name in read_mat(source, "class_names")]
-        rows = read_mat(source, "annotations", ("relative_im_path", "class", "test"))
-        samples = [(home / str(r["relative_im_path"]), to_index(r["class"], classes, source), r["test"]) for r in rows]
-        train, test = (labelled([(f, k) for f, k, t in samples if bool(t) == part], source) for part in (False, True))
-        return complete(CARS.name, classes, train=train, test=test)
-    require(home, MARKS)
-    classes = [str(name) for name in read_mat(home / "devkit" / "cars_meta.mat", "class_names")]
-    train, test = (
-        labelled([(file, to_index(row["class"], classes, source)) for file, row in rows], source)
-        for source, rows in (_annotated(home, "train"), _annotated(home, "test"))
-    )
-    return complete(CARS.name, classes, train=train, test=test)
+    together = (home / TOGETHER).exists()
+    if not together:
+        require(home, MARKS)
+    names = home / TOGETHER if together else home / "devkit" / "cars_meta.mat"
+    classes = [str(name) for name in read_mat(names, "class_names")]
+    parts = {
+        part: labelled([(file, to_index(row["class"], classes, source)) for file, row in rows], source)
+        for part, (source, rows) in _annotations(home, ("class",)).items()
+    }
+    return Published(classes, parts)
 
 
-def cars_boxes(path: Path) -> Boxes:
-    """A box for each image; the files count pixels from 1 and have the last pixel in the box."""
-    home = require_home(_home(path), path, CARS.title)
-    if _together(home):
-        rows = read_mat(home / "cars_annos.mat", "annotations", ("relative_im_path", *CORNERS))
-        annotated = [(home / str(row["relative_im_path"]), row) for row in rows]
-    else:
-        annotated = _annotated(home, "train", CORNERS)[1] + _annotated(home, "test", CORNERS)[1]
-    boxes: Boxes = {}
-    for file, row in annotated:
-        x, y, right, bottom = (float(row[corner]) for corner in CORNERS)
-        boxes[file] = (x - 1, y - 1, right - x + 1, bottom - y + 1)
-    return boxes
+def cars_boxes(home: Path) -> Boxes:
+    """A box for each image."""
+    return {
+        file: box_from_one([row[corner] for corner in CORNERS], f"{source} is damaged at {file.name}")
+        for source, rows in _annotations(home, CORNERS).values()
+        for file, row in rows
+    }
 
 
-def _annotated(home: Path, part: str, fields: tuple[str, ...] = ()) -> tuple[Path, list[tuple[Path, Any]]]:
-    """The file with the annotations of a part; each image file with its annotation."""
+def _annotations(home: Path, fields: tuple[str, ...]) -> dict[str, Annotated]:
+    """Of training and test images."""
+    if not (home / TOGETHER).exists():
+        return {part: _annotated(home, part, fields) for part in ("train", "test")}
+    parts: dict[str, Annotated] = {part: (home / TOGETHER, []) for part in ("train", "test")}
+    for row in read_mat(home / TOGETHER, "annotations", ("relative_im_path", "test", *fields)):
+        parts["test" if row["test"] else "train"][1].append((home / str(row["relative_im_path"]), row))
+    return parts
+
+
+def _annotated(home: Path, part: str, fields: tuple[str, ...]) -> Annotated:
     source = home / "devkit" / "cars_train_annos.mat" if part == "train" else _test_annotations(home)
     folder = home / f"cars_{part}"
     if (folder / folder.name).is_dir():  # some copies have the folder twice, one in the other
         folder = folder / folder.name
-    rows = read_mat(source, "annotations", ("fname", *fields))
+    rows = read_mat(source, "annotations", ("fname", *(field for field in fields if field != "class")))
     if "class" not in (rows.dtype.names or ()):
         raise UserError(f"{source} has no labels; put {LABELLED}, which has, into {home} or {home / 'devkit'}")
     return source, [(folder / str(row["fname"]), row) for row in rows]
@@ -82,20 +82,10 @@ def _test_annotations(home: Path) -> Path:
     return found
 
 
-def _together(home: Path) -> bool:
-    return (home / "cars_annos.mat").exists()
+def _find(path: Path) -> Path | None:
+    parted = folder_with(*MARKS, least=3, inside=("stanford_cars",))
+    together = folder_with(TOGETHER, "car_ims", least=2, inside=("stanford_cars",))
+    return parted(path) or together(path)
 
 
-def _home(path: Path) -> Path | None:
-    folders = ("stanford_cars",)
-    home = find_home(path, folders, MARKS, least=3)
-    return home or find_home(path, folders, ("cars_annos.mat", "car_ims"), least=2)
-
-
-CARS = Layout(
-    name="cars",
-    title="Stanford Cars",
-    recognises=lambda path: _home(path) is not None,
-    load=load_cars,
-    boxes=cars_boxes,
-)
+CARS = Layout(name="cars", title="Stanford Cars", find=_find, read=read_cars, boxes=cars_boxes)

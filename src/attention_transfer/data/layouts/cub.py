@@ -7,17 +7,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from attention_transfer.data.cut import complete
-from attention_transfer.data.images import Splits
-from attention_transfer.data.layouts.layout import Boxes, Layout, Masks
-from attention_transfer.data.layouts.reading import (
-    AGAIN,
-    find_home,
+from attention_transfer.data.layouts.layout import Boxes, Layout, Masks, Published
+from attention_transfer.data.layouts.official_files import (
+    damaged,
+    folder_with,
     labelled,
     read_joined,
     read_rows,
     require,
-    require_home,
     to_index,
 )
 from attention_transfer.errors import UserError
@@ -25,40 +22,37 @@ from attention_transfer.errors import UserError
 FILES = ("images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt")
 
 
-def load_cub(path: Path) -> Splits:
+def read_cub(home: Path) -> Published:
     """The official training and test images; class names with their number, as published."""
-    home = require_home(_home(path), path, CUB.title)
     require(home, FILES)
     numbered = dict(read_rows(home / "classes.txt", 2))
     numbers = [str(number) for number in range(1, len(numbered) + 1)]
     if set(numbers) != set(numbered):
-        raise UserError(f"{home / 'classes.txt'} is damaged: its classes are not numbered from 1; {AGAIN}")
+        raise damaged(home / "classes.txt", "its classes are not numbered from 1")
     classes = [numbered[number] for number in numbers]
-    parts: dict[str, list[tuple[Path, int]]] = {"1": [], "0": []}
-    for name, label, part in read_joined(home, FILES[:3]):
-        if part not in parts:
-            raise UserError(f"{home / FILES[2]} is damaged: {part!r} is neither 0 nor 1; {AGAIN}")
-        parts[part].append((home / "images" / name, to_index(label, classes, home / FILES[1])))
-    train, test = (labelled(parts[part], home / "images.txt") for part in ("1", "0"))
-    return complete(CUB.name, classes, train=train, test=test)
+    samples: dict[str, list[tuple[Path, int]]] = {"1": [], "0": []}
+    for name, label, flag in read_joined(home, FILES[:3]):
+        if flag not in samples:
+            raise damaged(home / FILES[2], f"{flag!r} is neither 0 nor 1")
+        samples[flag].append((home / "images" / name, to_index(label, classes, home / FILES[1])))
+    parts = {"train": samples["1"], "test": samples["0"]}
+    return Published(classes, {part: labelled(rows, home / "images.txt") for part, rows in parts.items()})
 
 
-def cub_boxes(path: Path) -> Boxes:
+def cub_boxes(home: Path) -> Boxes:
     """A box for each image, as published."""
-    home = require_home(_home(path), path, CUB.title)
     boxes: Boxes = {}
     for name, line in read_joined(home, ("images.txt", "bounding_boxes.txt")):
         try:
             x, y, width, height = map(float, line.split())
         except ValueError as error:
-            raise UserError(f"{home / 'bounding_boxes.txt'} is damaged: {line!r} is not a box; {AGAIN}") from error
+            raise damaged(home / "bounding_boxes.txt", f"{line!r} is not a box") from error
         boxes[home / "images" / name] = (x, y, width, height)
     return boxes
 
 
-def cub_masks(path: Path) -> Masks:
+def cub_masks(home: Path) -> Masks:
     """Segmentations, from an archive of their own that is unpacked in the folder or beside it."""
-    home = require_home(_home(path), path, CUB.title)
     folder = next((at for at in (home / "segmentations", home.parent / "segmentations") if at.is_dir()), None)
     if folder is None:
         raise UserError(f"{home / 'segmentations'} is missing; unpack segmentations.tgz there")
@@ -66,8 +60,8 @@ def cub_masks(path: Path) -> Masks:
     return {home / "images" / name: folder / name.with_suffix(".png") for name in names}
 
 
-def _home(path: Path) -> Path | None:
-    home = find_home(path, ("CUB_200_2011",), (*FILES, "bounding_boxes.txt"), least=3)
+def _find(path: Path) -> Path | None:
+    home = folder_with(*FILES, "bounding_boxes.txt", least=3, inside=("CUB_200_2011",))(path)
     # NABirds has files of the same names, with other contents, and a hierarchy.
     return None if home is None or (home / "hierarchy.txt").exists() else home
 
@@ -75,8 +69,8 @@ def _home(path: Path) -> Path | None:
 CUB = Layout(
     name="cub",
     title="CUB-200-2011",
-    recognises=lambda path: _home(path) is not None,
-    load=load_cub,
+    find=_find,
+    read=read_cub,
     boxes=cub_boxes,
     masks=cub_masks,
     foreground=lambda values: values >= 128,  # 255 times the share of five people who marked the pixel

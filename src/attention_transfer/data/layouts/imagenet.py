@@ -15,19 +15,18 @@ from pathlib import Path
 
 import numpy as np
 
-from attention_transfer.data.cut import complete
-from attention_transfer.data.find import Finder, said
-from attention_transfer.data.images import FileImages, Split, Splits
-from attention_transfer.data.layouts.layout import Boxes, Layout
-from attention_transfer.data.layouts.reading import (
+from attention_transfer.data.finder import Finder, counts_in_words
+from attention_transfer.data.images import FileImages, Split
+from attention_transfer.data.layouts.layout import Boxes, Layout, Published
+from attention_transfer.data.layouts.official_files import (
     AGAIN,
+    damaged,
     labelled,
     read_lines,
     read_mat,
     read_rows,
     read_xml_box,
     require,
-    require_home,
 )
 from attention_transfer.errors import UserError
 
@@ -35,33 +34,32 @@ CLASSES = 1000
 WNID = re.compile(r"n\d{8}")
 GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 SYNSET_LABELS = "imagenet_2012_validation_synset_labels.txt"
+INSIDE = (("ILSVRC", "Data", "CLS-LOC"), ("Data", "CLS-LOC"))  # where Kaggle's archive has the images
 DEVKIT = Path("ILSVRC2012_devkit_t12") / "data"
 
 
-def load_imagenet(path: Path) -> Splits:
+def read_imagenet(home: Path) -> Published:
     """The official training images; the validation images are the test split, as papers report them.
 
     Labels are in the order of the WordNet ids, as everywhere but in the challenge's own files.
     """
-    home = require_home(_home(path), path, IMAGENET.title)
     require(home, ("train", "val"))
     wnids = _class_folders(home / "train")
     index = {wnid: label for label, wnid in enumerate(wnids)}
     finder = Finder()
     train = _from_folders(home / "train", index, finder)
     folders = _class_folders(home / "val")
-    validation = _from_folders(home / "val", index, finder) if folders else _flat(path, home, index)
+    validation = _from_folders(home / "val", index, finder) if folders else _flat(home, index)
     notes = [f"The folder has {len(wnids)} of the {CLASSES:,} classes."] if len(wnids) != CLASSES else []
-    notes += [f"Not used in the class folders: {said(finder.left_out)}."] if finder.left_out else []
-    return complete(IMAGENET.name, _names(path, home, wnids), train=train, validation=validation, notes=notes)
+    notes += [f"Not used in the class folders: {counts_in_words(finder.left_out)}."] if finder.left_out else []
+    return Published(_names(home, wnids), {"train": train, "validation": validation}, notes)
 
 
-def imagenet_boxes(path: Path) -> Boxes:
+def imagenet_boxes(home: Path) -> Boxes:
     """Boxes around all objects of the class, of the validation images."""
-    home = require_home(_home(path), path, IMAGENET.title)
-    annotations = _beside(path, home, Path("Annotations") / "CLS-LOC" / "val")
+    annotations = _beside(home, Path("Annotations") / "CLS-LOC" / "val")
     if annotations is None:
-        raise UserError(f"{path} has no Annotations/CLS-LOC/val; unpack the validation bounding boxes there")
+        raise UserError(f"{home} has no Annotations/CLS-LOC/val; unpack the validation bounding boxes there")
     (files,) = Finder().find([home / "val"])
     return {Path(file): read_xml_box(annotations / f"{Path(file).stem}.xml") for file in files}
 
@@ -78,38 +76,36 @@ def _from_folders(folder: Path, index: dict[str, int], finder: Finder) -> Split:
     return Split(FileImages(paths), np.array(labels, dtype=np.int64))
 
 
-def _flat(path: Path, home: Path, index: dict[str, int]) -> Split:
-    source, answers = _answers(path, home)
+def _flat(home: Path, index: dict[str, int]) -> Split:
+    source, answers = _answers(home)
     unknown = next((wnid for wnid in answers.values() if wnid not in index), None)
     if unknown is not None:
         raise UserError(f"{source} has class {unknown}, which {home / 'train'} does not have; {AGAIN}")
     return labelled([(home / "val" / f"{name}.JPEG", index[wnid]) for name, wnid in answers.items()], source)
 
 
-def _answers(path: Path, home: Path) -> tuple[Path, dict[str, str]]:
+def _answers(home: Path) -> tuple[Path, dict[str, str]]:
     """The file that tells the classes of the flat validation images, and the WordNet id of each image's name."""
-    solution = _beside(path, home, Path("LOC_val_solution.csv"))
+    solution = _beside(home, Path("LOC_val_solution.csv"))
     if solution is not None:
-        with solution.open(newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.reader(file) if row]
-        damaged = [row for row in rows[1:] if len(row) != 2 or not WNID.match(row[1])]
-        if not rows[1:] or damaged:
-            raise UserError(f"{solution} is damaged: it is not a list of image and class ids; {AGAIN}")
+        rows = [*csv.reader(read_lines(solution))]
+        if not rows[1:] or any(len(row) != 2 or not WNID.match(row[1]) for row in rows[1:]):
+            raise damaged(solution, "it is not a list of image and class ids")
         return solution, {name: prediction.split()[0] for name, prediction in sorted(rows[1:])}
-    synsets = _beside(path, home, Path(SYNSET_LABELS))
+    synsets = _beside(home, Path(SYNSET_LABELS))
     if synsets is not None:
         return synsets, {_name(n): wnid for n, wnid in enumerate(read_lines(synsets), 1)}
-    truth = _beside(path, home, Path(GROUND_TRUTH)) or _beside(path, home, DEVKIT / GROUND_TRUTH)
+    truth = _beside(home, Path(GROUND_TRUTH)) or _beside(home, DEVKIT / GROUND_TRUTH)
     if truth is not None:
         wnids = _synsets(truth.with_name("meta.mat"))
         lines = read_lines(truth)
         unknown = next((line for line in lines if line not in wnids), None)
         if unknown is not None:
-            raise UserError(f"{truth} is damaged: {unknown!r} is not the number of a class in meta.mat; {AGAIN}")
+            raise damaged(truth, f"{unknown!r} is not the number of a class in meta.mat")
         return truth, {_name(n): wnids[line] for n, line in enumerate(lines, 1)}
     raise UserError(
         f"the images in {home / 'val'} are not in folders of their classes, and there is no LOC_val_solution.csv, no "
-        f"{SYNSET_LABELS} and no {DEVKIT / GROUND_TRUTH}; put one of them into {path}"
+        f"{SYNSET_LABELS} and no {DEVKIT / GROUND_TRUTH}; put one of them into {home}"
     )
 
 
@@ -123,22 +119,23 @@ def _synsets(meta: Path) -> dict[str, str]:
     return {str(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in rows}
 
 
-def _names(path: Path, home: Path, wnids: list[str]) -> list[str]:
+def _names(home: Path, wnids: list[str]) -> list[str]:
     """Words for the classes, with the WordNet id where two have the same; the ids alone where no file has words."""
-    mapping = _beside(path, home, Path("LOC_synset_mapping.txt"))
+    mapping = _beside(home, Path("LOC_synset_mapping.txt"))
     if mapping is None:
         return wnids
     words = dict(read_rows(mapping, 2))
     absent = next((wnid for wnid in wnids if wnid not in words), None)
     if absent is not None:
-        raise UserError(f"{mapping} is damaged: it has no line for {absent}; {AGAIN}")
+        raise damaged(mapping, f"it has no line for {absent}")
     same = Counter(words[wnid] for wnid in wnids)
     return [words[wnid] if same[words[wnid]] == 1 else f"{words[wnid]} ({wnid})" for wnid in wnids]
 
 
-def _beside(path: Path, home: Path, name: Path) -> Path | None:
-    """A file in the folder that was named, or in any down to the one with the images."""
-    folders = [folder for folder in (home, *home.parents) if folder.is_relative_to(path)]
+def _beside(home: Path, name: Path) -> Path | None:
+    """A file in the folder with the images, or in those above it that Kaggle's archive makes."""
+    above = next((len(inside) for inside in INSIDE if home.parts[-len(inside) :] == inside), 0)
+    folders = (home, *home.parents[:above])
     return next((folder / name for folder in folders if (folder / name).exists()), None)
 
 
@@ -146,8 +143,8 @@ def _class_folders(folder: Path) -> list[str]:
     return sorted(entry.name for entry in os.scandir(folder) if WNID.fullmatch(entry.name) and entry.is_dir())
 
 
-def _home(path: Path) -> Path | None:
-    for home in (path, path / "Data" / "CLS-LOC", path / "ILSVRC" / "Data" / "CLS-LOC"):
+def _find(path: Path) -> Path | None:
+    for home in (path, *(path.joinpath(*inside) for inside in INSIDE)):
         if (home / "train").is_dir() and (home / "val").is_dir():
             first = islice(os.scandir(home / "train"), 20)
             named = any(WNID.fullmatch(entry.name) for entry in first)
@@ -160,7 +157,7 @@ def _home(path: Path) -> Path | None:
 IMAGENET = Layout(
     name="imagenet",
     title="ImageNet-1K",
-    recognises=lambda path: _home(path) is not None,
-    load=load_imagenet,
+    find=_find,
+    read=read_imagenet,
     boxes=imagenet_boxes,
 )

@@ -12,18 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from attention_transfer.data.cut import complete
-from attention_transfer.data.images import Split, Splits
-from attention_transfer.data.layouts.layout import Boxes, Layout
-from attention_transfer.data.layouts.reading import AGAIN, around, labelled, read_json, require_home
-from attention_transfer.errors import UserError
+from attention_transfer.data.images import Split
+from attention_transfer.data.layouts.layout import Box, Boxes, Layout, Published
+from attention_transfer.data.layouts.official_files import around, damaged, folder_with, labelled, read_json
 
 Record = dict[str, Any]
 
 
-def load_inaturalist(year: int, path: Path) -> Splits:
+def read_inaturalist(year: int, home: Path) -> Published:
     """The official training images; the validation images are the test split, as papers report them."""
-    home = require_home(_home(year, path), path, f"iNaturalist {year}")
     source = home / f"train{year}.json"
     content = _coco(source)
     names = _names(home, _records(source, content, "categories", ("id", "name")))
@@ -31,18 +28,17 @@ def load_inaturalist(year: int, path: Path) -> Splits:
     train = _part(home, source, content, index)
     published = home / f"val{year}.json"
     validation = _part(home, published, _coco(published), index)
-    return complete(f"inat{year}", list(names.values()), train=train, validation=validation)
+    return Published(list(names.values()), {"train": train, "validation": validation})
 
 
-def inaturalist_boxes(year: int, path: Path) -> Boxes:
+def inaturalist_boxes(year: int, home: Path) -> Boxes:
     """Boxes around all individuals, of the images for which there are any; published for 2017 only."""
-    home = require_home(_home(year, path), path, f"iNaturalist {year}")
     boxes: Boxes = {}
     for part in ("train", "val"):
         source = home / f"{part}_{year}_bboxes.json"
         content = _coco(source)
         files = _files(home, source, content)
-        corners: dict[Any, list[tuple[float, float, float, float]]] = {}
+        corners: dict[Any, list[Box]] = {}
         for record in _records(source, content, "annotations", ("image_id", "bbox")):
             x, y, width, height = record["bbox"]
             corners.setdefault(record["image_id"], []).append((x, y, x + width, y + height))
@@ -56,7 +52,7 @@ def _part(home: Path, source: Path, content: Record, index: dict[Any, int]) -> S
     for record in _records(source, content, "annotations", ("image_id", "category_id")):
         image, category = record["image_id"], record["category_id"]
         if image not in files or category not in index:
-            raise UserError(f"{source} is damaged: it has no image {image} or no category {category}; {AGAIN}")
+            raise damaged(source, f"it has no image {image} or no category {category}")
         samples.append((files[image], index[category]))
     return labelled(samples, source)
 
@@ -84,17 +80,8 @@ def _records(source: Path, content: Record, key: str, fields: tuple[str, ...]) -
     """The objects of a list, each with these fields."""
     records = content[key]
     if not isinstance(records, list) or not all(isinstance(r, dict) and r.keys() >= set(fields) for r in records):
-        raise UserError(f"{source} is damaged: {key!r} is not a list of objects with {', '.join(fields)}; {AGAIN}")
+        raise damaged(source, f"{key!r} is not a list of objects with {', '.join(fields)}")
     return records
-
-
-def _home(year: int, path: Path) -> Path | None:
-    marks = (f"train{year}.json", f"val{year}.json")
-    return path if any((path / mark).exists() for mark in marks) else None
-
-
-def _recognises(year: int, path: Path) -> bool:
-    return _home(year, path) is not None
 
 
 _IMAGE = ("id", "file_name")
@@ -103,8 +90,8 @@ INATURALIST = tuple(
     Layout(
         name=f"inat{year}",
         title=f"iNaturalist {year}",
-        recognises=partial(_recognises, year),
-        load=partial(load_inaturalist, year),
+        find=folder_with(f"train{year}.json", f"val{year}.json", least=1),
+        read=partial(read_inaturalist, year),
         boxes=partial(inaturalist_boxes, year) if year == 2017 else None,
     )
     for year in (2017, 2018, 2019)

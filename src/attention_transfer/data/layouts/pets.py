@@ -7,63 +7,48 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from attention_transfer.data.cut import complete
-from attention_transfer.data.images import Splits
-from attention_transfer.data.layouts.layout import Layout, Masks
-from attention_transfer.data.layouts.reading import (
-    AGAIN,
-    find_home,
-    labelled,
+from attention_transfer.data.layouts.layout import Layout, Masks, Published
+from attention_transfer.data.layouts.official_files import (
+    Sample,
+    by_list,
+    damaged,
+    folder_with,
     read_rows,
     require,
-    require_home,
 )
-from attention_transfer.errors import UserError
 
-LISTS = ("trainval.txt", "test.txt")
+LISTS = {"train": "annotations/trainval.txt", "test": "annotations/test.txt"}
 
 
-def load_pets(path: Path) -> Splits:
+def read_pets(home: Path) -> Published:
     """The official training and test images; a class is called as its files are."""
-    home = require_home(_home(path), path, PETS.title)
-    require(home, ("images", *(f"annotations/{name}" for name in LISTS)))
-    listed = [_listed(home, name) for name in LISTS]
-    names = {label: file.stem.rpartition("_")[0] for rows in listed for file, label in rows}
-    if sorted(names) != list(range(len(names))):
-        raise UserError(f"{home / 'annotations' / LISTS[0]} is damaged: classes are missing; {AGAIN}")
-    train, test = (labelled(rows, home / "annotations" / name) for rows, name in zip(listed, LISTS, strict=True))
-    return complete(PETS.name, [names[label] for label in sorted(names)], train=train, test=test)
+    require(home, ("images", *LISTS.values()))
+    lists = {part: home / name for part, name in LISTS.items()}
+    return by_list(lists, _listed, lambda file: file.stem.rpartition("_")[0])
 
 
-def pets_masks(path: Path) -> Masks:
+def pets_masks(home: Path) -> Masks:
     """A trimap for each image: 1 is the animal, 2 is not, 3 is the border between them."""
-    home = require_home(_home(path), path, PETS.title)
     require(home, ("annotations/trimaps",))
-    files = [file for name in LISTS for file, _ in _listed(home, name)]
+    files = [file for name in LISTS.values() for file, _ in _listed(home / name)]
     return {file: home / "annotations" / "trimaps" / f"{file.stem}.png" for file in files}
 
 
-def _listed(home: Path, name: str) -> list[tuple[Path, int]]:
+def _listed(source: Path) -> list[Sample]:
     """Image files of a list, and their classes; the file counts these from 1."""
-    source = home / "annotations" / name
     samples = []
     for image, number, *_ in read_rows(source, 4):
         if not number.isdecimal() or number == "0":
-            raise UserError(f"{source} is damaged: {number!r} is not a class number; {AGAIN}")
-        samples.append((home / "images" / f"{image}.jpg", int(number) - 1))
+            raise damaged(source, f"{number!r} is not a class number")
+        samples.append((source.parent.parent / "images" / f"{image}.jpg", int(number) - 1))
     return samples
-
-
-def _home(path: Path) -> Path | None:
-    marks = ("images", "annotations/trainval.txt", "annotations/test.txt", "annotations/trimaps")
-    return find_home(path, ("oxford-iiit-pet",), marks, least=3)
 
 
 PETS = Layout(
     name="pets",
     title="Oxford-IIIT Pets",
-    recognises=lambda path: _home(path) is not None,
-    load=load_pets,
+    find=folder_with("images", *LISTS.values(), "annotations/trimaps", least=3, inside=("oxford-iiit-pet",)),
+    read=read_pets,
     masks=pets_masks,
     foreground=lambda values: values == 1,
 )

@@ -9,9 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from attention_transfer.data.images import Splits
-from attention_transfer.data.layouts.layout import Layout, Masks
-from attention_transfer.data.layouts.reading import check_there, find_home, read_lines, require_home
+from attention_transfer.data.layouts.layout import Layout, Published
+from attention_transfer.data.layouts.official_files import check_there, folder_with, read_lines
 from attention_transfer.errors import UserError
 
 VOC_CLASSES = (
@@ -49,7 +48,7 @@ def voc_segmentation(path: Path, split: Literal["train", "val", "trainval"]) -> 
     Raises:
         UserError: the folder does not hold VOC 2012, or files are missing.
     """
-    home = require_home(_home(path), path, VOC.title)
+    home = VOC.home(path)
     source = home / "ImageSets" / "Segmentation" / f"{split}.txt"
     names = read_lines(source)
     images = [home / "JPEGImages" / f"{name}.jpg" for name in names]
@@ -59,25 +58,21 @@ def voc_segmentation(path: Path, split: Literal["train", "val", "trainval"]) -> 
     return list(zip(images, masks, strict=True))
 
 
-def load_voc(path: Path) -> Splits:
+def read_voc(home: Path) -> Published:
     """Refuses: an image shows several classes.
 
     Raises:
         UserError: always.
     """
     raise UserError(
-        f"{path} holds {VOC.title}, whose images show several classes each; it serves segmentation and inspection, "
+        f"{home} holds {VOC.title}, whose images show several classes each; it serves segmentation and inspection, "
         "and can't be trained on with one label an image"
     )
 
 
-def _voc_masks(path: Path) -> Masks:
-    return dict(voc_segmentation(path, "trainval"))
-
-
-def _home(path: Path) -> Path | None:
+def _find(path: Path) -> Path | None:
     marks = ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation", "Annotations")
-    home = find_home(path, ("VOC2012", "VOCdevkit/VOC2012"), marks, least=3)
+    home = folder_with(*marks, least=3, inside=("VOC2012", "VOCdevkit/VOC2012"))(path)
     # The layout of the other years is the same; the list of the 2012 segmentation task has images of 2007 to 2011.
     return home if home is not None and home.resolve().name == "VOC2012" else None
 
@@ -85,8 +80,8 @@ def _home(path: Path) -> Path | None:
 VOC = Layout(
     name="voc2012",
     title="PASCAL VOC 2012",
-    recognises=lambda path: _home(path) is not None,
-    load=load_voc,
-    masks=_voc_masks,
+    find=_find,
+    read=read_voc,
+    masks=lambda home: dict(voc_segmentation(home, "trainval")),
     foreground=lambda values: (values > 0) & (values < VOC_VOID),
 )

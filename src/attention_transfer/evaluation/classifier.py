@@ -1,4 +1,4 @@
-"""A trained run, or any other classifier, as a network again."""
+"""Load a trained run, an exported model or any other classifier as a network."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from attention_transfer.training import RunFolder, read_rules
 from attention_transfer.transfer import AttentionTransfer, OperandRule
 from attention_transfer.vit import Pairing, ViTSpec, describe, labels_of, load_vit
 
-_NAMED = ("timm", "hf", "torchvision", "builtin")  # what a model's name begins with, where it is no path
+_NAMED = ("timm", "hf", "torchvision", "builtin")  # prefixes of model names that are not paths
 
 
-class Network(nn.Module):
-    """Class logits of a trained student; a copied student runs with its teacher inside."""
+class Classifier(nn.Module):
+    """A trained student that gives class logits; a student that copies attention runs with its teacher inside."""
 
     def __init__(self, transfer: AttentionTransfer) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class Network(nn.Module):
 
     @property
     def student(self) -> nn.Module:
-        """The student alone; its attention, where it is copied, comes from the teacher."""
+        """The student alone; without its teacher, a student that copies attention does not work as trained."""
         return self.transfer.student
 
     def forward(self, images: Tensor) -> Tensor:
@@ -40,13 +40,13 @@ class LoadedRun:
 
     Attributes:
         network: in eval mode, on the CPU; its forward gives logits.
-        spec: what its input must be.
-        classes: class names; their numbers, where the model has no names.
-        summary: the content of `summary.json`; empty for a model that is no run.
-        path: the folder, or the name of a model that has none.
+        spec: describes the student and its input.
+        classes: class names, or their numbers if the model has no names.
+        summary: the content of `summary.json`; empty for a model that is not a run.
+        path: the folder, or the name of a model without one.
     """
 
-    network: Network
+    network: Classifier
     spec: ViTSpec
     classes: tuple[str, ...]
     summary: dict[str, Any]
@@ -54,16 +54,15 @@ class LoadedRun:
 
 
 def load_run(path: str | Path) -> LoadedRun:
-    """Load a finished run of `train`, with its teacher where the student copies attention; or an exported model.
+    """Load a finished run of `train`, with its teacher if the student copies attention, or an exported model.
 
-    A run folder is complete in itself: it may be moved, and the original teacher deleted.
+    A run folder is self-contained: it may be moved, and the original teacher deleted.
 
     Args:
         path: the folder of a run, or one that `export` wrote in the format of timm or transformers.
 
     Raises:
-        UserError: the folder holds no finished run of `train` and no classifier, or the teacher is no longer where it
-            was.
+        UserError: the folder holds no finished run of `train` and no classifier, or the teacher is gone.
     """
     folder = RunFolder(Path(path))
     if folder.has("config.yaml"):
@@ -76,7 +75,7 @@ def load_run(path: str | Path) -> LoadedRun:
 
 
 def load_classifier(spec: str) -> LoadedRun:
-    """As [`load_run`][attention_transfer.load_run], and any classifier that `load_vit` makes, e.g. `timm/<name>`.
+    """As [`load_run`][attention_transfer.load_run], but also load any classifier that `load_vit` makes: `timm/<name>`.
 
     Raises:
         UserError: there is no such run or model, or it has no classification layer.
@@ -89,13 +88,12 @@ def load_classifier(spec: str) -> LoadedRun:
 
 
 def _classifier(spec: str) -> LoadedRun:
-    """A model that is no run."""
     student = load_vit(spec)
     known = describe(student)
     if not known.classes:
         raise UserError(f"{spec} has no classification layer; name a run of `train`, or a model with classes")
     return LoadedRun(
-        Network(AttentionTransfer(None, student, [])).eval(), known, _names(student, known), {}, Path(spec)
+        Classifier(AttentionTransfer(None, student, [])).eval(), known, _names(student, known), {}, Path(spec)
     )
 
 
@@ -126,14 +124,14 @@ def _loaded(folder: RunFolder) -> LoadedRun:
     except (TypeError, KeyError, RuntimeError) as error:  # of someone else's files
         raise UserError(f"the settings in {path} do not fit its student ({error}); restore the run") from error
     if transfer.head_pairs is not None:
-        # Asked once here: what traces the network later can't look at values.
+        # Asked once here, because tracing the network later can't read values.
         transfer.head_pairs.missing(range(len(transfer.head_pairs.pairs)))
     spec = describe(student)
-    return LoadedRun(Network(transfer).eval(), spec, _names(student, spec), summary, path)
+    return LoadedRun(Classifier(transfer).eval(), spec, _names(student, spec), summary, path)
 
 
 def _teacher(folder: RunFolder, config: dict[str, Any]) -> nn.Module:
-    """The teacher that was saved with the run; runs of before that have only its name."""
+    """The teacher that was saved with the run; runs of earlier versions have only its name."""
     own = folder.path / "teacher"
     if own.is_dir():
         return load_vit(str(own))

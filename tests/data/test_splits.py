@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from attention_transfer.data import ArrayImages, Split, Splits
-from attention_transfer.data.cut import complete, cut
+from attention_transfer.data.splits import cut, make_splits
 from attention_transfer.errors import UserError
 
 
@@ -63,13 +63,15 @@ def sizes(splits: Splits) -> list[int]:
 
 
 def test_what_is_published_is_kept() -> None:
-    splits = complete("birds", ["a", "b"], train=TRAIN, validation=VALIDATION, test=TEST, notes=["A note."])
+    splits = make_splits(
+        "birds", ["a", "b"], {"train": TRAIN, "validation": VALIDATION, "test": TEST}, notes=["A note."]
+    )
     assert (splits.train, splits.validation, splits.test) == (TRAIN, VALIDATION, TEST)
     assert (splits.name, splits.classes, splits.notes) == ("birds", ("a", "b"), ("A note.",))
 
 
 def test_validation_is_cut_from_training() -> None:
-    splits = complete("birds", ["a", "b"], train=TRAIN, test=TEST)
+    splits = make_splits("birds", ["a", "b"], {"train": TRAIN, "test": TEST})
     assert sizes(splits) == [40, 10, 2]
     assert splits.test is TEST
     assert np.bincount(splits.validation.labels).tolist() == [5, 5]
@@ -77,18 +79,18 @@ def test_validation_is_cut_from_training() -> None:
 
 
 def test_validation_is_the_test_split_where_there_is_none() -> None:
-    splits = complete("birds", ["a", "b"], train=TRAIN, validation=VALIDATION)
+    splits = make_splits("birds", ["a", "b"], {"train": TRAIN, "validation": VALIDATION})
     assert splits.test is VALIDATION
     assert sizes(splits) == [40, 10, 2]
     assert splits.notes[0] == "The validation split is taken as the test split, because there is no other."
 
 
 def test_both_are_cut_where_there_is_only_training() -> None:
-    splits = complete("birds", ["a", "b"], train=TRAIN)
+    splits = make_splits("birds", ["a", "b"], {"train": TRAIN})
     assert sizes(splits) == [32, 8, 10]
     assert [len(note) > 0 for note in splits.notes] == [True, True]
 
 
 def test_nothing_can_be_cut_from_single_images() -> None:
     with pytest.raises(UserError, match="birds has no class with two training images, so no test split can be cut off"):
-        complete("birds", ["a", "b"], train=numbered([0, 1]))
+        make_splits("birds", ["a", "b"], {"train": numbered([0, 1])})

@@ -1,21 +1,23 @@
-"""Data sets by one word: an embedded one, a folder, a table, shards, or a library's."""
+"""Load a data set by its name or path: an embedded one, a folder, a table, shards, or one of another library."""
 
 from __future__ import annotations
 
 import difflib
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
+from attention_transfer.data.class_folders import is_flat, load_flat, load_folder
 from attention_transfer.data.digits import digits
-from attention_transfer.data.images import FileImages, Split, Splits
-from attention_transfer.data.listing import find_damaged, unreadable_splits, with_remarks
+from attention_transfer.data.hub import load_hub
+from attention_transfer.data.images import Splits
+from attention_transfer.data.layouts import find_layout
 from attention_transfer.data.scenes import character_scenes, digit_scenes
+from attention_transfer.data.shards import is_shards, load_shards
 from attention_transfer.data.tables import SUFFIXES, load_table
-from attention_transfer.errors import UserError, nearest, raise_all
+from attention_transfer.data.torchvision_sets import load_torchvision
+from attention_transfer.errors import UserError, nearest
 
 DATA: dict[str, Callable[[], Splits]] = {
     "digits": digits,
@@ -26,12 +28,12 @@ DATA: dict[str, Callable[[], Splits]] = {
 
 
 @dataclass(frozen=True)
-class Source:
-    """Where a data set comes from.
+class DataSource:
+    """A data set that was recognised.
 
     Attributes:
         title: what was recognised.
-        load: gives the splits; the argument says whether damaged files are refused.
+        load: loads the splits; its argument says whether damaged files are refused.
     """
 
     title: str
@@ -51,39 +53,33 @@ def load_data(spec: str, *, strict: bool = False, labelled: bool = True) -> Spli
             - hf/<name or folder>: a data set of Hugging Face;
             - torchvision/<Name>[:root]: one of torchvision's.
         strict: refuse damaged image files instead of leaving them out.
-        labelled: whether labels are needed; where not, a folder of images without class folders will do, too.
+        labelled: whether labels are needed; if not, a folder of images without class folders will do, too.
 
     Returns:
         The splits; `notes` says how they were made, `skipped` which files were left out.
 
     Raises:
-        UserError: there is none of that name, or it can't be used; every mistake is listed.
+        UserError: there is no such data set, or it can't be used; every mistake is listed.
     """
-    from attention_transfer.data.folders import is_flat, load_flat
-
     place = Path(spec).expanduser()
     if not labelled and spec not in DATA and is_flat(place):
         return load_flat(place, strict=strict)
     return find_source(spec).load(strict)
 
 
-def find_source(spec: str) -> Source:
-    """Recognise what `load_data` is asked for, without reading images.
+def find_source(spec: str) -> DataSource:
+    """Recognise a data set, without reading images.
 
     Raises:
         UserError: nothing is recognised; the nearest is named.
     """
     if spec in DATA:
-        return Source("embedded", lambda _: DATA[spec]())
+        return DataSource("embedded", lambda _: DATA[spec]())
     library, name = spec.split("/", 1) if "/" in spec else ("", spec)
     if library == "hf":
-        from attention_transfer.data.hub import load_hub
-
-        return Source("Hugging Face data set", lambda strict: _checked(load_hub(name), strict=strict))
+        return DataSource("Hugging Face data set", lambda _: load_hub(name))
     if library == "torchvision":
-        from attention_transfer.data.torchvision_sets import load_torchvision
-
-        return Source("torchvision data set", lambda strict: _checked(load_torchvision(name), strict=strict))
+        return DataSource("torchvision data set", lambda strict: load_torchvision(name, strict=strict))
     return _on_disk(spec, Path(spec).expanduser())
 
 
@@ -95,23 +91,18 @@ def data_slug(spec: str) -> str:
     return re.sub(r"[^\w.]+", "-", name).strip("-.") or "data"
 
 
-def _on_disk(spec: str, path: Path) -> Source:
-    from attention_transfer.data.folders import load_folder
-    from attention_transfer.data.layouts import find_layout
-    from attention_transfer.data.shards import is_shards, load_shards
-
+def _on_disk(spec: str, path: Path) -> DataSource:
     if path.suffix.lower() in SUFFIXES and path.is_file():
-        return Source("table", lambda strict: load_table(path, strict=strict))
+        return DataSource("table", lambda strict: load_table(path, strict=strict))
     if is_shards(path):
-        return Source("tar shards", lambda strict: _checked(load_shards(path), strict=strict))
+        return DataSource("tar shards", lambda _: load_shards(path))
     if not path.exists():
         raise UserError(_missing(spec, path))
-    layout = find_layout(path)
-    if layout is not None:
-        return Source(layout.title, lambda strict: _checked(layout.load(path), strict=strict))
+    if (layout := find_layout(path)) is not None:
+        return DataSource(layout.title, lambda strict: layout.load(path, strict=strict))
     if not path.is_dir():
         raise UserError(f"{path} is no data set; name a folder, a .csv or .tsv file, or tar files")
-    return Source("class folders", lambda strict: load_folder(path, strict=strict))
+    return DataSource("class folders", lambda strict: load_folder(path, strict=strict))
 
 
 def _missing(spec: str, path: Path) -> str:
@@ -125,29 +116,3 @@ def _missing(spec: str, path: Path) -> str:
         return f"there is no {kind} {spec}, and no folder {parent}; check the path"
     close = difflib.get_close_matches(path.name, [entry.name for entry in parent.iterdir()], n=1)
     return f"there is no {kind} {spec}; " + (f"did you mean {path.parent / close[0]}?" if close else "check the path")
-
-
-def _checked(splits: Splits, *, strict: bool) -> Splits:
-    """The splits without damaged files."""
-    parts = (splits.train, splits.validation, splits.test)
-    files = [path for split in parts if isinstance(split.images, FileImages) for path in split.images.paths]
-    skipped = {**splits.skipped, **find_damaged(files, strict=strict)}
-    train, validation, test = (_without(split, skipped) for split in parts)
-    sound = replace(splits, train=train, validation=validation, test=test, skipped=skipped)
-    given = {"train": train, "validation": validation, "test": test}
-    raise_all(unreadable_splits({part: split for part, split in given.items() if part != "train"}, skipped))
-    left = {*sound.train.labels.tolist()}
-    raise_all(
-        [
-            f"all training images of class {splits.classes[label]!r} are damaged; restore them"
-            for label in sorted({*splits.train.labels.tolist()} - left)
-        ]
-    )
-    return with_remarks(sound)
-
-
-def _without(split: Split, skipped: dict[str, str]) -> Split:
-    if not isinstance(split.images, FileImages) or not skipped:
-        return split
-    kept = [i for i, path in enumerate(split.images.paths) if str(path) not in skipped]
-    return split.take(np.array(kept, dtype=np.int64))

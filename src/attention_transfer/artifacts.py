@@ -1,6 +1,6 @@
-"""What the folders that verbs write hold, by name, and by what each is known. It is the only list of that.
+"""The files in the folders that verbs write, and the marks by which such folders are recognised: the only such list.
 
-`--overwrite` removes what is named here, from a folder that is known to be of that kind, and nothing else.
+`--overwrite` removes the files that are named here, from a folder of that kind, and nothing else.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from attention_transfer.writing import make_folder, sync, write_whole
 log = logging.getLogger("attention_transfer")
 
 MODEL = ("config.json", "model*.safetensors", "model.safetensors.index.json", "preprocessor_config.json")
-"""Files of a model's folder."""
+"""Files in the folder of a model."""
 
 EXPORT = (*MODEL, "README.md", "export.json", "model.onnx", "model.onnx.data", "preprocessing.json")
-"""Files of an exported model's folder; it is known by its `export.json`."""
+"""Files in the folder of an exported model, which is recognised by its `export.json`."""
 
 RUN = (
-    "config.yaml",  # the first to go and the first to come: without it, what else is there is a rest
+    "config.yaml",  # removed first and written first: without it, the other files are leftovers
     "summary.json",
     "environment.json",
     "labelled.txt",
@@ -41,15 +41,15 @@ RUN = (
     *(f"mlflow/{name}" for name in ("mlflow.db*", "artifacts")),
     ".*.unfinished",
 )
-"""Files of a run's folder, as patterns; it is known by its `run.json`."""
+"""Files in the folder of a run, as patterns. It is recognised by its `run.json`."""
 
 MARKER = "run.json"
 
 MODEL_FILES = (MARKER, *RUN, *EXPORT)
-"""Files of whatever a verb may be given as a model."""
+"""Files in any folder that a verb takes as a model."""
 
 FORMAT = 1
-"""Version of what a run's folder holds; a version that reads it must know it."""
+"""Format version of a run folder; a version of this package reads only those that it knows."""
 
 _KIND = "attention-transfer run"
 _REPLACED = ".attention-transfer.replaced"
@@ -57,7 +57,7 @@ _OWN = (LOCK, _REPLACED, f".{MARKER}.unfinished")
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a run wrote this folder: by its marker, or by the record of its environment, which is older.
+    """Whether a run wrote this folder: by its marker, or by the record of its environment, as older runs have it.
 
     Raises:
         UserError: a later version wrote it.
@@ -80,24 +80,24 @@ def is_export(folder: Path) -> bool:
 
 
 def is_bench(folder: Path) -> bool:
-    """Whether `bench` wrote what is called so in this folder."""
+    """Whether `bench` wrote the `bench.json` in this folder."""
     return {"costs", "repeats", "versions"} <= _json(folder / "bench.json").keys()
 
 
 def is_occupied(folder: Path) -> bool:
-    """Whether a folder holds anything but what a command left that was killed as it began."""
+    """Whether a folder holds anything but the leftovers of a command that was killed as it began."""
     return folder.is_dir() and any(entry.name not in _OWN for entry in folder.iterdir())
 
 
 def mark_run(folder: Path) -> None:
-    """Make the folder of a run, where there is none yet, and say in it what it is."""
+    """Make the folder of a run if it is not there, and write its marker."""
     make_folder(folder)
     if _json(folder / MARKER).get("kind") != _KIND:
         write_whole(folder / MARKER, json.dumps({"kind": _KIND, "format": FORMAT}, indent=2) + "\n")
 
 
 def replacing_problems(folder: Path) -> list[str]:
-    """Why what is in a folder can't be replaced, a sentence each."""
+    """Why the content of a folder can't be replaced, a sentence each."""
     if folder.is_symlink():
         return [f"{folder} is a link to {folder.resolve()}; name that folder itself to replace what is in it"]
     real = folder.resolve()
@@ -119,12 +119,9 @@ def removal_problems(folder: Path) -> list[str]:
 
 
 def set_aside(folder: Path) -> None:
-    """Move a run's files into a hidden folder beside them, until `discard` removes them; say what else there is.
+    """Move the files of a run into a hidden folder beside them, which `discard` removes; log what else there is.
 
-    Each is moved in one step, its configuration first, so that it is known where a killed process left off.
-
-    Args:
-        folder: of a run, without problems.
+    Each file moves in one step, `config.yaml` first, so that `was_cut_off` can tell where a killed process stopped.
     """
     if not was_cut_off(folder):
         discard(folder)
@@ -140,29 +137,29 @@ def set_aside(folder: Path) -> None:
 
 
 def was_cut_off(folder: Path) -> bool:
-    """Whether a process was killed that set a run aside, before the next one had begun."""
+    """Whether a process was killed after it had set a run aside and before the next run had begun."""
     return (folder / _REPLACED / "config.yaml").is_file() and not (folder / "config.yaml").is_file()
 
 
 def holds_results(folder: Path) -> bool:
-    """Whether a run's folder holds more than the beginning of a run."""
+    """Whether a run's folder holds more than the first files of a run."""
     return any(not path.name.startswith(".") for path in _run_files(folder))
 
 
 def _run_files(folder: Path) -> list[Path]:
-    """The files of a run that are in its folder, in the order in which they are removed."""
+    """The files of a run that exist, in the order in which they are removed."""
     return [path for name in RUN for path in sorted(folder.glob(name))]
 
 
 def discard(folder: Path) -> None:
-    """Remove what was set aside."""
+    """Remove the files that were set aside."""
     aside = folder / _REPLACED
     if aside.is_dir() and not aside.is_symlink():
         shutil.rmtree(aside)
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """An object of JSON that says what a folder is; empty where there is none that can be read."""
+    """A JSON object; empty if there is none that can be read."""
     try:
         content = json.loads(path.read_bytes()) if path.is_file() else {}
     except (OSError, ValueError, RecursionError):

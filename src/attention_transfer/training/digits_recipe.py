@@ -1,7 +1,7 @@
-"""The embedded digits' own recipe: rates and weights with the best validation accuracy there, 5 labels a class.
+"""The recipe for the embedded digits: the rates and weights with the best validation accuracy at 5 labels a class.
 
-They belong to networks as small as builtin/vit_digits (0.2 million weights); `benchmarks/search.py` is the search, and
-docs/log.md has its trials. Weights are means over blocks, of which that network has four.
+They suit networks as small as builtin/vit_digits (0.2 million weights). `benchmarks/search.py` is the search;
+docs/log.md has its trials. A rule's weight multiplies a mean over blocks, of which that network has four.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _COMMON = {
 
 @dataclass(frozen=True)
 class Tuned:
-    """What the search found for a preset: the learning rate, and the weight of its rule where it has one."""
+    """What the search found for a preset: the learning rate, and the weight of its rule if it has one."""
 
     lr: float
     weight: float | None = None
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """Values for what a recipe leaves open."""
+        """Values for the settings that a recipe leaves open."""
         return {**_COMMON, "lr": self.lr}
 
     def rules(self, rules: Sequence[Rule]) -> list[Rule]:

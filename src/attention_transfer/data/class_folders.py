@@ -7,22 +7,23 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from attention_transfer.data.cut import SPLIT_NAMES
-from attention_transfer.data.find import SUFFIXES, Finder, as_text, is_picture, left_out, said, subfolders
-from attention_transfer.data.images import Splits
-from attention_transfer.data.listing import Listing, named, splits_of
+import numpy as np
+
+from attention_transfer.data.finder import SUFFIXES, Finder, as_text, counts_in_words, is_picture, left_out, subfolders
+from attention_transfer.data.images import FileImages, Split, Splits
+from attention_transfer.data.splits import AS_GIVEN, SPLIT_NAMES, first_five, make_splits
 from attention_transfer.errors import UserError, raise_all
 
 Classes = Mapping[str, Sequence[Path]]
-"""The folders of each class; several where their names differ in their Unicode form only."""
+"""The folders of each class: several if their names differ only in their Unicode form."""
 
 
 def load_folder(path: Path, *, strict: bool = False) -> Splits:
     """Load images by class folders.
 
     `PATH/<class>/…` or `PATH/train/<class>/…` with `val` and `test` beside it, in any case and by their other usual
-    names. Splits that are not given are cut from the training images. Pictures are found as `find` says; names of
-    classes are compared in Unicode's composed form.
+    names. Missing splits are cut off the training images. `finder` says which files are pictures; names of classes are
+    compared in Unicode's composed form.
 
     Args:
         path: the folder.
@@ -44,17 +45,19 @@ def load_folder(path: Path, *, strict: bool = False) -> Splits:
         *_notes(given, paths, finder),
         *_unused(path, [folder for folder in folders if splits and folder not in splits.values()], parts),
     ]
-    listing = Listing(path.resolve().name, classes, paths, labels, tuple(notes))
-    return splits_of(listing, strict=strict)
+    made = {part: Split(FileImages(paths[part]), np.array(labels[part], dtype=np.int64)) for part in parts}
+    if len(made) == 3:
+        notes.insert(0, AS_GIVEN)
+    return make_splits(path.resolve().name, classes, made, notes=notes, strict=strict)
 
 
 def is_flat(path: Path) -> bool:
-    """Whether a folder holds images and no folders, so that nothing says their classes."""
+    """Whether a folder holds images and no folders, so that nothing tells their classes."""
     return path.is_dir() and not _folders(path) and bool(_loose_images(path))
 
 
 def load_flat(path: Path, *, strict: bool = False) -> Splits:
-    """Load the images of a folder without class folders, as images of a single class: for what needs no labels.
+    """Load the images of a folder without class folders, as a single class, for training without labels.
 
     Args:
         path: the folder.
@@ -66,9 +69,9 @@ def load_flat(path: Path, *, strict: bool = False) -> Splits:
     finder = Finder()
     (files,) = finder.find([path])
     notes = ["There are no class folders: the images have no labels."]
-    notes += [f"Not used: {said(finder.left_out)}."] if finder.left_out else []
-    listing = Listing(path.resolve().name, ("image",), {"train": files}, {"train": [0] * len(files)}, tuple(notes))
-    return splits_of(listing, strict=strict)
+    notes += [f"Not used: {counts_in_words(finder.left_out)}."] if finder.left_out else []
+    images = Split(FileImages(files), np.zeros(len(files), dtype=np.int64))
+    return make_splits(path.resolve().name, ["image"], {"train": images}, notes=notes, strict=strict)
 
 
 def _find(
@@ -90,44 +93,43 @@ def _find(
 
 
 def _notes(given: Mapping[str, Classes], paths: Mapping[str, Sequence[str]], finder: Finder) -> list[str]:
-    """What a reader should know of what was found."""
+    """What a reader should know about what was found."""
     notes = []
     if finder.left_out:
-        notes.append(f"Not used in the class folders: {said(finder.left_out)}.")
+        notes.append(f"Not used in the class folders: {counts_in_words(finder.left_out)}.")
     outer = {str(folder) for found in given.values() for folders in found.values() for folder in folders}
     inner = dict.fromkeys(os.path.dirname(file) for files in paths.values() for file in files)  # noqa: PTH120
     if nested := [_inside(folder, outer) for folder in inner if folder not in outer]:
-        notes.append(f"Folders inside class folders belong to the class above them: {named(nested)}.")
+        notes.append(f"Folders inside class folders belong to the class above them: {first_five(nested)}.")
     several = dict.fromkeys(name for found in given.values() for name, folders in found.items() if len(folders) > 1)
     if several:
-        notes.append(f"Folders whose names differ in their Unicode form only are one class: {named([*several])}.")
+        notes.append(f"Folders whose names differ in their Unicode form only are one class: {first_five([*several])}.")
     names = {folder.name for found in given.values() for folders in found.values() for folder in folders}
     if foreign := [as_text(name) for name in sorted(names) if not name.isprintable() and as_text(name).isprintable()]:
-        notes.append(f"Class folders whose names are not UTF-8 are called: {named(foreign)}.")
+        notes.append(f"Class folders whose names are not UTF-8 are called: {first_five(foreign)}.")
     return notes
 
 
 def _inside(folder: str, outer: set[str]) -> str:
-    """A folder's path from the class folder on that it is in."""
+    """A folder's path, beginning at the class folder that it is in."""
     top = next(parent for parent in Path(folder).parents if str(parent) in outer)
     return str(Path(folder).relative_to(top.parent))
 
 
 def _unused(path: Path, beside: Sequence[Path], parts: Mapping[str, Path]) -> list[str]:
-    """What lies beside the folders of the splits and classes."""
+    """Notes on what lies beside the folders of splits and classes."""
     notes = []
     if beside:
-        notes.append(f"Folders beside the splits are not used: {named([folder.name for folder in beside])}.")
+        notes.append(f"Folders beside the splits are not used: {first_five([folder.name for folder in beside])}.")
     roots = dict.fromkeys([path, *parts.values()])
     if loose := [file.name for folder in roots for file in _loose_images(folder)]:
-        notes.append(f"Images beside the class folders are not used: {named(loose)}.")
+        notes.append(f"Images beside the class folders are not used: {first_five(loose)}.")
     if hidden := [e.name for folder in roots for e in sorted(folder.iterdir()) if left_out(e.name) and e.is_dir()]:
-        notes.append(f"Hidden folders and those of systems are not used: {named(hidden)}.")
+        notes.append(f"Hidden folders and those of systems are not used: {first_five(hidden)}.")
     return notes
 
 
 def _folders(path: Path) -> list[Path]:
-    """Folders in it by name, but hidden ones and what archives leave behind."""
     try:
         return subfolders(path)
     except PermissionError as error:
@@ -142,9 +144,9 @@ def _classes(path: Path) -> Classes:
 
 
 def _split_folders(path: Path, folders: Sequence[Path]) -> dict[str, Path]:
-    """The folders of splits, or none where the folders are classes.
+    """The folders of the splits; none if the folders are classes.
 
-    A class may be called "train": folders are splits where all have such names, or one of these holds folders.
+    A class may be called "train": folders are splits if all have such names, or if one that has holds folders.
     """
     called = [folder for folder in folders if folder.name.lower() in SPLIT_NAMES]
     if not called or (len(called) < len(folders) and not any(_folders(folder) for folder in called)):
@@ -156,7 +158,7 @@ def _split_folders(path: Path, folders: Sequence[Path]) -> dict[str, Path]:
             raise UserError(f"{path} has two {part} splits, {parts[part].name} and {folder.name}; remove one")
         parts[part] = folder
     if "train" not in parts:
-        names = named([folder.name for folder in parts.values()])
+        names = first_five([folder.name for folder in parts.values()])
         raise UserError(f"{path} has {names} but no train folder; add it, or put class folders at the top")
     return parts
 
@@ -176,7 +178,7 @@ def _problems(parts: Mapping[str, Path], given: Mapping[str, Classes], classes: 
             close = difflib.get_close_matches(extra[0], classes, n=1)
             hint = f" (did you mean {close[0]!r}?)" if close else ""
             problems.append(
-                f"{folder} has classes that {train.name} has not: {named(extra)}{hint}; rename or remove them"
+                f"{folder} has classes that {train.name} has not: {first_five(extra)}{hint}; rename or remove them"
             )
         elif not given[part]:
             problems.append(_nothing(folder))
@@ -185,7 +187,7 @@ def _problems(parts: Mapping[str, Path], given: Mapping[str, Classes], classes: 
 
 def _empty(train: Classes, empty: Sequence[str], finder: Finder) -> list[str]:
     suffixes = ", ".join(suffix.removeprefix(".") for suffix in SUFFIXES)
-    others = f"; not used in all classes: {said(finder.left_out)}" if finder.left_out else ""
+    others = f"; not used in all classes: {counts_in_words(finder.left_out)}" if finder.left_out else ""
     return [
         f"class folder {train[name][0]} holds no images ({suffixes}); fill it or remove it{others}" for name in empty
     ]

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from attention_transfer.data import read_image
-from attention_transfer.data.files import LARGEST_FILE, damage, in_mode
+from attention_transfer.data.decoding import LARGEST_FILE, damage, in_mode
 from attention_transfer.errors import UserError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)

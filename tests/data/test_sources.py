@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from attention_transfer.data import (
     find_source,
     load_data,
 )
+from attention_transfer.data.layouts import Layout, Published
 from attention_transfer.errors import UserError
 
 Write = Callable[..., list[Path]]
@@ -78,15 +79,9 @@ def test_what_is_not_there_is_refused_with_the_nearest(tmp_path: Path, monkeypat
         load_data("notes.txt")
 
 
-@dataclass
-class Published:
-    """A layout that gives these splits."""
-
-    splits: Splits
-    title: str = "Published"
-
-    def load(self, path: Path) -> Splits:
-        return self.splits
+def layout(parts: dict[str, Split], *notes: str) -> Layout:
+    """A layout that gives these splits of every folder."""
+    return Layout("published", "Published", find=lambda path: path, read=lambda _: Published(["a", "b"], parts, notes))
 
 
 @pytest.fixture
@@ -96,11 +91,9 @@ def published(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     for part in ("train", "validation", "test"):
         paths = [*write(f"{part}/a", 2), *write(f"{part}/b", 2)]
         made[part] = Split(FileImages(paths), np.array([0, 0, 1, 1]))
-    splits = Splits(
-        "published", ("a", "b"), made["train"], made["validation"], made["test"], ("As its makers split it.",)
-    )
-    monkeypatch.setattr("attention_transfer.data.layouts.find_layout", lambda path: Published(splits))
-    return splits
+    found = layout(made, "As its makers split it.")
+    monkeypatch.setattr("attention_transfer.data.sources.find_layout", lambda path: found)
+    return found.load(tmp_path)
 
 
 def test_a_published_layout_comes_before_class_folders(published: Splits, tmp_path: Path) -> None:
@@ -122,7 +115,7 @@ def test_damaged_files_of_a_published_set_are_left_out(published: Splits, files:
     with pytest.raises(UserError, match="is empty"):
         load_data(str(tmp_path), strict=True)
     files(published.train)[0].write_bytes(b"")
-    with pytest.raises(UserError, match="all training images of class 'a' are damaged"):
+    with pytest.raises(UserError, match="class 'a' needs an image to train with, but all 2 are damaged"):
         load_data(str(tmp_path))
 
 
@@ -144,13 +137,13 @@ def test_names_for_files_are_short() -> None:
 
 
 def test_libraries_are_asked_by_what_follows_their_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    for library, place in {"hf": "hub.load_hub", "torchvision": "torchvision_sets.load_torchvision"}.items():
-        monkeypatch.setattr(f"attention_transfer.data.{place}", lambda name: replace(digits(), name=name))
+    for library, loader in {"hf": "load_hub", "torchvision": "load_torchvision"}.items():
+        monkeypatch.setattr(f"attention_transfer.data.sources.{loader}", lambda name, **_: replace(digits(), name=name))
         assert load_data(f"{library}/org/Name:root").name == "org/Name:root"
 
 
 def test_tar_files_are_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("attention_transfer.data.shards.load_shards", lambda path: replace(digits(), name=path.name))
+    monkeypatch.setattr("attention_transfer.data.sources.load_shards", lambda path: replace(digits(), name=path.name))
     (tmp_path / "train.tar").touch()
     for place in (tmp_path, tmp_path / "train.tar", tmp_path / "train-{000..003}.tar"):
         assert find_source(str(place)).title == "tar shards"
@@ -159,6 +152,7 @@ def test_tar_files_are_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_images_in_memory_are_not_looked_for_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     split = Split(ArrayImages(np.zeros((2, 4, 4), dtype=np.uint8)), np.array([0, 1]))
-    splits = Splits("memory", ("a", "b"), split, split, split)
-    monkeypatch.setattr("attention_transfer.data.layouts.find_layout", lambda path: Published(splits))
-    assert load_data(str(tmp_path)) == splits
+    found = layout({"train": split, "validation": split, "test": split})
+    monkeypatch.setattr("attention_transfer.data.sources.find_layout", lambda path: found)
+    splits = load_data(str(tmp_path))
+    assert all(part is split for part in (splits.train, splits.validation, splits.test))

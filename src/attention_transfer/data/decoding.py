@@ -1,7 +1,7 @@
-"""Image files, read as people see them, and what is wrong with those that can't be.
+"""Read image files as people see them, and say what is wrong with those that can't be read.
 
-Every image of the package, from a file, an archive or a table, is opened by `opened`: by the decoders of a few formats
-only, and of a bounded size. Whatever a decoder raises then makes the image a damaged one.
+`opened` opens every image of this package, from a file, an archive or a table. It uses the decoders of a few formats
+and bounds the size. Whatever a decoder raises then means that the image is damaged.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from attention_transfer.data.find import NO_FILES
+from attention_transfer.data.finder import NO_FILES
 from attention_transfer.errors import UserError
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-"""Pillow's decoders that are used, whatever a file is called. Others start programs (EPS), or few people test them."""
+"""The Pillow decoders that are used, whatever a file is called. Others start programs (EPS) or are little tested."""
 
 LARGEST_IMAGE = 178_956_970
-"""Pixels; twice what Pillow warns of, and 0.7 GB in memory. Held also where a program has turned off Pillow's limit."""
+"""Pixels; twice Pillow's warning limit, 0.7 GB in memory. It holds even if a program has turned off Pillow's limit."""
 
 LARGEST_FILE = 2**30
 """Bytes; some decoders read the whole file at once."""
 
 _FAINT = 2**12
-"""Values of 16 bits that stay below this would be almost black with 8 bits: they are of 12 bits or fewer."""
+"""16-bit images whose values all stay below this have 12 bits or fewer, and would be almost black in 8 bits."""
 
 _NO_COLOURS = {
     "F": "holds floats, whose range is not known; save it with 8 or 16 bits",
@@ -42,7 +42,7 @@ _ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82", "GIF": b";"}
 
 
 class Damaged(Exception):
-    """Why an image can't be used, as the rest of a sentence that begins with its name."""
+    """Why an image can't be used, as the end of a sentence that begins with its name."""
 
 
 class Missing(Damaged):
@@ -51,10 +51,10 @@ class Missing(Damaged):
 
 @contextmanager
 def opened(source: str | Path | bytes) -> Iterator[ImageFile.ImageFile]:
-    """Open an image, by its path or as the bytes of a file; its pixels are not decoded yet.
+    """Open an image by its path, or from the bytes of a file; its pixels are not decoded yet.
 
     Raises:
-        Damaged: it is no regular file, no image of `FORMATS`, or too large; or whatever is raised inside the block.
+        Damaged: it is not a regular file, not an image of `FORMATS`, or too large; or the block raised anything.
     """
     _check_size(source)
     try:
@@ -94,11 +94,11 @@ def decode(data: bytes) -> Image.Image:
 
 
 def decoded(image: ImageFile.ImageFile) -> Image.Image:
-    """A decoded copy, turned as its EXIF note says; as it is where the note can't be read.
+    """A decoded copy, rotated as its EXIF data say; not rotated if these can't be read.
 
     Raises:
-        Damaged: it holds no colours, or so little of its 16 bits is used that it would be almost black.
-        Exception: whatever the decoder raises; `opened` makes that `Damaged`.
+        Damaged: it holds no colours, or uses so little of its 16 bits that it would be almost black.
+        Exception: whatever the decoder raises; `opened` turns it into `Damaged`.
     """
     deep = any(";16" in str(tile) for tile in image.tile)  # Pillow keeps the upper 8 of 16 bits of colours
     image.load()
@@ -116,10 +116,10 @@ def decoded(image: ImageFile.ImageFile) -> Image.Image:
 
 
 def in_mode(image: Image.Image, mode: str) -> Image.Image:
-    """The image in mode "L" or "RGB", whatever it was.
+    """Convert an image of any mode to "L" or "RGB".
 
-    Grey values of 16 bits are divided by 256. Transparency is left out and the colours beneath it are kept, as
-    torchvision and timm do (nothing is laid on white): what a model was trained with is what it should see.
+    16-bit greys are divided by 256. Transparency is dropped and the colours beneath it are kept (nothing is laid on
+    white), as torchvision and timm do: a model should see what it was trained with.
 
     Raises:
         UserError: it holds floats, or integers that are not of 16 bits: their range is not known.
@@ -139,7 +139,7 @@ def in_mode(image: Image.Image, mode: str) -> Image.Image:
 
 
 def damage(path: str | Path) -> str | None:
-    """Why a file is not readable as an image, by its header and its end; None where both are in order.
+    """Why a file is not readable as an image, by its header and its end; `None` if both are intact.
 
     JPEG, PNG, GIF and WebP have an end that can be looked at; files of another kind, those with 16 bits, and those
     whose end looks wrong (some cameras append to it), are decoded. Damage in the middle of a file is found by reading.
@@ -156,7 +156,7 @@ def damage(path: str | Path) -> str | None:
 
 
 def _check_size(source: str | Path | bytes) -> None:
-    """Refuse what must not be opened (a pipe would wait for ever), is empty, or too large to be read."""
+    """Refuse what must not be opened (a pipe would block forever), is empty, or is too large."""
     if isinstance(source, bytes):
         size = len(source)
     else:
@@ -211,7 +211,7 @@ def _eight_bits(values: NDArray[np.generic]) -> NDArray[np.uint8]:
 
 
 def _check_bright(largest: int) -> None:
-    """Whether the largest of an image's 16-bit values is above what 12 bits hold; an image that is black may be."""
+    """Refuse 16-bit values that fit into 12 bits, unless all are 0."""
     if 0 < largest < _FAINT:
         raise Damaged(
             f"has 16 bits, but uses {largest:,} of 65,535 at most and would be almost black; scale it to all 16 bits, "
@@ -220,7 +220,7 @@ def _check_bright(largest: int) -> None:
 
 
 def _ends_well(image: ImageFile.ImageFile) -> bool:
-    """Whether the file of an image that was opened ends as it should; false where its kind has no known end."""
+    """Whether the file of an opened image ends as its format should; false if the format has no known end."""
     file = image.fp
     if file is None:
         return False

@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torchvision.datasets import ImageFolder
 
-from attention_transfer.data import Split, Splits
-from attention_transfer.data.folders import is_flat, load_flat, load_folder
-from attention_transfer.data.listing import Listing, splits_of
+from attention_transfer.data import FileImages, Split, Splits
+from attention_transfer.data.class_folders import is_flat, load_flat, load_folder
+from attention_transfer.data.splits import make_splits
 from attention_transfer.errors import UserError, UserErrors
 
 Write = Callable[..., list[Path]]
@@ -141,12 +141,12 @@ SIZES = st.lists(st.integers(1, 30), min_size=2, max_size=6).filter(lambda sizes
 def test_splits_share_nothing_and_every_class_is_trained(
     sizes: list[int], test: bool, validation: bool, files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("attention_transfer.data.listing.damage", lambda path: None)  # there are no files
+    monkeypatch.setattr("attention_transfer.data.splits.damage", lambda path: None)  # there are no files
     given_ = ["train", *["validation"] * validation, *["test"] * test]
     labels = [label for label, size in enumerate(sizes) for _ in range(size)]
     paths = {part: [f"{part}/{number}" for number in range(len(labels))] for part in given_}
     names = tuple(f"class {label}" for label in range(len(sizes)))
-    splits = splits_of(Listing("x", names, paths, dict.fromkeys(given_, labels)))
+    splits = make_splits("x", names, {part: Split(FileImages(paths[part]), np.array(labels)) for part in given_})
     found = [str(path) for split in parts(splits) for path in files(split)]
     assert sorted(found) == sorted(path for part in given_ for path in paths[part])
     for split in parts(splits):
@@ -182,7 +182,7 @@ def test_files_are_opened_once_and_again_when_they_changed(
 ) -> None:
     paths = [*write("a", 5), *write("b", 5)]
     opened: list[str] = []
-    monkeypatch.setattr("attention_transfer.data.listing.damage", opened.append)
+    monkeypatch.setattr("attention_transfer.data.splits.damage", opened.append)
     for _ in range(2):
         load_folder(tmp_path)
     assert sorted(opened) == list(map(str, paths))

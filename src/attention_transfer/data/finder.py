@@ -1,10 +1,10 @@
-"""Which files below a folder are pictures: one rule for class folders, `predict`, tables, shards and published sets.
+"""Find the pictures below a folder: one rule for class folders, `predict`, tables, shards and published sets.
 
-- Pictures are regular files, or links to these, with one of torchvision's suffixes, in any case.
-- Hidden files and folders (`.name`), and those that systems leave behind (`SYSTEM`), are not looked at.
-- Links to folders are followed where the folder is not searched anyway: a link to a folder above, to another class, or
-  a second one to the same folder adds nothing.
-- What is left out is counted by its reason.
+- Pictures are regular files, or links to them, with one of torchvision's suffixes, in any case.
+- Hidden files and folders (`.name`), and those that operating systems leave behind (`SYSTEM`), are ignored.
+- A link to a folder is followed only if that folder is not searched anyway: a link to a folder above, to another class,
+  or a second link to the same folder adds nothing.
+- What is left out is counted, by the reason.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ SYSTEM = frozenset(
         "desktop.ini",
     }
 )
-"""What network drives, archives and file systems leave in folders, in lower case."""
+"""Names that network drives, archives and file systems leave in folders, in lower case."""
 
 DEEPEST = 64
-"""Folders in each other, below the one that is searched."""
+"""Levels of folders that are searched."""
 
 _SHOWN = 10
 NO_FILES = {
@@ -52,26 +52,26 @@ NO_FILES = {
     stat.S_IFCHR: "device",
     stat.S_IFBLK: "device",
 }
-"""What a path may lead to that is no file with content, by its kind."""
+"""What a path may lead to besides a regular file, by its `stat` kind."""
 
 Identity = tuple[int, int]
-"""Of a folder: its device, and its number there."""
+"""A folder's device and inode."""
 
 
 def left_out(name: str) -> str | None:
-    """Why a file or folder of this name is not looked at; `None` where it is."""
+    """Why a file or folder of this name is ignored; `None` if it is not."""
     if name.startswith("."):
         return "hidden"
     return "of the system" if name.lower() in SYSTEM else None
 
 
 def left_out_below(path: PurePath) -> str | None:
-    """As `left_out`, of a path inside a folder or an archive, by its first part that is not looked at."""
+    """As `left_out`, for a path inside a folder or an archive: the reason for its first part that is ignored."""
     return next((reason for part in path.parts if (reason := left_out(part))), None)
 
 
-def special(path: Path) -> str | None:
-    """Why what a path leads to is no regular file: a broken link, a named pipe and so on; `None` for a regular file."""
+def not_a_file(path: Path) -> str | None:
+    """What a path leads to instead of a regular file (a broken link, a named pipe, …); `None` for a regular file."""
     kind = _kind(str(path))
     if kind is None:
         return "broken link"
@@ -79,32 +79,28 @@ def special(path: Path) -> str | None:
 
 
 def is_picture(name: str) -> bool:
-    """Whether a file's suffix is a picture's."""
+    """Whether a file name has the suffix of a picture."""
     return os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122 – a million files
 
 
 def as_text(name: str) -> str:
-    r"""A name as text that can be compared and written: in Unicode's composed form, what is no UTF-8 as `\xe9`."""
+    r"""A file name as text to compare and to write: in Unicode's composed form, bytes that are not UTF-8 as `\xe9`."""
     return unicodedata.normalize("NFC", os.fsencode(name).decode("utf-8", "backslashreplace"))
 
 
-def there(path: str) -> str:
-    """A path as it is on the disk, where one that was written down differs in its Unicode form only."""
+def path_on_disk(path: str) -> str:
+    """The path on the disk that equals a written one up to its Unicode form; the path itself if there is none."""
     forms = (path, *(unicodedata.normalize(form, path) for form in ("NFC", "NFD")))
     return next((form for form in forms if Path(form).is_file()), path)
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """The folders in it that are looked at, by name.
-
-    Raises:
-        OSError: it can't be read.
-    """
+    """The folders in a folder, sorted by name, without ignored ones. Raises `OSError` if it can't be read."""
     return sorted(entry for entry in folder.iterdir() if not left_out(entry.name) and entry.is_dir())
 
 
-def said(counts: Counter[str]) -> str:
-    """What was left out, the most frequent first: "3 hidden, 2 .txt"."""
+def counts_in_words(counts: Counter[str]) -> str:
+    """Counts in words, the largest first: "3 hidden, 2 .txt"."""
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     shown = ", ".join(f"{count:,} {reason}" for reason, count in ordered[:_SHOWN])
     more = sum(count for _, count in ordered[_SHOWN:])
@@ -122,11 +118,7 @@ class Finder:
         self.left_out: Counter[str] = Counter()
 
     def find(self, folders: Sequence[Path]) -> list[list[str]]:
-        """The pictures below each folder, by folder and name.
-
-        Raises:
-            OSError: one of the folders can't be read.
-        """
+        """The pictures below each folder, sorted by folder and name. Raises `OSError` if one can't be read."""
         found: list[list[str]] = [[] for _ in folders]
         searched: set[Identity] = set()
         links: list[tuple[int, str]] = []
@@ -145,13 +137,9 @@ class Finder:
         return [sorted(pictures, key=os.path.split) for pictures in found]
 
     def _walk(self, top: str, found: list[str], searched: set[Identity], *, again: bool = False) -> list[str]:
-        """Collect the pictures below a folder; gives the links to folders, by name.
+        """Add the pictures below a folder to `found` and its folders to `searched`; return the links to folders.
 
-        Args:
-            top: the folder.
-            found: gets the pictures.
-            searched: gets the folders.
-            again: also search a folder that was searched; a tree without links has no circles.
+        With `again`, a folder that was searched before is searched once more: a tree without links has no circles.
         """
         links: list[str] = []
         waiting = [(top, 0)]
@@ -184,8 +172,8 @@ class Finder:
 
 
 def _refused(entry: os.DirEntry[str]) -> str | None:
-    """Why a file, or a link to one, is no picture."""
-    if not entry.is_file(follow_symlinks=False) and (reason := special(Path(entry.path))):
+    """Why a file, or a link to one, is not a picture; `None` if it is."""
+    if not entry.is_file(follow_symlinks=False) and (reason := not_a_file(Path(entry.path))):
         return reason
     if not is_picture(entry.name):
         return os.path.splitext(entry.name)[1].lower() or "without a suffix"  # noqa: PTH122
@@ -193,7 +181,7 @@ def _refused(entry: os.DirEntry[str]) -> str | None:
 
 
 def _kind(path: str) -> int | None:
-    """What is there, where a link leads; `None` where it leads nowhere."""
+    """The `stat` kind of what a path leads to; `None` if it leads nowhere."""
     try:
         return stat.S_IFMT(os.stat(path).st_mode)  # noqa: PTH116
     except OSError:
@@ -206,7 +194,7 @@ def _identity(folder: str) -> Identity:
 
 
 def _above(folder: str) -> set[Identity]:
-    """The folders that a folder is in, by the path it was named by and by the one it has."""
+    """The folders above a folder, both along the path as given and along the resolved one."""
     found: set[Identity] = set()
     for path in {*Path(folder).absolute().parents, *Path(folder).resolve().parents}:
         with suppress(OSError):  # a folder that may not be looked at can't be searched either

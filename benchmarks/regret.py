@@ -22,6 +22,7 @@ from statistics import mean
 from typing import Any
 
 from attention_transfer import train
+from attention_transfer.config.choices import Augment
 from attention_transfer.training import Recipe, RunFolder
 from attention_transfer.transfer import LossRule, NetworkRule, preset
 
@@ -42,7 +43,7 @@ class Trial:
     weight: float = 1.0
     image_size: int | None = None
     epochs: int | None = None
-    augment: str = "auto"
+    augment: Augment = "auto"
 
 
 def main() -> None:

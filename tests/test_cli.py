@@ -18,6 +18,7 @@ from attention_transfer.config.base import options_of
 from attention_transfer.config.presets import PRESETS, Preset
 from attention_transfer.config.recipe import Recipe
 from attention_transfer.config.training import Compare, Train
+from attention_transfer.config.verbs import Export, Predict
 from attention_transfer.parser import parse
 from attention_transfer.plain_yaml import read_mapping
 from attention_transfer.training import read_metrics
@@ -235,6 +236,8 @@ def test_switches_stand_alone_and_dashes_are_underscores() -> None:
     assert settings.recipe is not None
     assert (settings.overwrite, settings.image_size, settings.recipe.batch_size) == (True, 16, 4)
     assert parsed("train --image_size 16", Train).image_size == 16
+    assert parsed("export --overwrite runs/a", Export) == Export("runs/a", overwrite=True)
+    assert parsed("predict run a.png --top 2 b.png", Predict) == Predict("run", ["a.png", "b.png"], top=2)
     assert parsed("train --overwrite false --strict=true --pretrained no", Train).pretrained is False
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-import sys
+import runpy
 from pathlib import Path
 
 import pytest
@@ -11,17 +11,15 @@ import pytest
 from attention_transfer.verbs import VERBS
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "tools"))
-
-import verb_tables  # noqa: E402 - a script, not a package
+TABLES = runpy.run_path(str(ROOT / "tools" / "verb_tables.py"))
 
 
-@pytest.mark.parametrize("page", verb_tables.PAGES)
+@pytest.mark.parametrize("page", TABLES["PAGES"])
 def test_the_tables_are_those_of_the_code(page: str) -> None:
-    text = (verb_tables.DOCS / page).read_text(encoding="utf-8")
-    assert text == verb_tables.written(text), "run python tools/verb_tables.py"
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    assert text == TABLES["written"](text), "run python tools/verb_tables.py"
 
 
 def test_every_verb_with_settings_has_a_table() -> None:
-    tables = set(re.findall(r"<!-- flags: (\w+) -->", (verb_tables.DOCS / "cli.md").read_text(encoding="utf-8")))
+    tables = set(re.findall(r"<!-- flags: (\w+) -->", (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")))
     assert tables == VERBS.keys() - {"presets"}

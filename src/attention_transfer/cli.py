@@ -55,7 +55,8 @@ def run(arguments: Sequence[str]) -> None:
     words = [word for word in arguments if word not in ("-v", "--verbose")]
     if len(words) < len(arguments):
         log = logging.getLogger("attention_transfer")
-        for handler in [log, *log.handlers]:
+        log.setLevel(logging.DEBUG)
+        for handler in log.handlers:
             handler.setLevel(logging.DEBUG)
     verb, config = parse(words)
     verb.run(config)

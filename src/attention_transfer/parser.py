@@ -13,7 +13,7 @@ from typing import Any, NoReturn, get_origin
 from attention_transfer import help_text
 from attention_transfer.config.base import Config, Setting, as_data, holds_rules, members, options_of, settings_of
 from attention_transfer.config.files import config_path, read_config
-from attention_transfer.config.values import Misfit, brought, plain_of, short
+from attention_transfer.config.values import TRUTHS, Misfit, brought, plain_of, short
 from attention_transfer.errors import UserError, nearest, raise_all
 from attention_transfer.places import expanded, same_or_inside
 from attention_transfer.verbs import VERBS, Verb, find
@@ -88,10 +88,11 @@ class _Command:
             return
         setting = self.options.get(name)
         known = self._is_known(name) or name == "config"
-        bare = setting is not None and (setting.kind is bool or setting.default is False)
-        if not equals and left and not left[0].startswith("--") and not (bare and not _is_truth(left[0])):
+        switch = setting is not None and setting.kind is bool  # which may stand before another word
+        alone = not left or left[0].startswith("--") or (switch and left[0].lower() not in TRUTHS)
+        if not equals and not alone:
             text = left.pop(0)
-        elif not equals and bare:
+        elif not equals and setting is not None and (switch or setting.default is False):
             text = "true"
         elif not equals and known:
             self.problems.append(f"{flag} has no value; give one, or leave it out")
@@ -277,10 +278,6 @@ class _Command:
 def holds_many(setting: Setting) -> bool:
     """Whether a setting takes any number of words."""
     return str(setting.kind).startswith("list[")
-
-
-def _is_truth(word: str) -> bool:
-    return isinstance(plain_of(word, ""), bool) if len(word) < _LONGEST_HINT else False
 
 
 def _without_empty(arguments: Sequence[str], problems: list[str]) -> list[str]:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from functools import cache
 from importlib.metadata import entry_points
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Generic, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 from attention_transfer.config.base import Config, checked
 from attention_transfer.config.presets import PRESETS, Preset
@@ -312,15 +312,15 @@ def presets(config: NoSettings) -> dict[str, Preset]:  # noqa: ARG001
     return dict(PRESETS)
 
 
-_OWN = [demo, inspect_data, pretrain, train, compare, predict, export, ensemble, doctor, bench, presets]
-VERBS: dict[str, Verb[..., object]] = {verb.name: verb for verb in _OWN}
+_OWN = (demo, inspect_data, pretrain, train, compare, predict, export, ensemble, doctor, bench, presets)
+VERBS: dict[str, Verb[..., Any]] = {own.name: own for own in _OWN}
 """The verbs of this package, by name."""
 
 
 @cache
-def of_other_packages() -> dict[str, Verb[..., object]]:
+def of_other_packages() -> dict[str, Verb[..., Any]]:
     """Verbs that other packages registered, by name."""
-    found: dict[str, Verb[..., object]] = {}
+    found: dict[str, Verb[..., Any]] = {}
     for entry in entry_points(group=GROUP):
         loaded = entry.load() if entry.name not in VERBS else None
         if isinstance(loaded, Verb):
@@ -328,7 +328,7 @@ def of_other_packages() -> dict[str, Verb[..., object]]:
     return found
 
 
-def find(name: str) -> Verb[..., object]:
+def find(name: str) -> Verb[..., Any]:
     """The verb of this name.
 
     Raises:

@@ -11,7 +11,7 @@ from attention_transfer.errors import UserError, nearest
 
 _INT = re.compile(r"[+-]?\d+(_\d+)*")
 _FLOAT = re.compile(r"[+-]?(\d+(_\d+)*\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
-_BOOLS = {"true": True, "false": False, "yes": True, "no": False, "on": True, "off": False}
+TRUTHS = {"true": True, "false": False, "yes": True, "no": False, "on": True, "off": False}
 _LONG = 80
 
 
@@ -84,8 +84,8 @@ def plain_of(text: str, name: str) -> Any:
             return plain(word)
         except UserError as error:
             raise Misfit(f"{name} is {short(text)}, which {error}; check the brackets and quotes") from error
-    if word.lower() in _BOOLS:
-        return _BOOLS[word.lower()]
+    if word.lower() in TRUTHS:
+        return TRUTHS[word.lower()]
     if word in ("null", "Null", "NULL"):
         return None
     try:

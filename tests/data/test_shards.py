@@ -199,10 +199,10 @@ def test_shards_are_told_from_other_folders(tmp_path: Path) -> None:
     [
         (
             ["train-0.tar", "more.tar"],
-            r"more.tar does not say which split it is of, as others do; put train in its name",
+            r"more.tar does not say which split it belongs to, but others do; put train in its name",
         ),
         (["test-0.tar", "val-0.tar"], r"has shards for test and validation, but none for train; add them"),
-        (["train-val-0.tar"], r"train-val-0.tar may be of train or validation; put the shards into folders"),
+        (["train-val-0.tar"], r"train-val-0.tar may belong to train or validation; put the shards into folders"),
         ([], r"holds no .tar files"),
     ],
 )

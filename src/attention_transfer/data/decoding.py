@@ -181,7 +181,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, Image.DecompressionBombError | MemoryError):
         return f"is too large ({str(error) or 'for the memory'}); make it smaller"
     if isinstance(error, PermissionError):
-        return "may not be read; change its permissions"
+        return "can't be read: no permission; change its permissions"
     said = " ".join(str(error).split()) or type(error).__name__
     return f"is damaged and can't be read ({said[:200]}); replace it"
 

@@ -61,7 +61,7 @@ class _Members:
         where = f"{member.name} in {self.shard}"
         if suffix in _LABELS:
             if member.size > _LARGEST_LABEL:
-                raise UserError(f"{where} is no label, for it has {member.size:,} bytes; make the shard again")
+                raise UserError(f"{where} is no label, for it has {member.size:,} bytes; write the shard again")
             content = tar.extractfile(member)
             label = _label(b"" if content is None else content.read(), suffix, where)
             if label is not None:
@@ -130,7 +130,7 @@ def _opened(shard: Path) -> Iterator[tarfile.TarFile]:
     except Exception as error:  # headers of thousands of headers, numbers that are none, and so on
         said = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
-            f"{shard} can't be read as a tar file without compression ({said}); fetch it again, or unpack .gz"
+            f"{shard} can't be read as a tar file without compression ({said}); decompress it, or download it again"
         ) from error
 
 
@@ -169,7 +169,7 @@ def _check(shard: Path, places: dict[str, Place], told: dict[str, Label], others
             f"({', '.join(unlabelled[:5])}); make the shard with labels"
         )
     if places and without:
-        problems.append(f"{len(without)} labels in {shard} have no image ({', '.join(without[:5])}); make it again")
+        problems.append(f"{len(without)} labels in {shard} have no image ({', '.join(without[:5])}); write it again")
     raise_all(problems)
 
 
@@ -179,7 +179,7 @@ def _label(content: bytes, suffix: str, where: str) -> Label | None:
         text = content.decode().strip()
         told = parse_json(text) if suffix == "json" else text
     except (Unsound, UnicodeDecodeError) as error:
-        raise UserError(f"{where} is damaged ({error}); make the shard again") from error
+        raise UserError(f"{where} is damaged ({error}); write the shard again") from error
     if suffix == "json":
         told = told.get("label") if isinstance(told, dict) else None
         if told is None:

@@ -56,13 +56,13 @@ def digit_scenes() -> Splits:
     """
     plain = digits()
     scenes = {part: _of_digits(part, split) for part, split in plain.parts.items()}
-    return Splits("digit-scenes", plain.classes, **scenes)
+    return Splits("digit-scenes", plain.classes, scenes["train"], scenes["validation"], scenes["test"])
 
 
 def character_scenes() -> Splits:
     """Printed digits and capital letters on the same photographs: 25,200 training, 1,080 validation, 1,080 test."""
     scenes = {part: _of_characters(part, count) for part, count in _A_CHARACTER.items()}
-    return Splits("character-scenes", tuple(CHARACTERS), **scenes)
+    return Splits("character-scenes", tuple(CHARACTERS), scenes["train"], scenes["validation"], scenes["test"])
 
 
 def _of_digits(part: str, split: Split) -> Split:

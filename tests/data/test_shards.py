@@ -306,7 +306,7 @@ def test_what_is_not_used_of_a_shard_is_counted(tmp_path: Path) -> None:
     [
         (("0.json", b'{"label": 0.37}'), "has the label 0.37; it must be the number or the name of one class"),
         (("0.cls", b"9" * 5000), "has a label of 5,000 characters"),
-        (("0.cls", b"1" * (2**20 + 1)), "is no label, for it has 1,048,577 bytes"),
+        (("0.cls", b"1" * (2**20 + 1)), "is not a label, for it has 1,048,577 bytes"),
         (("0.json", b"[" * 100_000), "is damaged .*too deep"),
         (("0.json", b'{"label": ' + b"9" * 5000 + b"}"), "is damaged"),
     ],

@@ -21,8 +21,8 @@ from attention_transfer.data.decoding import Damaged, decode
 from attention_transfer.data.finder import as_text, counts_in_words, left_out, subfolders
 from attention_transfer.data.images import Split, Splits
 from attention_transfer.data.labels import label_of, label_problems
-from attention_transfer.data.members import Index, Label, index_shard, member_at
 from attention_transfer.data.patterns import expand, is_pattern
+from attention_transfer.data.shard_index import Index, Label, index_shard, member_at
 from attention_transfer.data.splits import SPLIT_NAMES, make_splits
 from attention_transfer.errors import UserError, raise_all
 from attention_transfer.text_files import Unsound, read_text

@@ -80,8 +80,8 @@ def test_a_file_that_may_not_be_read_is_said_so(tmp_path: Path, monkeypatch: pyt
 
     (tmp_path / "image.png").write_bytes(encoded("png"))
     monkeypatch.setattr(Image, "open", forbidden)
-    assert damage(tmp_path / "image.png") == "may not be read; change its permissions"
-    with pytest.raises(UserError, match=r"image\.png may not be read"):
+    assert damage(tmp_path / "image.png") == "can't be read: no permission; change its permissions"
+    with pytest.raises(UserError, match=r"image\.png can't be read: no permission"):
         read_image(tmp_path / "image.png")
 
 

@@ -199,10 +199,10 @@ def test_shards_are_told_from_other_folders(tmp_path: Path) -> None:
     [
         (
             ["train-0.tar", "more.tar"],
-            r"more.tar does not say which split it is of, as others do; put train in its name",
+            r"more.tar does not say which split it belongs to, but others do; put train in its name",
         ),
         (["test-0.tar", "val-0.tar"], r"has shards for test and validation, but none for train; add them"),
-        (["train-val-0.tar"], r"train-val-0.tar may be of train or validation; put the shards into folders"),
+        (["train-val-0.tar"], r"train-val-0.tar may belong to train or validation; put the shards into folders"),
         ([], r"holds no .tar files"),
     ],
 )
@@ -306,7 +306,7 @@ def test_what_is_not_used_of_a_shard_is_counted(tmp_path: Path) -> None:
     [
         (("0.json", b'{"label": 0.37}'), "has the label 0.37; it must be the number or the name of one class"),
         (("0.cls", b"9" * 5000), "has a label of 5,000 characters"),
-        (("0.cls", b"1" * (2**20 + 1)), "is no label, for it has 1,048,577 bytes"),
+        (("0.cls", b"1" * (2**20 + 1)), "is not a label, for it has 1,048,577 bytes"),
         (("0.json", b"[" * 100_000), "is damaged .*too deep"),
         (("0.json", b'{"label": ' + b"9" * 5000 + b"}"), "is damaged"),
     ],

@@ -75,7 +75,7 @@ def test_what_is_not_there_is_refused_with_the_nearest(tmp_path: Path, monkeypat
         with pytest.raises(UserError, match=text):
             load_data(spec)
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(UserError, match=r"notes\.txt is no data set; name a folder"):
+    with pytest.raises(UserError, match=r"notes\.txt is not a data set; name a folder"):
         load_data("notes.txt")
 
 

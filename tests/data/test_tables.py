@@ -135,14 +135,14 @@ def test_tables_without_rows_classes_or_training_are_refused(rows: list[str], ta
         load_table(table("path,label", *rows[:5]))
     with pytest.raises(UserError, match="no row of split train"):
         load_table(table("path,label,split", *[f"{row},test" for row in rows]))
-    with pytest.raises(UserError, match="test split has classes that train has not: 'dog'"):
+    with pytest.raises(UserError, match="test split has classes that train lacks: 'dog'"):
         load_table(table("path,label,split", f"{rows[0]},train", f"{rows[1]},train", f"{rows[15]},test"))
 
 
 def test_a_file_that_is_no_table_is_refused(table: Callable[..., Path]) -> None:
     path = table("path,label")
     path.write_bytes(b"path,label\n\xff\xfe\x00caf\xe9,x\n")
-    with pytest.raises(UserError, match="is no readable table"):
+    with pytest.raises(UserError, match="is not a readable table"):
         load_table(path)
 
 

@@ -181,7 +181,7 @@ def test_a_useless_member_gets_no_weight_and_equal_members_equal_ones() -> None:
 def test_a_search_that_fails_is_told_and_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     failed = SimpleNamespace(success=False, message="no way down")
     monkeypatch.setattr(optimize, "minimize", lambda *_, **__: failed)
-    with pytest.raises(UserError, match=r"\(no way down\); take equal ones"):
+    with pytest.raises(UserError, match=r"\(no way down\); use equal weights"):
         fitted_weights(torch.zeros(2, 3, 4), torch.zeros(3, dtype=torch.long), "logits")
 
 

@@ -380,7 +380,7 @@ def test_a_disk_of_its_own_is_refused_before_the_work(
 ) -> None:
     (tmp_path / "disk").mkdir()
     monkeypatch.setattr(Path, "is_mount", lambda path: path == tmp_path / "disk")
-    with pytest.raises(UserError, match="disk is a disk of its own, which can't be replaced; choose a folder in it"):
+    with pytest.raises(UserError, match="disk is a mounted disk, which can't be replaced; choose a folder in it"):
         export(grey, out=str(tmp_path / "disk"))
 
 

@@ -133,7 +133,7 @@ def _folders(path: Path) -> list[Path]:
     try:
         return subfolders(path)
     except PermissionError as error:
-        raise UserError(f"{path} may not be read; change its permissions") from error
+        raise UserError(f"{path} can't be read: no permission; change its permissions") from error
 
 
 def _classes(path: Path) -> Classes:
@@ -169,7 +169,7 @@ def _problems(parts: Mapping[str, Path], given: Mapping[str, Classes], classes: 
         return [_nothing(train)]
     if len(classes) == 1:
         inner = [folder for folders in given["train"].values() for folder in folders if _folders(folder)]
-        hint = f"; did you mean {inner[0]}?" if inner else ", of which nothing can be learnt; add others"
+        hint = f"; did you mean {inner[0]}?" if inner else ", so nothing can be learnt; add others"
         return [f"{train} holds a single class, {classes[0]!r}{hint}"]
     problems = []
     for part, folder in parts.items():
@@ -178,7 +178,7 @@ def _problems(parts: Mapping[str, Path], given: Mapping[str, Classes], classes: 
             close = difflib.get_close_matches(extra[0], classes, n=1)
             hint = f" (did you mean {close[0]!r}?)" if close else ""
             problems.append(
-                f"{folder} has classes that {train.name} has not: {first_five(extra)}{hint}; rename or remove them"
+                f"{folder} has classes that {train.name} lacks: {first_five(extra)}{hint}; rename or remove them"
             )
         elif not given[part]:
             problems.append(_nothing(folder))

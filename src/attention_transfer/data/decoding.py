@@ -161,14 +161,14 @@ def _check_size(source: str | Path | bytes) -> None:
         size = len(source)
     else:
         try:
-            there = os.stat(source)  # noqa: PTH116 – a million Path objects take a minute
+            status = os.stat(source)  # noqa: PTH116 – a million Path objects take a minute
         except FileNotFoundError as error:
             raise Missing("is missing") from error
         except (OSError, ValueError) as error:
             raise Damaged(_reason(error)) from error
-        if not stat.S_ISREG(there.st_mode):
-            raise Damaged(f"is a {NO_FILES.get(stat.S_IFMT(there.st_mode), 'special file')}; name image files")
-        size = there.st_size
+        if not stat.S_ISREG(status.st_mode):
+            raise Damaged(f"is a {NO_FILES.get(stat.S_IFMT(status.st_mode), 'special file')}; name image files")
+        size = status.st_size
     if not size:
         raise Damaged("is empty")
     if size > LARGEST_FILE:
@@ -181,9 +181,9 @@ def _reason(error: Exception) -> str:
     if isinstance(error, Image.DecompressionBombError | MemoryError):
         return f"is too large ({str(error) or 'for the memory'}); make it smaller"
     if isinstance(error, PermissionError):
-        return "may not be read; change its permissions"
-    said = " ".join(str(error).split()) or type(error).__name__
-    return f"is damaged and can't be read ({said[:200]}); replace it"
+        return "can't be read: no permission; change its permissions"
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return f"is damaged and can't be read ({reason[:200]}); replace it"
 
 
 def _refused(image: Image.Image) -> str | None:

@@ -107,14 +107,14 @@ def _of_files(everything: Sequence[FileImages]) -> list[Contents]:
     """Digests of files: compared by size, then by their ends, then whole, so that few files are read in full."""
     paths = [path for images in everything for path in images.paths]
     starts = np.cumsum([0, *map(len, everything)]).tolist()
-    there = in_threads(_stat, paths, _TITLE)
-    key = hash((*starts, *paths, *there))
+    stats = in_threads(_stat, paths, _TITLE)
+    key = hash((*starts, *paths, *stats))
     if key not in _FOUND:
-        known = _in_both({index: size for index, (size, _) in enumerate(there)}, starts[1])
+        known = _in_both({index: size for index, (size, _) in enumerate(stats)}, starts[1])
         ends = in_threads(lambda index: file_digest(paths[index], max(0, known[index] - _END)), [*known], _TITLE)
-        alike = _in_both(dict(zip(known, zip(known.values(), ends, strict=True), strict=True)), starts[1])
-        whole = in_threads(lambda index: file_digest(paths[index]), [*alike], _TITLE)
-        equal = _in_both(dict(zip(alike, whole, strict=True)), starts[1])
+        similar = _in_both(dict(zip(known, zip(known.values(), ends, strict=True), strict=True)), starts[1])
+        whole = in_threads(lambda index: file_digest(paths[index]), [*similar], _TITLE)
+        equal = _in_both(dict(zip(similar, whole, strict=True)), starts[1])
         _FOUND[key] = [{index - a: equal[index] for index in equal if a <= index < b} for a, b in pairwise(starts)]
     return _FOUND[key]
 
@@ -129,10 +129,10 @@ def _in_both(keys: Mapping[int, K], training: int) -> dict[int, K]:
 def _stat(path: Path) -> tuple[int, int]:
     """Bytes, and the time of change."""
     try:
-        there = path.stat()
+        status = path.stat()
     except OSError as error:
         raise _gone(path, error) from error
-    return there.st_size, there.st_mtime_ns
+    return status.st_size, status.st_mtime_ns
 
 
 def file_digest(path: Path, start: int = 0) -> bytes:

@@ -21,8 +21,8 @@ from attention_transfer.data.decoding import Damaged, decode
 from attention_transfer.data.finder import as_text, counts_in_words, left_out, subfolders
 from attention_transfer.data.images import Split, Splits
 from attention_transfer.data.labels import label_of, label_problems
-from attention_transfer.data.members import Index, Label, index_shard, member_at
 from attention_transfer.data.patterns import expand, is_pattern
+from attention_transfer.data.shard_index import Index, Label, index_shard, member_at
 from attention_transfer.data.splits import SPLIT_NAMES, make_splits
 from attention_transfer.errors import UserError, raise_all
 from attention_transfer.text_files import Unsound, read_text
@@ -122,7 +122,7 @@ def _parts(path: Path) -> dict[Path, str]:
     found = set(parts.values())
     unnamed = next((file for file, part in parts.items() if not part), None)
     if unnamed is not None and len(found) > 1:
-        raise UserError(f"{unnamed} does not say which split it is of, as others do; put train in its name")
+        raise UserError(f"{unnamed} does not say which split it belongs to, but others do; put train in its name")
     if unnamed is not None:
         return dict.fromkeys(parts, "train")
     if "train" not in found:
@@ -137,7 +137,9 @@ def _part(file: Path, *, in_folder: bool) -> str:
         return folder
     named = {SPLIT_NAMES[word] for word in re.split(r"[^a-z]+", file.stem.lower()) if word in SPLIT_NAMES}
     if len(named) > 1:
-        raise UserError(f"{file} may be of {' or '.join(sorted(named))}; put the shards into folders of these names")
+        raise UserError(
+            f"{file} may belong to {' or '.join(sorted(named))}; put the shards into folders of these names"
+        )
     return named.pop() if named else ""
 
 

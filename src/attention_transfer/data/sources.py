@@ -101,7 +101,7 @@ def _on_disk(spec: str, path: Path) -> DataSource:
     if (layout := find_layout(path)) is not None:
         return DataSource(layout.title, lambda strict: layout.load(path, strict=strict))
     if not path.is_dir():
-        raise UserError(f"{path} is no data set; name a folder, a .csv or .tsv file, or tar files")
+        raise UserError(f"{path} is not a data set; name a folder, a .csv or .tsv file, or tar files")
     return DataSource("class folders", lambda strict: load_folder(path, strict=strict))
 
 
@@ -109,7 +109,7 @@ def _missing(spec: str, path: Path) -> str:
     if spec == path.name and not path.suffix:
         known = nearest(spec, DATA)
         end = "" if known.endswith("?") else "."
-        return f"there is no data set {spec!r}; {known}{end} A folder, a .csv file, hf/… or torchvision/… also do"
+        return f"there is no data set {spec!r}; {known}{end} A folder, a .csv file, hf/… or torchvision/… work, too"
     kind = "file" if path.suffix else "folder"
     parent = path.absolute().parent
     if not parent.is_dir():

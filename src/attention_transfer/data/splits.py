@@ -158,7 +158,7 @@ def _without(split: Split, skipped: Mapping[str, str]) -> Split:
 
 def _lost_splits(parts: Mapping[str, Split], skipped: Mapping[str, str]) -> list[str]:
     empty = [part for part, split in parts.items() if skipped and not len(split)]
-    return [f"no image of the {part} split can be read; the first of all: {next(iter(skipped))}" for part in empty]
+    return [f"no image of the {part} split can be read; the first: {next(iter(skipped))}" for part in empty]
 
 
 def _lost_classes(classes: Sequence[str], given: Split, kept: Split, skipped: Mapping[str, str]) -> list[str]:

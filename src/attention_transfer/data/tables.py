@@ -83,9 +83,7 @@ def load_table(path: Path, *, strict: bool = False) -> Splits:
     table.problems += label_problems(row.label for row in table.rows)
     classes = _in_order({row.label for row in table.rows})
     if len(classes) == 1:
-        table.problems.append(
-            f"there is a single class, {first_five(classes)}, of which nothing can be learnt; add others"
-        )
+        table.problems.append(f"there is a single class, {first_five(classes)}, so nothing can be learnt; add others")
     raise_all([f"{path}: {problem}" for problem in table.problems])
     notes = [f"Columns of {path.name} that are not used: {first_five(table.unused)}."] if table.unused else []
     if table.left_out:
@@ -140,7 +138,7 @@ def _read(path: Path) -> _Table:
                     file_path = path_on_disk(os.path.normpath(path.parent / row["path"]))
                     table.rows.append(_Row(lines.line_num, file_path, label_of(row["label"]), row.get("split", "")))
     except (UnicodeDecodeError, csv.Error, Unsound) as error:
-        raise UserError(f"{path} is no readable table ({error}); save it as CSV in UTF-8") from error
+        raise UserError(f"{path} is not a readable table ({error}); save it as CSV in UTF-8") from error
     if not table.rows:
         raise UserError(f"{path} lists no images; add a row for each")
     return table
@@ -192,9 +190,7 @@ def _split_problems(path: Path, given: dict[str, list[_Row]]) -> list[str]:
     problems = []
     for part, rows in given.items():
         if extra := sorted({row.label for row in rows} - known):
-            problems.append(
-                f"{path}: the {part} split has classes that train has not: {first_five(extra)}; remove them"
-            )
+            problems.append(f"{path}: the {part} split has classes that train lacks: {first_five(extra)}; remove them")
     return problems
 
 

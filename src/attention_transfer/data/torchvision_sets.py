@@ -100,7 +100,7 @@ def _open(kind: str, root: Path, arguments: Arguments) -> Any:
 def _absent(kind: str, root: Path, arguments: Arguments) -> UserError:
     call = ", ".join([repr(str(root)), *(f"{key}={value!r}" for key, value in arguments.items()), "download=True"])
     how = (
-        f"put its files into {root / 'stanford_cars'}, for its makers' page is gone"
+        f"put its files into {root / 'stanford_cars'}, because its makers' page is gone"
         if kind == "StanfordCars"
         else f"fetch it with torchvision.datasets.{kind}({call})"
     )

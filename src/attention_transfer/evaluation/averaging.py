@@ -126,7 +126,7 @@ def fitted_weights(logits_KBC: Tensor, labels_B: Tensor, mean: Mean) -> Tensor:
         options={"ftol": 1e-10, "maxiter": 1000},
     )
     if not found.success:
-        raise UserError(f"no weights were found on the validation split ({found.message}); take equal ones")
+        raise UserError(f"no weights were found on the validation split ({found.message}); use equal weights")
     return torch.from_numpy(found.x / found.x.sum())
 
 

@@ -104,7 +104,7 @@ def _names(student: nn.Module, spec: ViTSpec) -> tuple[str, ...]:
 def _loaded(folder: RunFolder) -> LoadedRun:
     path, config = folder.path, folder.config()
     if "preset" not in config:
-        raise UserError(f"{path} holds no classifier but a pre-trained teacher; name a run of `train`")
+        raise UserError(f"{path} holds a pre-trained teacher, not a classifier; name a run of `train`")
     summary = folder.summary()
     student = load_vit(str(folder.path))
     rules = [rule for rule in read_rules(config["rules"]) if isinstance(rule, OperandRule)]

@@ -80,7 +80,7 @@ def _problems(run: str, target: Path, *, overwrite: bool) -> list[str]:
     if target.is_file():
         problems.append(f"{target} is a file; choose a folder with --out")
     elif target.is_mount():
-        problems.append(f"{target} is a disk of its own, which can't be replaced; choose a folder in it with --out")
+        problems.append(f"{target} is a mounted disk, which can't be replaced; choose a folder in it with --out")
     elif target.is_dir() and any(target.iterdir()):
         if not is_export(target):
             problems.append(f"{target} is not empty and holds no exported model; choose another folder with --out")
@@ -120,7 +120,7 @@ def _checked(loaded: LoadedRun, to: Format, folder: Path, target: Path, batch_si
         )
     if levels is not None and levels > _LEVELS:
         log.warning(
-            "what %s makes of an image is up to %.0f grey levels of 255 from what the run was trained on; give the "
+            "the preprocessing of %s differs from that of training by up to %.0f grey levels of 255; give the "
             "model images that attention_transfer.data.eval_transform prepared",
             target,
             levels,

@@ -118,7 +118,7 @@ def test_a_data_set_without_is_told_which_have(miniatures: Any, tmp_path: Path) 
         masks(miniatures.cars(tmp_path))
     with pytest.raises(UserError, match="FGVC-Aircraft has no masks"):
         read_mask(LAYOUTS["aircraft"], home)
-    with pytest.raises(UserError, match="no data set with boxes or masks"):
+    with pytest.raises(UserError, match="not a data set with boxes or masks"):
         boxes(tmp_path / "nothing")
 
 

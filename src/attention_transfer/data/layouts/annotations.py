@@ -57,7 +57,7 @@ def read_mask(layout: Layout, mask: Path) -> NDArray[np.bool_]:
 def _layout(path: Path) -> Layout:
     layout = find_layout(path)
     if layout is None:
-        raise UserError(f"{path} is no data set with boxes or masks; those that have any: {_titles('boxes', 'masks')}")
+        raise UserError(f"{path} is not a data set with boxes or masks; those that have: {_titles('boxes', 'masks')}")
     return layout
 
 

@@ -61,7 +61,7 @@ class _Members:
         where = f"{member.name} in {self.shard}"
         if suffix in _LABELS:
             if member.size > _LARGEST_LABEL:
-                raise UserError(f"{where} is no label, for it has {member.size:,} bytes; make the shard again")
+                raise UserError(f"{where} is not a label, for it has {member.size:,} bytes; write the shard again")
             content = tar.extractfile(member)
             label = _label(b"" if content is None else content.read(), suffix, where)
             if label is not None:
@@ -108,9 +108,9 @@ def index_shard(shard: Path) -> Index:
                 members.add(key, suffix, member, tar)
     if single := sum(len(found) for key, found in dotted.items() if key not in {*whole}):
         others["with a further dot in the name, and not both image and label"] += single
-    places, told = members.places, members.labels
-    _check(shard, places, told, others)
-    return Index(list(places.values()), [told[key] for key in places], whole, others)
+    places, labels = members.places, members.labels
+    _check(shard, places, labels, others)
+    return Index(list(places.values()), [labels[key] for key in places], whole, others)
 
 
 def member_at(shard: Path, start: int) -> str:
@@ -128,9 +128,9 @@ def _opened(shard: Path) -> Iterator[tarfile.TarFile]:
     except UserError:
         raise
     except Exception as error:  # headers of thousands of headers, numbers that are none, and so on
-        said = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
-            f"{shard} can't be read as a tar file without compression ({said}); fetch it again, or unpack .gz"
+            f"{shard} can't be read as a tar file without compression ({reason}); decompress it, or download it again"
         ) from error
 
 
@@ -154,9 +154,9 @@ def _is_known(suffix: str) -> bool:
     return suffix.lower() in _LABELS or (is_picture(f"x.{suffix}") and "." not in suffix)
 
 
-def _check(shard: Path, places: dict[str, Place], told: dict[str, Label], others: Counter[str]) -> None:
-    unlabelled = [key for key in places if key not in told]
-    without = [key for key in told if key not in places]
+def _check(shard: Path, places: dict[str, Place], labels: dict[str, Label], others: Counter[str]) -> None:
+    unlabelled = [key for key in places if key not in labels]
+    without = [key for key in labels if key not in places]
     problems = []
     if not places:
         found = f", but {sum(others.values()):,} others" if others else ""
@@ -169,7 +169,7 @@ def _check(shard: Path, places: dict[str, Place], told: dict[str, Label], others
             f"({', '.join(unlabelled[:5])}); make the shard with labels"
         )
     if places and without:
-        problems.append(f"{len(without)} labels in {shard} have no image ({', '.join(without[:5])}); make it again")
+        problems.append(f"{len(without)} labels in {shard} have no image ({', '.join(without[:5])}); write it again")
     raise_all(problems)
 
 
@@ -177,21 +177,21 @@ def _label(content: bytes, suffix: str, where: str) -> Label | None:
     """A class number or name; `None` for a JSON file without a label."""
     try:
         text = content.decode().strip()
-        told = parse_json(text) if suffix == "json" else text
+        label = parse_json(text) if suffix == "json" else text
     except (Unsound, UnicodeDecodeError) as error:
-        raise UserError(f"{where} is damaged ({error}); make the shard again") from error
+        raise UserError(f"{where} is damaged ({error}); write the shard again") from error
     if suffix == "json":
-        told = told.get("label") if isinstance(told, dict) else None
-        if told is None:
+        label = label.get("label") if isinstance(label, dict) else None
+        if label is None:
             return None
-        if not isinstance(told, int | str) or isinstance(told, bool):
+        if not isinstance(label, int | str) or isinstance(label, bool):
             raise UserError(
-                f"{where} has the label {str(told)[:80]}; it must be the number or the name of one class, for several "
+                f"{where} has the label {str(label)[:80]}; it must be the number or the name of one class, for several "
                 "labels an image and measurements are not supported"
             )
     elif not text:
         raise UserError(f"{where} is empty; write the class into it")
-    name = label_of(str(told))
+    name = label_of(str(label))
     if len(name) > LONGEST:
         raise UserError(f"{where} has a label of {len(name):,} characters; write the name or the number of a class")
-    return int(name) if suffix == "cls" and re.fullmatch(r"-?\d+", name) else told if isinstance(told, int) else name
+    return int(name) if suffix == "cls" and re.fullmatch(r"-?\d+", name) else label if isinstance(label, int) else name

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from attention_transfer.data import find_source, inspect_data, labelled_subset, load_data
+from attention_transfer import inspect_data
+from attention_transfer.data import find_source, labelled_subset, load_data
 from attention_transfer.data.layouts import layouts
 from attention_transfer.errors import UserError
 

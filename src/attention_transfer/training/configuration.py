@@ -15,7 +15,10 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 from attention_transfer.errors import UserError, nearest, raise_all
 from attention_transfer.plain_yaml import read_mapping
 from attention_transfer.transfer import LossRule, NetworkRule, OperandRule, Rule
+from attention_transfer.transfer.rules import find, names
 
+for _name in names():  # the parser finds the subclasses that are imported
+    find(_name)
 # The parser takes a dataclass as it is unless it is told that its subclasses are meant.
 set_parsing_settings(subclasses_enabled=[Rule])
 

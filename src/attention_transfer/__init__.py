@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from attention_transfer.attention import (
-        attention_cosine,
         attention_cross_entropy,
         attention_js,
         attention_kl,
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
         attention_maps,
         attention_mse,
         choose_impl,
-        class_logit_l2,
         class_logits,
         distilled_attention,
         frozen_attention,
@@ -70,7 +68,6 @@ if TYPE_CHECKING:
 _ROOMS: dict[str, tuple[str, ...]] = {
     "errors": ("UserError",),
     "attention": (
-        "attention_cosine",
         "attention_cross_entropy",
         "attention_js",
         "attention_kl",
@@ -78,7 +75,6 @@ _ROOMS: dict[str, tuple[str, ...]] = {
         "attention_maps",
         "attention_mse",
         "choose_impl",
-        "class_logit_l2",
         "class_logits",
         "distilled_attention",
         "frozen_attention",
@@ -173,7 +169,6 @@ __all__ = [
     "TransferReport",
     "UserError",
     "ViTSpec",
-    "attention_cosine",
     "attention_cross_entropy",
     "attention_js",
     "attention_kl",
@@ -184,7 +179,6 @@ __all__ = [
     "capture",
     "check_transfer",
     "choose_impl",
-    "class_logit_l2",
     "class_logits",
     "compare",
     "demo",

@@ -36,6 +36,7 @@ _HOMES = {
     "regularisers": ("BSS", "L2SP"),
     "rule": ("AttentionRule", "LossRule", "NetworkRule", "OperandRule", "Rule", "Seen"),
 }
+__all__ = [name for names in _HOMES.values() for name in names]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,17 +2,60 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import nn
 
-from attention_transfer.vit.call import POOL, AttentionCall
+from attention_transfer.attention import POOL, AttentionCall
+from attention_transfer.errors import UserError
+from attention_transfer.hooks import AttentionHook, Handle, Scope, Site, Skipped, hook_module, in_backward
 from attention_transfer.vit.indices import Indices, select
-from attention_transfer.vit.seam import attention_modules, listen
-from attention_transfer.vit.tap import in_backward
+from attention_transfer.vit.libraries import anatomy, library_of
+
+
+def attention_modules(model: nn.Module) -> Sequence[nn.Module]:
+    """The attention module of each block, in order.
+
+    Raises:
+        UserError: the model is no plain vision transformer.
+    """
+    return anatomy(model).attention
+
+
+def hook_attention(
+    model: nn.Module, hooks: Mapping[int, AttentionHook], *, skips: Callable[[int], Skipped] = lambda _: ""
+) -> list[Handle]:
+    """Attach a hook to the attention of each named layer; it stays until the handles are removed.
+
+    Args:
+        model: a plain vision transformer.
+        hooks: by the index of the block; `POOL` (-1) is the attention-pool head.
+        skips: asked at each run of a layer which projections can stay zeros, because nobody will use them.
+
+    Raises:
+        UserError: the model is no plain vision transformer, or has no pooling head where one is named.
+    """
+    parts, library = anatomy(model), library_of(model)
+    if POOL in hooks and parts.pool is None:
+        raise UserError(f"{type(parts.model).__name__} has no attention-pool head")
+    handles = []
+    for layer, hook in hooks.items():
+        module = parts.attention[layer] if layer != POOL else parts.pool
+        assert module is not None
+        tokens = parts.tokens if layer != POOL else parts.pool_tokens or parts.tokens
+        site = Site(module, layer, tokens, library.projections(module))
+        handles.append(hook_module(site, hook, lambda layer=layer: skips(layer)))  # type: ignore[misc]
+    return handles
+
+
+def carries_gradient(model: nn.Module, call: AttentionCall) -> bool:
+    """Whether a loss on this call can train the block: false where re-entrant checkpointing hid it from autograd."""
+    if call.layer == POOL or any(x is not None and x.requires_grad for x in (call.q, call.k, call.v, call.mask)):
+        return True
+    trainable = any(p.requires_grad for p in attention_modules(model)[call.layer].parameters())
+    return not (trainable and torch.is_grad_enabled())
 
 
 @contextmanager
@@ -43,17 +86,16 @@ def capture(model: nn.Module, *, layers: Indices = None, pool: bool = False) -> 
         last_maps = calls[0].maps()
         ```
     """
-    calls: list[AttentionCall] = []
-    thread = threading.get_ident()
+    scope: Scope[list[AttentionCall]] = Scope()
 
     def record(call: AttentionCall) -> AttentionCall:
         # Gradient checkpointing runs blocks again in the backward pass; they were recorded in the forward pass.
-        if torch.compiler.is_compiling() or (threading.get_ident() == thread and not in_backward()):
+        if (calls := scope.record) is not None and not in_backward():
             calls.append(call)
         return call
 
     chosen = select(layers, len(attention_modules(model)), "layers")
     with ExitStack() as stack:
-        for handle in listen(model, dict.fromkeys((*chosen, *((POOL,) if pool else ())), record)):
+        for handle in hook_attention(model, dict.fromkeys((*chosen, *((POOL,) if pool else ())), record)):
             stack.callback(handle.remove)
-        yield calls
+        yield stack.enter_context(scope.run([]))

@@ -14,8 +14,9 @@ from timm.layers import DropPath, calculate_drop_path_rates
 from torch import Tensor, nn
 
 from attention_transfer.errors import UserError
+from attention_transfer.hooks import HookHandle, hook_forward
+from attention_transfer.hooks.hook import Forward, Wrapper
 from attention_transfer.vit.libraries import anatomy
-from attention_transfer.vit.tap import Forward, TapHandle, Wrapper, tap
 
 _BRANCHES = ("drop_path1", "drop_path2")  # timm's names: the attention branch and the MLP branch of a block
 
@@ -55,10 +56,10 @@ class SharedDropPath:
         check_shared_drop_path(student, teacher)
         self._masks = masks
         self._rates = [_rate(getattr(block, branch)) for block in _blocks(student) for branch in _BRANCHES]
-        self.handles: list[TapHandle] = []
+        self.handles: list[HookHandle] = []
         for model in (student, teacher):
             branches = [getattr(block, branch) for block in _blocks(model) for branch in _BRANCHES]
-            self.handles += [tap(module, self._at(index)) for index, module in enumerate(branches)]
+            self.handles += [hook_forward(module, self._at(index)) for index, module in enumerate(branches)]
 
     def draw(self, batch: int, device: torch.device) -> list[Tensor]:
         """Draw the masks of a step: for each branch `batch` values, 0 or 1/(1 - rate)."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from typing import Any
@@ -10,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attention_transfer.vit.call import POOL, AttentionCall
-from attention_transfer.vit.seam import EnoughSeen, Skipped, listen
-from attention_transfer.vit.tap import TapHandle
+from attention_transfer.attention import POOL, AttentionCall
+from attention_transfer.hooks import Scope, Skipped, StopForward, compiling
+from attention_transfer.vit.capture import hook_attention
 
 
 class AttentionProbe:
@@ -51,10 +50,8 @@ class AttentionProbe:
         self._last = POOL if POOL in self.layers else max(self.layers, default=POOL)
         self._values = values
         self._keep = keep
-        self._calls: dict[int, AttentionCall] | None = None
-        self._thread = 0
-        listeners = dict.fromkeys(self.layers, self._hear)
-        self.handles: list[TapHandle] = listen(model, listeners, skips=self._skips)
+        self._scope: Scope[dict[int, AttentionCall]] = Scope()
+        self.handles = hook_attention(model, dict.fromkeys(self.layers, self._see), skips=self._skips)
         self._run = torch.compile(self._forward) if compiled else self._forward
 
     def __call__(self, images: Tensor) -> dict[int, AttentionCall]:
@@ -77,32 +74,24 @@ class AttentionProbe:
             handle.remove()
 
     def _forward(self, images: Tensor) -> tuple[dict[int, AttentionCall], Any]:
-        calls: dict[int, AttentionCall] = {}
-        self._calls = calls
-        if torch.compiler.is_compiling():
-            output = self.model(images)
-            self._calls = None
-            return calls, output if self._whole else None
-        self._thread = threading.get_ident()
-        try:
-            output = self.model(images)
-        except EnoughSeen:
-            output = None
-        finally:
-            self._calls = None
-        return calls, output
+        with self._scope.run({}) as calls:
+            if compiling():
+                output = self.model(images)
+                return calls, output if self._whole else None
+            try:
+                return calls, self.model(images)
+            except StopForward:
+                return calls, None
 
-    def _listening(self) -> bool:
-        """Whether this probe is what runs the model: others may run it too, also in other threads."""
-        return self._calls is not None and (torch.compiler.is_compiling() or self._thread == threading.get_ident())
+    def _stops(self, layer: int) -> bool:
+        return layer == self._last and not (self._whole or compiling())
 
     def _skips(self, layer: int) -> Skipped:
-        stops = layer == self._last and not (self._whole or torch.compiler.is_compiling()) and self._listening()
-        return "values" if stops and not self._values else ""
+        return "v" if self._stops(layer) and not self._values and self._scope.record is not None else ""
 
-    def _hear(self, call: AttentionCall) -> AttentionCall:
-        if self._calls is not None and self._listening():
-            self._calls[call.layer] = self._keep(call)
-            if call.layer == self._last and not (self._whole or torch.compiler.is_compiling()):
-                raise EnoughSeen(call)
+    def _see(self, call: AttentionCall) -> AttentionCall:
+        if (calls := self._scope.record) is not None:
+            calls[call.layer] = self._keep(call)
+            if self._stops(call.layer):
+                raise StopForward
         return call

@@ -9,8 +9,9 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from attention_transfer.attention import Tokens
 from attention_transfer.errors import UserError
-from attention_transfer.vit.tokens import Tokens
+from attention_transfer.hooks import Projections
 
 SUPPORTED = (
     "a plain vision transformer of timm, Hugging Face transformers or torchvision is needed, whose blocks attend over "
@@ -95,6 +96,15 @@ class ViTSpec:
         return self.prefix_tokens + self.grid[0] * self.grid[1] + self.tokens.suffix
 
 
+# What projections are called in timm and in transformers.
+_GIVES = {
+    "qkv": "qkv",
+    **dict.fromkeys(("q_proj", "query"), "q"),
+    **dict.fromkeys(("k_proj", "key"), "k"),
+    **dict.fromkeys(("v_proj", "value"), "v"),
+}
+
+
 class Library(Protocol):
     """What is asked of a library; every method gets a model out of its wrappers."""
 
@@ -136,6 +146,15 @@ class Library(Protocol):
 
     def fresh(self, model: nn.Module, num_classes: int) -> nn.Module:
         """A randomly initialised network of the same shape and components, on the CPU."""
+
+    def projections(self, attention: nn.Module) -> Projections:
+        """The linear layers of an attention module by what they give: "q", "k", "v" or, in this order in one, "qkv"."""
+        found: dict[str, list[nn.Module]] = {}
+        for name, module in attention.named_modules():
+            gives = _GIVES.get(name.rpartition(".")[2])
+            if gives is not None and hasattr(module, "weight"):
+                found.setdefault(gives, []).append(module)
+        return found
 
     def head(self, model: nn.Module) -> nn.Linear | None:
         """The layer that gives the class logits."""

@@ -20,18 +20,26 @@ from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 from torch import Tensor, nn
 
+from attention_transfer.attention import Tokens
 from attention_transfer.errors import UserError, nearest
 from attention_transfer.vit.files import read_state, unfit, weights_in
 from attention_transfer.vit.initialise import initialise
-from attention_transfer.vit.libraries.base import SUPPORTED, Anatomy, ViTSpec, deviation, missing_part, per_channel
-from attention_transfer.vit.tokens import Tokens
+from attention_transfer.vit.libraries.base import (
+    SUPPORTED,
+    Anatomy,
+    Library,
+    ViTSpec,
+    deviation,
+    missing_part,
+    per_channel,
+)
 
 log = logging.getLogger("attention_transfer")
 
 _PLAIN = (VisionTransformer, VisionTransformerRelPos, Beit, Eva, NaFlexVit)
 
 
-class Timm:
+class Timm(Library):
     """See [`Library`][attention_transfer.vit.libraries.Library]."""
 
     name = "timm"

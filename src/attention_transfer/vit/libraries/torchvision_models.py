@@ -15,11 +15,11 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer
 
+from attention_transfer.attention import Tokens
 from attention_transfer.errors import UserError, nearest
 from attention_transfer.vit.files import read_state, unfit, weights_in
 from attention_transfer.vit.initialise import initialise
-from attention_transfer.vit.libraries.base import SUPPORTED, Anatomy, ViTSpec
-from attention_transfer.vit.tokens import Tokens
+from attention_transfer.vit.libraries.base import SUPPORTED, Anatomy, Library, ViTSpec
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # all of its published weights
 _POSITION = "encoder.pos_embedding"
@@ -28,7 +28,7 @@ _RENAMED = {".mlp.linear_1.": ".mlp.0.", ".mlp.linear_2.": ".mlp.3."}
 _NORM_EPS = 1e-6  # torchvision's own
 
 
-class Torchvision:
+class Torchvision(Library):
     """See [`Library`][attention_transfer.vit.libraries.Library]."""
 
     name = "torchvision"

@@ -18,7 +18,7 @@ from attention_transfer.errors import UserError
 from attention_transfer.vit.files import read_state, unfit, weights_in
 from attention_transfer.vit.libraries import transformers_families as families
 from attention_transfer.vit.libraries import transformers_weights as weights
-from attention_transfer.vit.libraries.base import Anatomy, ViTSpec, deviation, per_channel
+from attention_transfer.vit.libraries.base import Anatomy, Library, ViTSpec, deviation, per_channel
 
 
 class BackboneClassifier(nn.Module):
@@ -45,7 +45,7 @@ class BackboneClassifier(nn.Module):
         return cast(Tensor, self.head(gathered_BC))
 
 
-class Transformers:
+class Transformers(Library):
     """See [`Library`][attention_transfer.vit.libraries.Library]."""
 
     name = "hf"

@@ -1,0 +1,114 @@
+"""Which forward is running: of which step, in which thread, for the first time or again, eager or compiled."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from attention_transfer.hooks.hook import Forward, HookHandle, hook_forward
+
+Record = TypeVar("Record")
+
+
+class Scope(Generic[Record]):
+    """Tells the hooks on a network which forward they are part of.
+
+    Forwards inside `run(record)` belong to that record; for all others, and for those of other threads, `record` is
+    `None`, and the hooks leave the network alone. Compiled code does not know its thread.
+
+    Args:
+        network: tell the hooks also when gradient checkpointing runs blocks of this network again. That happens in the
+            middle of the backward pass, when other forwards may have come in between. So each forward's output carries
+            a hook: autograd calls it before it walks back through that forward, and its record is there again.
+    """
+
+    def __init__(self, network: nn.Module | None = None) -> None:
+        self._running: Record | None = None
+        self._thread: int | None = None
+        self._recalled: Record | None = None
+        self._network = network
+        self.handles: list[HookHandle] = [] if network is None else [hook_forward(network, self._forward)]
+
+    @contextmanager
+    def run(self, record: Record) -> Iterator[Record]:
+        """Forwards inside the block belong to this record."""
+        self._running = record
+        self._thread = None if torch.compiler.is_compiling() else threading.get_ident()
+        try:
+            yield record
+        finally:
+            self._running = None
+
+    @property
+    def record(self) -> Record | None:
+        """The record of the forward that the caller is part of, or `None`."""
+        if torch.compiler.is_compiling():
+            return self._running if self._running is not None else self._recalled
+        if self._running is not None and self._thread in (None, threading.get_ident()):
+            return self._running
+        return self._recalled if self._recalled is not None and in_backward() else None
+
+    def recall(self, tensor: Tensor, record: Record | None) -> None:
+        """Have this record there again when a backward pass comes through `tensor`."""
+        if tensor.requires_grad and (not torch.compiler.is_compiling() or self.recomputes()):
+            self._hook(tensor, record)
+
+    def recomputes(self) -> bool:
+        """Whether the network runs blocks again in its backward pass, by the switch of timm or of transformers."""
+        assert self._network is not None
+        switches = ("grad_checkpointing", "gradient_checkpointing")
+        return any(getattr(module, switch, False) is True for module in self._network.modules() for switch in switches)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # a graph break, or an error where none is allowed
+    def _hook(self, tensor: Tensor, record: Record | None) -> None:
+        tensor.register_hook(lambda _: self._recall(record))
+
+    def _forward(self, forward: Forward, *args: Any, **kwargs: Any) -> Any:
+        self._recalled = None
+        record = self._running
+        output = forward(*args, **kwargs)
+        for tensor in tensors_in(output):
+            self.recall(tensor, record)
+        return output
+
+    def _recall(self, record: Record | None) -> None:
+        self._recalled = record
+        # Nothing of the step outlives the backward pass: it holds the operands of all layers.
+        torch.autograd.Variable._execution_engine.queue_callback(self._forget)
+
+    def _forget(self) -> None:
+        self._recalled = None
+
+
+def compiling() -> bool:
+    """Whether the compiler traces the caller."""
+    return torch.compiler.is_compiling()
+
+
+def in_backward() -> bool:
+    """Whether autograd is running a backward pass in this thread, as it is while checkpointing recomputes a forward."""
+    return not torch.compiler.is_compiling() and bool(torch._C._current_graph_task_id() != -1)
+
+
+def may_run_again() -> bool:
+    """Whether what runs now may run again in the backward pass: inside gradient checkpointing, of either kind."""
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return True
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+
+
+def tensors_in(output: Any) -> Iterator[Tensor]:
+    """Every tensor of an output, through lists, tuples and dictionaries."""
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, Mapping):
+        for value in output.values():
+            yield from tensors_in(value)
+    elif isinstance(output, list | tuple):
+        for value in output:
+            yield from tensors_in(value)

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models import VisionTransformer
 
 from attention_transfer.errors import UserError
+from attention_transfer.hooks import Site, hook_module
 from attention_transfer.transfer import AttentionTransfer, Copy, Distill, Guide
 from attention_transfer.vit import AttentionCall, AttentionProbe, Tokens, capture
 

@@ -130,12 +130,12 @@ def _asked(entries: tuple[_Entry, ...], call: AttentionCall) -> AttentionCall | 
     Raises:
         StopForward: one of them ends the forward; the others were asked all the same.
     """
-    used, output, stop = call, None, None
+    used, output, stopped = call, None, False
     for entry in entries:
         try:
             answer = entry.hook(used)
-        except StopForward as raised:
-            stop = raised
+        except StopForward:
+            stopped = True
             continue
         if isinstance(answer, AttentionCall) and answer.same_operands(used):
             continue
@@ -148,8 +148,8 @@ def _asked(entries: tuple[_Entry, ...], call: AttentionCall) -> AttentionCall | 
             output = answer
         else:
             used = answer
-    if stop is not None:
-        raise stop
+    if stopped:
+        raise StopForward
     return used if output is None else output
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
@@ -25,13 +25,14 @@ class Scope(Generic[Record]):
         network: tell the hooks also when gradient checkpointing runs blocks of this network again. That happens in the
             middle of the backward pass, when other forwards may have come in between. So each forward's output carries
             a hook: autograd calls it before it walks back through that forward, and its record is there again.
+        recomputes: whether gradient checkpointing is on, which is asked where code is compiled.
     """
 
-    def __init__(self, network: nn.Module | None = None) -> None:
+    def __init__(self, network: nn.Module | None = None, *, recomputes: Callable[[], bool] = lambda: False) -> None:
         self._running: Record | None = None
         self._thread: int | None = None
         self._recalled: Record | None = None
-        self._network = network
+        self.recomputes = recomputes
         self.handles: list[HookHandle] = [] if network is None else [hook_forward(network, self._forward)]
 
     @contextmanager
@@ -57,12 +58,6 @@ class Scope(Generic[Record]):
         """Have this record there again when a backward pass comes through `tensor`."""
         if tensor.requires_grad and (not torch.compiler.is_compiling() or self.recomputes()):
             self._hook(tensor, record)
-
-    def recomputes(self) -> bool:
-        """Whether the network runs blocks again in its backward pass, by the switch of timm or of transformers."""
-        assert self._network is not None
-        switches = ("grad_checkpointing", "gradient_checkpointing")
-        return any(getattr(module, switch, False) is True for module in self._network.modules() for switch in switches)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # a graph break, or an error where none is allowed
     def _hook(self, tensor: Tensor, record: Record | None) -> None:

@@ -292,10 +292,11 @@ class _Hooks:
 
     def __init__(self, transfer: AttentionTransfer, plan: Plan | None) -> None:
         teacher, student, networks = transfer.teacher, transfer.student, transfer.networks
+        library = library_of(student)
         self.plan = plan
         self.released = self.logged = False
         self.outputs = None if networks is None else OutputWatches(teacher, student, networks)  # may refuse the student
-        self.scope: Scope[Step] = Scope(student)
+        self.scope: Scope[Step] = Scope(student, recomputes=lambda: library.recomputes(student))
         self.handles: list[Removable] = [*self.scope.handles, *(self.outputs.handles if self.outputs else ())]
         self.drop_path: SharedDropPath | None = None
         self.probe: AttentionProbe | None = None

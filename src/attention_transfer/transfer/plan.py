@@ -26,7 +26,7 @@ class BoundRule(Generic[A_co]):
     """A rule on the attention of a pair.
 
     Attributes:
-        name: its name among the rules of its kind.
+        name: its name, which no other rule has.
         rule: the rule.
         layers: the student's layers that it binds.
     """
@@ -80,10 +80,11 @@ class Plan:
         raise_all([*report.problems, *(p for rule in rules for p in self._problems(rule))])
         raise_all(_contradictions(rules, self.student))
         depth = self.student.depth
-        replacing = named([rule for rule in rules if isinstance(rule, OperandRule)])
-        losses = named([rule for rule in rules if isinstance(rule, LossRule)])
-        self.replacing = tuple(BoundRule(name, rule, rule.chosen_layers(depth)) for name, rule in replacing.items())
-        self.losses = tuple(BoundRule(name, rule, rule.chosen_layers(depth)) for name, rule in losses.items())
+        names = {name: (rule, rule.chosen_layers(depth)) for name, rule in named(rules).items()}
+        self.replacing = tuple(
+            BoundRule(n, rule, at) for n, (rule, at) in names.items() if isinstance(rule, OperandRule)
+        )
+        self.losses = tuple(BoundRule(n, rule, at) for n, (rule, at) in names.items() if isinstance(rule, LossRule))
         self.rules: tuple[BoundRule[AttentionRule], ...] = (*self.replacing, *self.losses)
         self.reads_values = any(rule.reads_values for rule in rules)
         layers = sorted({layer for bound in self.rules for layer in bound.layers})
@@ -177,7 +178,8 @@ class Step:
         masks: drop-path masks that teacher and student share.
         implementations: to note how each rule's loss is computed: in which layers, by the rule and the implementation.
         teacher_calls: by the teacher's layers.
-        pairs: what each rule's loss is computed of, by layer: calls, or a loss that came with the attention.
+        pairs: what each loss is computed of, by its rule's name and the layer: the student's call, or a loss that came
+            with the attention.
     """
 
     plan: Plan | None
@@ -186,8 +188,8 @@ class Step:
     masks: Sequence[Tensor] | None = None
     implementations: dict[tuple[str, str], list[int]] | None = None
     teacher_calls: dict[int, AttentionCall] = field(default_factory=dict)
-    pairs: dict[tuple[BoundRule[LossRule], int], AttentionCall | Tensor] = field(default_factory=dict)
-    _mapped: dict[int, dict[BoundRule[AttentionRule], AttentionCall]] = field(default_factory=dict)
+    pairs: dict[tuple[str, int], AttentionCall | Tensor] = field(default_factory=dict)
+    _mapped: dict[int, dict[str, AttentionCall]] = field(default_factory=dict)
 
     def attend(self, call: AttentionCall) -> AttentionCall | Tensor:
         """The call that a block of the student makes instead of its own, or the output of its attention."""
@@ -212,7 +214,7 @@ class Step:
                 output = attended[0]
             waits = waits or attended is None
             if not again:
-                self.pairs[bound, call.layer] = seen if attended is None else attended[1]
+                self.pairs[bound.name, call.layer] = seen if attended is None else attended[1]
         if not (waits or again or may_run_again()):  # the layer has all it needs
             self._mapped.pop(call.layer, None)
             if layer.is_last_use:
@@ -221,7 +223,7 @@ class Step:
 
     def loss(self, bound: BoundRule[LossRule]) -> Tensor:
         """A rule's loss, unweighted."""
-        seen = [(layer, self.pairs[bound, layer]) for layer in bound.layers]
+        seen = [(layer, self.pairs[bound.name, layer]) for layer in bound.layers]
         pairs = {
             layer: CallPair(x, self._teacher_call(bound, layer)) for layer, x in seen if isinstance(x, AttentionCall)
         }
@@ -238,17 +240,17 @@ class Step:
         """The teacher's call for a rule and a layer of the student, mapped once."""
         assert self.plan is not None
         mapped = self._mapped.setdefault(layer, {})
-        if bound not in mapped:
+        if bound.name not in mapped:
             heads = None if self.head_pairs is None else self.head_pairs.of(layer)
-            mapped[bound] = self.plan.teacher_call(self.teacher_calls, bound, layer, heads)
-        return mapped[bound]
+            mapped[bound.name] = self.plan.teacher_call(self.teacher_calls, bound, layer, heads)
+        return mapped[bound.name]
 
 
 def named(rules: Iterable[R]) -> dict[str, R]:
-    """Rules of one kind by name; those of one class are numbered from the second on."""
+    """Rules by name; those of one name are numbered from the second on."""
     names: dict[str, R] = {}
     for rule in rules:
-        same = sum(type(other) is type(rule) for other in names.values())
+        same = sum(other.name == rule.name for other in names.values())
         names[rule.name if same == 0 else f"{rule.name}_{same + 1}"] = rule
     return names
 

@@ -183,6 +183,17 @@ class Transformers(Library):
         inner = model.backbone if isinstance(model, BackboneClassifier) else model
         return weights.renamed(weights.translated(state, inner), model)
 
+    def can_recompute(self, model: nn.Module) -> bool:
+        """By what the model says of itself."""
+        return bool(getattr(model, "supports_gradient_checkpointing", False))
+
+    def recompute(self, model: nn.Module, *, on: bool) -> None:
+        """Without re-entrance, which would hide queries and keys from the rules."""
+        if on:
+            cast(Any, model).gradient_checkpointing_enable({"use_reentrant": False})
+        else:
+            cast(Any, model).gradient_checkpointing_disable()
+
     def save(self, model: nn.Module, folder: Path, labels: list[str] | None) -> None:
         """`save_pretrained`, and a preprocessor file with size and normalisation."""
         config: Any = cast(Any, model).config

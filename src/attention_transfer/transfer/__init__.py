@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from attention_transfer.transfer.regularisers import BSS as BSS
     from attention_transfer.transfer.regularisers import L2SP as L2SP
     from attention_transfer.transfer.rule import AttentionRule as AttentionRule
+    from attention_transfer.transfer.rule import CallPair as CallPair
+    from attention_transfer.transfer.rule import JointLossRule as JointLossRule
     from attention_transfer.transfer.rule import LossRule as LossRule
     from attention_transfer.transfer.rule import NetworkRule as NetworkRule
     from attention_transfer.transfer.rule import OperandRule as OperandRule
@@ -34,7 +36,7 @@ _HOMES = {
     "outputs": ("FeatureKD", "LogitKD"),
     "presets": ("PRESETS", "Preset", "preset"),
     "regularisers": ("BSS", "L2SP"),
-    "rule": ("AttentionRule", "LossRule", "NetworkRule", "OperandRule", "Rule", "Seen"),
+    "rule": ("AttentionRule", "CallPair", "JointLossRule", "LossRule", "NetworkRule", "OperandRule", "Rule", "Seen"),
 }
 __all__ = [name for names in _HOMES.values() for name in names]
 

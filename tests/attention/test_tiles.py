@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from attention_transfer.attention import AttentionCall, attention_cross_entropy, tiles
-from attention_transfer.attention.tiles import in_tiles, tile_rows
+from attention_transfer.attention.operands import tile_rows
+from attention_transfer.attention.tiles import in_tiles
 
 N, M = 37, 5
 

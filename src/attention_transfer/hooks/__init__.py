@@ -1,9 +1,9 @@
 """Hooks on the modules of a network that see and replace its attention; they leave no trace behind."""
 
-from attention_transfer.hooks.hook import HookHandle as HookHandle
-from attention_transfer.hooks.hook import hook_forward as hook_forward
+from attention_transfer.hooks.scope import HookHandle as HookHandle
 from attention_transfer.hooks.scope import Scope as Scope
 from attention_transfer.hooks.scope import compiling as compiling
+from attention_transfer.hooks.scope import hook_forward as hook_forward
 from attention_transfer.hooks.scope import in_backward as in_backward
 from attention_transfer.hooks.scope import may_run_again as may_run_again
 from attention_transfer.hooks.scope import tensors_in as tensors_in

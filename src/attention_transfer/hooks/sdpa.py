@@ -18,8 +18,8 @@ from torch.overrides import TorchFunctionMode
 
 from attention_transfer.attention import AttentionCall, Tokens, frozen_attention
 from attention_transfer.errors import UserError
-from attention_transfer.hooks.hook import LOCK, Forward, HookHandle, hook_forward, hooked_of
 from attention_transfer.hooks.multihead import projected, run_function, takes_kernel
+from attention_transfer.hooks.scope import LOCK, Forward, HookHandle, hook_forward, hooked_of
 
 AttentionHook = Callable[[AttentionCall], AttentionCall | Tensor]
 """Gets each call before it runs; returns it as it is, another whose operands are used instead, or an output."""

@@ -4,10 +4,15 @@ from attention_transfer.attention import POOL as POOL
 from attention_transfer.attention import AttentionCall as AttentionCall
 from attention_transfer.attention import Query as Query
 from attention_transfer.attention import Tokens as Tokens
+from attention_transfer.vit.capture import AttentionProbe as AttentionProbe
+from attention_transfer.vit.capture import OutputWatch as OutputWatch
+from attention_transfer.vit.capture import Watched as Watched
 from attention_transfer.vit.capture import attention_modules as attention_modules
 from attention_transfer.vit.capture import capture as capture
 from attention_transfer.vit.capture import carries_gradient as carries_gradient
+from attention_transfer.vit.capture import head_of as head_of
 from attention_transfer.vit.capture import hook_attention as hook_attention
+from attention_transfer.vit.capture import logits_of as logits_of
 from attention_transfer.vit.choices import wrong_choices as wrong_choices
 from attention_transfer.vit.copies import check_part as check_part
 from attention_transfer.vit.copies import half_precision as half_precision
@@ -21,6 +26,7 @@ from attention_transfer.vit.indices import select as select
 from attention_transfer.vit.initialise import initialise as initialise
 from attention_transfer.vit.inputs import InputFor as InputFor
 from attention_transfer.vit.inputs import input_for as input_for
+from attention_transfer.vit.libraries import Pool as Pool
 from attention_transfer.vit.libraries import ViTSpec as ViTSpec
 from attention_transfer.vit.libraries import anatomy as anatomy
 from attention_transfer.vit.libraries import library_of as library_of
@@ -34,10 +40,6 @@ from attention_transfer.vit.looks import patch_attention as patch_attention
 from attention_transfer.vit.match import Difference as Difference
 from attention_transfer.vit.match import TransferReport as TransferReport
 from attention_transfer.vit.match import check_transfer as check_transfer
-from attention_transfer.vit.outputs import OutputWatch as OutputWatch
-from attention_transfer.vit.outputs import Watched as Watched
-from attention_transfer.vit.outputs import head_of as head_of
-from attention_transfer.vit.outputs import logits_of as logits_of
 from attention_transfer.vit.pairing import Correspondence as Correspondence
 from attention_transfer.vit.pairing import Pairing as Pairing
 from attention_transfer.vit.pairing import Reading as Reading
@@ -48,8 +50,6 @@ from attention_transfer.vit.parts import freeze as freeze
 from attention_transfer.vit.parts import parameters_of as parameters_of
 from attention_transfer.vit.parts import parts_problems as parts_problems
 from attention_transfer.vit.parts import take_part as take_part
-from attention_transfer.vit.pooling import Pool as Pool
 from attention_transfer.vit.pooling import set_pool as set_pool
-from attention_transfer.vit.probe import AttentionProbe as AttentionProbe
 from attention_transfer.vit.student import student_from as student_from
 from attention_transfer.vit.student import student_like as student_like

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from attention_transfer.errors import UserError
 from attention_transfer.hooks import HookHandle, hook_forward
-from attention_transfer.hooks.hook import Forward
+from attention_transfer.hooks.scope import Forward
 from attention_transfer.vit.libraries import library_of, no_drop_path, unwrapped
 
 

@@ -10,8 +10,8 @@ from attention_transfer.errors import UserError, nearest
 from attention_transfer.vit.copies import check_copied, plain
 from attention_transfer.vit.describe import describe
 from attention_transfer.vit.initialise import truncated_normal
-from attention_transfer.vit.libraries import library_of, timm_library
-from attention_transfer.vit.pooling import Pool, set_pool
+from attention_transfer.vit.libraries import Pool, library_of, timm_library
+from attention_transfer.vit.pooling import set_pool
 
 Components = Literal["native", "standard"]
 

@@ -218,7 +218,8 @@ class Timm(Library):
     def drop_paths(self, model: nn.Module) -> tuple[nn.Module, ...]:
         """The attention branch and the MLP branch of each block."""
         found = [getattr(block, branch, None) for block in cast(Any, model).blocks for branch in _BRANCHES]
-        return tuple(found) if all(isinstance(module, nn.Module) for module in found) else ()
+        modules = tuple(module for module in found if isinstance(module, nn.Module))
+        return modules if len(modules) == len(found) else ()
 
     def drop_path_rate(self, module: nn.Module) -> float:
         """Of a `DropPath`; 0 of an identity."""

@@ -28,7 +28,7 @@ import torch
 from torch import nn
 
 from attention_transfer import AttentionProbe, capture
-from attention_transfer.vit import listen
+from attention_transfer.vit import hook_attention
 
 Run = Callable[[], object]
 
@@ -83,7 +83,7 @@ def measurements(device: str, batch: int, pairs: int) -> list[dict[str, Any]]:
 
 def heard(model: nn.Module, images: torch.Tensor) -> object:
     """A forward with a listener at every block that keeps nothing."""
-    handles = listen(model, dict.fromkeys(range(12), lambda call: call))
+    handles = hook_attention(model, dict.fromkeys(range(12), lambda call: call))
     output = model(images)
     for handle in handles:
         handle.remove()

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from attention_transfer.attention import Side, attention_logits
+from attention_transfer.attention import AttentionCall, attention_logits
 from attention_transfer.experiments.steps import ROUTES
 from benchmarks.gpu import card as cards
 from benchmarks.gpu.card import Card
@@ -35,8 +35,8 @@ from benchmarks.gpu.right import difference
 from benchmarks.gpu.routes import Size, check, functions, operands
 
 Results = tuple[Tensor, ...]
-Run = Callable[[Side, Tensor, Side], Results]
-Operands = tuple[Side, Tensor, Side]
+Run = Callable[[AttentionCall, Tensor, AttentionCall], Results]
+Operands = tuple[AttentionCall, Tensor, AttentionCall]
 
 SIZES = (Size(4096, 4096, heads=16), Size(16384, 16384, heads=4), Size(1024, 1024, heads=16))
 SMALL = (Size(9, 9, 16, 16, 16, heads=1),)
@@ -93,7 +93,7 @@ def copy_bandwidth(card: Card) -> float:
 
 
 def _loss(route: str) -> Run:
-    def loss(s: Side, v: Tensor, t: Side) -> Results:
+    def loss(s: AttentionCall, v: Tensor, t: AttentionCall) -> Results:
         check(route, "attention_cross_entropy", s, t, v)
         return (functions(route).cross_entropy(s, t),)
 
@@ -101,25 +101,25 @@ def _loss(route: str) -> Run:
 
 
 def _both(route: str) -> Run:
-    def both(s: Side, v: Tensor, t: Side) -> Results:
+    def both(s: AttentionCall, v: Tensor, t: AttentionCall) -> Results:
         check(route, "distilled_attention", s, t, v)
         return functions(route).distilled_mean(s, v, t)
 
     return both
 
 
-def _loss_by_maps(s: Side, _: Tensor, t: Side) -> Results:
+def _loss_by_maps(s: AttentionCall, _: Tensor, t: AttentionCall) -> Results:
     logits_s, logits_t = attention_logits(s.q, s.k), attention_logits(t.q, t.k)
     return (-(logits_t.float().softmax(-1) * logits_s.float().log_softmax(-1)).sum(-1),)
 
 
-def _both_by_maps(s: Side, v: Tensor, t: Side) -> Results:
+def _both_by_maps(s: AttentionCall, v: Tensor, t: AttentionCall) -> Results:
     logits_s, logits_t = attention_logits(s.q, s.k), attention_logits(t.q, t.k)
     ce_BHN = -(logits_t.float().softmax(-1) * logits_s.float().log_softmax(-1)).sum(-1)
     return logits_s.softmax(-1) @ v, ce_BHN.mean()
 
 
-def _attention(s: Side, v: Tensor, _: Side) -> Results:
+def _attention(s: AttentionCall, v: Tensor, _: AttentionCall) -> Results:
     return (F.scaled_dot_product_attention(s.q, s.k, v),)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attention_transfer import AttentionTransfer, Copy, Distill, Guide, Rule, load_vit, student_like
-from attention_transfer.attention import Side, rows
+from attention_transfer.attention import AttentionCall, rows
 from attention_transfer.errors import UserError
 from attention_transfer.experiments.steps import ROUTES
 from benchmarks.gpu import card as cards
@@ -88,7 +89,7 @@ def _sizes(card: Card, size: Size) -> Iterator[Row]:
         card.clear()
 
 
-def _compared(route: str, exact: dict[str, Tensor], s: Side, v: Tensor, t: Side) -> Row:
+def _compared(route: str, exact: dict[str, Tensor], s: AttentionCall, v: Tensor, t: AttentionCall) -> Row:
     left_out = {}
     torch.compiler.reset()  # of a function only so many versions are compiled, and FlexAttention needs one a shape
     served = functions(route, tune=False)
@@ -115,25 +116,27 @@ def _compared(route: str, exact: dict[str, Tensor], s: Side, v: Tensor, t: Side)
 def exact_functions() -> Functions:
     """The losses by formed maps, as the library's reference has them."""
 
-    def both(s: Side, v: Tensor, t: Side) -> tuple[Tensor, Tensor]:
-        return rows.softmax(s.logits()) @ v, rows.cross_entropy(s.logits(), t.logits())
+    def both(s: AttentionCall, v: Tensor, t: AttentionCall) -> tuple[Tensor, Tensor]:
+        return rows.softmax(s.wide_logits()) @ v, rows.cross_entropy(s.wide_logits(), t.wide_logits())
 
-    def mean(s: Side, v: Tensor, t: Side) -> tuple[Tensor, Tensor]:
+    def mean(s: AttentionCall, v: Tensor, t: AttentionCall) -> tuple[Tensor, Tensor]:
         out, ce_BHN = both(s, v, t)
         return out, ce_BHN.mean()
 
     return Functions(
-        lambda s, t: rows.cross_entropy(s.logits(), t.logits()),
-        lambda s, t: rows.kl(s.logits(), t.logits()),
+        lambda s, t: rows.cross_entropy(s.wide_logits(), t.wide_logits()),
+        lambda s, t: rows.kl(s.wide_logits(), t.wide_logits()),
         both,
         mean,
     )
 
 
-def results(by: Functions, s: Side, v: Tensor, t: Side, dtype: torch.dtype, without: Any = ()) -> dict[str, Tensor]:
+def results(
+    by: Functions, s: AttentionCall, v: Tensor, t: AttentionCall, dtype: torch.dtype, without: Any = ()
+) -> dict[str, Tensor]:
     """Values and gradients of all losses, computed from the operands in a dtype; the incoming gradients are seeded."""
     q, k, v = (x.detach().to(dtype).requires_grad_() for x in (s.q, s.k, v))
-    s, t = s._replace(q=q, k=k), t._replace(q=t.q.to(dtype), k=t.k.to(dtype))
+    s, t = replace(s, q=q, k=k), replace(t, q=t.q.to(dtype), k=t.k.to(dtype))
     generator = torch.Generator().manual_seed(0)
     g = torch.randn(q.shape[:3], generator=generator).to(q.device)
     d_out = torch.randn((*q.shape[:3], v.shape[-1]), generator=generator).to(q.device).to(s.q.dtype)
@@ -165,7 +168,7 @@ def _lse(card: Card, size: Size) -> Iterator[Row]:
     """What PyTorch's own kernels say of the logits' log-sum-exp, of which the fused routes are made."""
     for dtype, limit in LIMITS.items():
         s, v, _ = operands(size._replace(d_v=size.d_s), dtype, card.device)
-        exact = torch.logsumexp(s._replace(q=s.q.double(), k=s.k.double()).logits(), -1).detach()
+        exact = torch.logsumexp(replace(s, q=s.q.double(), k=s.k.double()).wide_logits(), -1).detach()
         for name, kernel in kernels(card.device).items():
             row = {"case": f"log-sum-exp, {size}", "dtype": str(dtype).removeprefix("torch."), "route": name}
             try:

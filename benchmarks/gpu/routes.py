@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from attention_transfer.attention import (
-    Side,
+    AttentionCall,
     attention_cross_entropy,
     attention_kl,
     choose_impl,
@@ -19,8 +19,8 @@ from attention_transfer.attention import (
     triton_kernels,
 )
 
-Rows = Callable[[Side, Side], Tensor]
-Both = Callable[[Side, Tensor, Side], tuple[Tensor, Tensor]]
+Rows = Callable[[AttentionCall, AttentionCall], Tensor]
+Both = Callable[[AttentionCall, Tensor, AttentionCall], tuple[Tensor, Tensor]]
 
 
 class Functions(NamedTuple):
@@ -51,18 +51,18 @@ def functions(route: str, *, tune: bool = True) -> Functions:
     )
 
 
-def check(route: str, loss: str, s: Side, t: Side, v: Tensor) -> None:
+def check(route: str, loss: str, s: AttentionCall, t: AttentionCall, v: Tensor) -> None:
     """Raise a `UserError` where a route can't compute a loss of these tensors."""
     values = v if loss == "distilled_attention" else None
     choose_impl(loss, s.q, s.k, t.q, t.k, v_s=values, impl=route, **_options(s, t))  # type: ignore[arg-type] # a name
 
 
-def _rows(loss: Any, route: str, s: Side, t: Side) -> Tensor:
+def _rows(loss: Any, route: str, s: AttentionCall, t: AttentionCall) -> Tensor:
     nats: Tensor = loss(s.q, s.k, t.q, t.k, impl=route, **_options(s, t))
     return nats
 
 
-def _distilled(route: str, reduction: Any, s: Side, v: Tensor, t: Side) -> tuple[Tensor, Tensor]:
+def _distilled(route: str, reduction: Any, s: AttentionCall, v: Tensor, t: AttentionCall) -> tuple[Tensor, Tensor]:
     impl: Any = route
     return distilled_attention(s.q, s.k, v, t.q, t.k, impl=impl, reduction=reduction, **_options(s, t))
 
@@ -71,7 +71,7 @@ def _mean(results: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     return results[0], results[1].mean()
 
 
-def _options(s: Side, t: Side) -> dict[str, Any]:
+def _options(s: AttentionCall, t: AttentionCall) -> dict[str, Any]:
     return {"scale_s": s.scale, "scale_t": t.scale, "mask_s": s.mask, "mask_t": t.mask}
 
 
@@ -89,7 +89,9 @@ class Size(NamedTuple):
         return f"{self.n}x{self.m}, heads of {self.d_s}/{self.d_t}/{self.d_v}"
 
 
-def operands(size: Size, dtype: torch.dtype, device: str, mask: str = "none") -> tuple[Side, Tensor, Side]:
+def operands(
+    size: Size, dtype: torch.dtype, device: str, mask: str = "none"
+) -> tuple[AttentionCall, Tensor, AttentionCall]:
     """Random sides and values, tokens before heads in memory as in a model; the student's require gradients.
 
     Args:
@@ -113,4 +115,4 @@ def operands(size: Size, dtype: torch.dtype, device: str, mask: str = "none") ->
         if mask == "bias":
             mask_s = torch.randn(size.heads, size.n, size.m, device=device).masked_fill(~taken, -math.inf)
             mask_s[:, size.n // 2] = -math.inf
-    return Side(q, k, None, mask_s), v, Side(q_t, k_t, None, mask_t)
+    return AttentionCall.of(q, k, None, mask_s), v, AttentionCall.of(q_t, k_t, None, mask_t)

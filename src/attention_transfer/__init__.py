@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from attention_transfer.lazy import lazily
 
 if TYPE_CHECKING:
-    from attention_transfer.attention import attention_cosine as attention_cosine
     from attention_transfer.attention import attention_cross_entropy as attention_cross_entropy
     from attention_transfer.attention import attention_js as attention_js
     from attention_transfer.attention import attention_kl as attention_kl
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from attention_transfer.attention import attention_maps as attention_maps
     from attention_transfer.attention import attention_mse as attention_mse
     from attention_transfer.attention import choose_impl as choose_impl
-    from attention_transfer.attention import class_logit_l2 as class_logit_l2
     from attention_transfer.attention import class_logits as class_logits
     from attention_transfer.attention import distilled_attention as distilled_attention
     from attention_transfer.attention import frozen_attention as frozen_attention
@@ -44,6 +42,7 @@ if TYPE_CHECKING:
     from attention_transfer.transfer import Distill as Distill
     from attention_transfer.transfer import FeatureKD as FeatureKD
     from attention_transfer.transfer import Guide as Guide
+    from attention_transfer.transfer import JointLossRule as JointLossRule
     from attention_transfer.transfer import LogitKD as LogitKD
     from attention_transfer.transfer import LossRule as LossRule
     from attention_transfer.transfer import NetworkRule as NetworkRule

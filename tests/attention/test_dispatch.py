@@ -11,7 +11,6 @@ from torch import Tensor
 from attention_transfer.attention import (
     Choice,
     Impl,
-    attention_cosine,
     attention_cross_entropy,
     attention_js,
     attention_kl,
@@ -23,8 +22,8 @@ from attention_transfer.attention import (
 from attention_transfer.errors import UserError
 
 FUSED = ["attention_cross_entropy", "attention_kl", "distilled_attention"]
-UNFUSED = ["attention_js", "attention_mse", "attention_cosine", "logit_l2"]
-LOSSES = [attention_cross_entropy, attention_kl, attention_js, attention_mse, attention_cosine, logit_l2]
+UNFUSED = ["attention_js", "attention_mse", "logit_l2"]
+LOSSES = [attention_cross_entropy, attention_kl, attention_js, attention_mse, logit_l2]
 
 
 def of_shape(*shape: int, keys: int | None = None, device: str = "cpu") -> tuple[Tensor, Tensor]:

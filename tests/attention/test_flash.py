@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from attention_transfer.attention import (
+    AttentionCall,
     attention_cross_entropy,
     attention_kl,
     distilled_attention,
@@ -28,7 +30,6 @@ from attention_transfer.attention import (
     fused,
     tiles,
 )
-from attention_transfer.attention.tiles import Side
 
 IMPLS = ["reference", "chunked", "flash"]
 each_impl = pytest.mark.parametrize("impl", IMPLS)
@@ -130,8 +131,8 @@ def test_attention_by_constants(kernels: flash.Kernels, e: int, scale: float) ->
 @pytest.mark.parametrize("mean", [False, True])
 def test_losses_by_flex_attention_are_those_of_the_reference(mean: bool) -> None:
     inputs = leaves(operands(d_s=4, e=4), constant=2)
-    s, t = Side(inputs[0], inputs[1], 0.4, None), Side(inputs[3], inputs[4], 1.1, None)
-    found = flash.distilled(s, inputs[2], t, mean=mean, kernels=HALF_FLEX)
+    s, t = AttentionCall.of(inputs[0], inputs[1], 0.4, None), AttentionCall.of(inputs[3], inputs[4], 1.1, None)
+    found = flash.distilled(replace(s, v=inputs[2]), t, mean=mean, kernels=HALF_FLEX)
     reduction: Any = "mean" if mean else "none"
     expected = distilled_attention(*inputs, scale_s=0.4, scale_t=1.1, impl="reference", reduction=reduction)
     torch.testing.assert_close(found, expected)
@@ -149,7 +150,7 @@ def test_attention_by_constants_has_a_second_derivative() -> None:
 def test_entropy_is_scipys(scale: float | None) -> None:
     q, k = operands()[:2]
     maps = scipy.special.softmax((q @ k.mT * (3**-0.5 if scale is None else scale)).numpy(), axis=-1)
-    np.testing.assert_allclose(flash.entropy(Side(q, k, scale, None)), scipy.stats.entropy(maps, axis=-1))
+    np.testing.assert_allclose(flash.entropy(AttentionCall.of(q, k, scale, None)), scipy.stats.entropy(maps, axis=-1))
 
 
 def test_second_derivatives_are_refused_and_not_wrong() -> None:

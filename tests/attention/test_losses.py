@@ -18,25 +18,41 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from attention_transfer.attention import (
-    attention_cosine,
+    AttentionCall,
     attention_cross_entropy,
     attention_js,
     attention_kl,
     attention_mse,
-    class_logit_l2,
     logit_l2,
     output_l2,
     tiles,
 )
 
+
+def class_row(
+    q_s: Tensor,
+    k_s: Tensor,
+    q_t: Tensor,
+    k_t: Tensor,
+    *,
+    scale_s: float | None = None,
+    scale_t: float | None = None,
+    mask_s: Tensor | None = None,
+    mask_t: Tensor | None = None,
+) -> Tensor:
+    """The distance of the class token's logits alone, (B, H), as the rule of GTA computes it."""
+    s, t = AttentionCall.of(q_s, k_s, scale_s, mask_s), AttentionCall.of(q_t, k_t, scale_t, mask_t)
+    return logit_l2.between(s.rows(slice(0, 1)), t.rows(slice(0, 1))).squeeze(-1)
+
+
 Array = NDArray[np.float64]
 Loss = Callable[..., Tensor]
 Masks = tuple[Tensor | None, Tensor | None]
 
-MAPS: list[Loss] = [attention_cross_entropy, attention_kl, attention_js, attention_mse, attention_cosine]
+MAPS: list[Loss] = [attention_cross_entropy, attention_kl, attention_js, attention_mse]
 FUSED: list[Loss] = [attention_cross_entropy, attention_kl]
 ROWS: list[Loss] = [*MAPS, logit_l2]
-ALL: list[Loss] = [*ROWS, class_logit_l2]
+ALL: list[Loss] = [*ROWS, class_row]
 UNFUSED_WAYS = [(loss, impl) for loss in ROWS for impl in ("reference", "chunked")]
 WAYS = UNFUSED_WAYS + [(loss, "flash") for loss in FUSED]
 
@@ -92,7 +108,7 @@ def naive(loss: Loss, inputs: Sequence[Tensor], scales: Sequence[float | None], 
     result = np.zeros((b, h, n))
     for row in np.ndindex(b, h, n):
         result[row] = naive_row(loss, student[row], teacher[row])
-    return result[:, :, 0] if loss is class_logit_l2 else result
+    return result[:, :, 0] if loss is class_row else result
 
 
 def naive_logits(q: Array, k: Array, scale: float | None, mask: Tensor | None) -> Array:
@@ -113,7 +129,7 @@ def naive_logits(q: Array, k: Array, scale: float | None, mask: Tensor | None) -
 
 def naive_row(loss: Loss, a: Array, b: Array) -> float:
     keys = range(len(a))
-    if loss in (logit_l2, class_logit_l2):
+    if loss in (logit_l2, class_row):
         return float(sum((a[j] - b[j]) ** 2 for j in keys if not (a[j] == b[j] == -math.inf)))
     if (a == -math.inf).all() or (b == -math.inf).all():
         return 0.0
@@ -125,7 +141,6 @@ def naive_row(loss: Loss, a: Array, b: Array) -> float:
         attention_kl: lambda: sum(q[j] * (math.log(q[j]) - log_p[j]) for j in keys if q[j] > 0),
         attention_js: lambda: (scipy.special.rel_entr(p, middle) + scipy.special.rel_entr(q, middle)).sum() / 2,
         attention_mse: lambda: sum((p[j] - q[j]) ** 2 for j in keys),
-        attention_cosine: lambda: scipy.spatial.distance.cosine(p, q),
     }
     return float(values[loss]())
 
@@ -171,12 +186,11 @@ def test_two_tokens_worked_by_hand() -> None:
         attention_kl: [kl, 0.0],
         attention_js: [(js_s + js_t) / 2, 0.0],
         attention_mse: [2 * 0.55**2, 0.0],
-        attention_cosine: [1 - (0.15 + 0.2) / math.sqrt(0.68 * 0.625), 0.0],
         logit_l2: [distance, 0.0],
     }
     for loss, impl in WAYS:
         assert loss(q, k_s, q, k_t, impl=impl)[0, 0].tolist() == pytest.approx(by_hand[loss], abs=1e-15), (loss, impl)
-    assert class_logit_l2(q, k_s, q, k_t).tolist() == [[pytest.approx(distance)]]
+    assert class_row(q, k_s, q, k_t).tolist() == [[pytest.approx(distance)]]
 
 
 def test_one_key_leaves_nothing_to_tell_apart() -> None:
@@ -235,7 +249,7 @@ def test_gradients_of_every_way_are_within_the_rounding_of_its_dtype(
     value, gradients = value_and_gradients(lambda *x: loss(*x, impl=impl), inputs)
     exact = [x.detach().double().requires_grad_(x.requires_grad) for x in inputs]
     _, expected = value_and_gradients(lambda *x: loss(*x, impl="reference"), exact)
-    steepest = {attention_cosine: m**0.5, logit_l2: 4 * reach(inputs)}.get(loss, 1.0)
+    steepest = 4 * reach(inputs) if loss is logit_l2 else 1.0
     largest = max(float(x.detach().abs().max()) for x in inputs)
     allowed = budget(attention_mse, inputs, dtype, value.double().numpy()).max() * max(n, m) * largest * steepest
     for gradient, true in zip(gradients, expected, strict=True):
@@ -324,7 +338,7 @@ def test_gradients_under_masks_and_of_masks_pass_gradcheck(loss: Loss, impl: str
 @pytest.mark.parametrize("form", [None, *FORMS])
 def test_gradients_of_the_class_tokens_loss_pass_gradcheck(form: str | None) -> None:
     inputs = leaves(operands(seed=3, d_s=2))
-    assert gradcheck(class_logit_l2, inputs, some_masks(form) if form else (None, None))
+    assert gradcheck(class_row, inputs, some_masks(form) if form else (None, None))
 
 
 @each_way_under_each_mask
@@ -400,13 +414,13 @@ def test_a_row_without_keys_is_zero_and_gives_no_gradient(loss: Loss, impl: str,
         assert torch.equal(gradients[4][1], torch.zeros(4).double())
 
 
-@pytest.mark.parametrize("loss", [logit_l2, class_logit_l2], ids=_name)
+@pytest.mark.parametrize("loss", [logit_l2, class_row], ids=_name)
 def test_logits_of_a_row_without_keys_on_one_side_are_zero_too(loss: Loss) -> None:
     inputs = leaves(operands())
     mask = torch.zeros(3, 4).double()
     mask[0] = -math.inf
     value, gradients = value_and_gradients(lambda *qk: loss(*qk, mask_t=mask), inputs)
-    dead = value if loss is class_logit_l2 else value[:, :, 0]
+    dead = value if loss is class_row else value[:, :, 0]
     assert torch.equal(dead, torch.zeros_like(dead))
     assert all(gradient.isfinite().all() for gradient in gradients)
 
@@ -445,7 +459,6 @@ def test_a_teacher_of_one_key_or_of_all_alike(loss: Loss, impl: str) -> None:
         attention_kl: [math.log(8 / 5), math.log(8) - math.log(5) / 4 - math.log(4)],
         attention_js: js,
         attention_mse: [12 / 64, (1 + 1 + 1 + 9) / 64],
-        attention_cosine: [1 - 5 / math.sqrt(28), 1 - 4 / math.sqrt(28)],
         logit_l2: [(5000 - math.log(5)) ** 2, math.log(5) ** 2],
     }
     value = loss(ones, k_s, teacher, k_t, impl=impl)[0, 0]
@@ -455,7 +468,7 @@ def test_a_teacher_of_one_key_or_of_all_alike(loss: Loss, impl: str) -> None:
 @settings(deadline=None, max_examples=50)
 @given(seed=SEED, spread=st.sampled_from([0.1, 1.0, 10.0, 1000.0]), way=st.sampled_from(WAYS))
 def test_distances_of_maps_stay_in_their_range_and_are_zero_where_the_maps_agree(
-    seed: int, spread: float, way: tuple[Loss, str]
+    seed: int, spread: float, way: tuple[Loss, Any]
 ) -> None:
     loss, impl = way
     inputs = [tensor * spread for tensor in operands(seed)]
@@ -466,7 +479,7 @@ def test_distances_of_maps_stay_in_their_range_and_are_zero_where_the_maps_agree
         assert (loss(*inputs, impl=impl) >= entropy - rounding).all()
         return
     value = loss(*inputs, impl=impl)
-    limits = {attention_js: math.log(2), attention_mse: 2.0, attention_cosine: 1.0}
+    limits: dict[Loss, float] = {attention_js: math.log(2), attention_mse: 2.0}
     assert (value >= -rounding).all()
     assert (value <= limits.get(loss, math.inf) + rounding).all()
     # A constant added to a row of logits changes the logits but not the map; fused kernels take no masks.
@@ -480,7 +493,7 @@ def test_distances_of_maps_stay_in_their_range_and_are_zero_where_the_maps_agree
 @given(seed=SEED, impl=st.sampled_from(["reference", "chunked"]))
 def test_symmetric_distances_do_not_mind_which_side_is_which(seed: int, impl: Any) -> None:
     q_s, k_s, q_t, k_t = operands(seed, d_t=2)
-    for loss in (attention_js, attention_mse, attention_cosine, logit_l2):
+    for loss in (attention_js, attention_mse, logit_l2):
         torch.testing.assert_close(loss(q_s, k_s, q_t, k_t, impl=impl), loss(q_t, k_t, q_s, k_s, impl=impl))
 
 

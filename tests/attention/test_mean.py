@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from attention_transfer.attention import distilled_attention, flash, tiles
+from attention_transfer.attention import distilled_attention, flash
+from attention_transfer.attention import operands as records
 from attention_transfer.errors import UserError
 
 SIZE = st.integers(1, 6)
@@ -52,7 +53,7 @@ def test_gradients_pass_gradcheck(impl: Any, d_s: int, e: int) -> None:
 def test_the_mean_is_that_of_the_rows(batch: int, n: int, m: int, d_s: int, d_t: int, e: int, tile: int) -> None:
     inputs = operands(n, m, d_s, d_t, e, batch)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(tiles._TILE, "cpu", tile)
+        patch.setitem(records._TILE, "cpu", tile)
         found = results(inputs, "flash")
     torch.testing.assert_close(found, results(inputs, "reference", reduction="none"))
 
@@ -60,7 +61,7 @@ def test_the_mean_is_that_of_the_rows(batch: int, n: int, m: int, d_s: int, d_t:
 def test_many_tiles_of_rows_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """100 rows in tiles of 32, of which the last is not full."""
     inputs = operands(n=100, m=7)
-    monkeypatch.setitem(tiles._TILE, "cpu", 1)
+    monkeypatch.setitem(records._TILE, "cpu", 1)
     torch.testing.assert_close(results(inputs, "flash"), results(inputs, "reference"))
 
 

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from attention_transfer.attention import attention_cross_entropy, tiles
-from attention_transfer.attention.tiles import Side, in_tiles, tile_rows
+from attention_transfer.attention import AttentionCall, attention_cross_entropy, tiles
+from attention_transfer.attention.operands import tile_rows
+from attention_transfer.attention.tiles import in_tiles
 
 N, M = 37, 5
 
@@ -19,11 +20,11 @@ def of_shape(b: int, h: int, n: int, m: int, d: int = 1) -> tuple[Tensor, Tensor
     return torch.empty(1).expand(b, h, n, d), torch.empty(1).expand(b, h, m, d)
 
 
-def sides(mask_s: Tensor | None = None, mask_t: Tensor | None = None) -> tuple[Side, Side]:
+def sides(mask_s: Tensor | None = None, mask_t: Tensor | None = None) -> tuple[AttentionCall, AttentionCall]:
     """Two images, three heads, 37 queries, 5 keys; other widths and scales on the two sides."""
     q_s, k_s = torch.randn(2, 3, N, 4, dtype=torch.float64), torch.randn(2, 3, M, 4, dtype=torch.float64)
     q_t, k_t = torch.randn(2, 3, N, 2, dtype=torch.float64), torch.randn(2, 3, M, 2, dtype=torch.float64)
-    return Side(q_s, k_s, None, mask_s), Side(q_t, k_t, 0.3, mask_t)
+    return AttentionCall.of(q_s, k_s, None, mask_s), AttentionCall.of(q_t, k_t, 0.3, mask_t)
 
 
 @settings(deadline=None)
@@ -67,8 +68,8 @@ def test_a_tile_of_a_side_has_its_rows_of_a_mask_of_any_broadcastable_shape(
 ) -> None:
     mask = torch.rand(shape) < 0.7 if boolean else torch.randn(shape, dtype=torch.float64)
     side, _ = sides(mask)
-    torch.testing.assert_close(side.rows(16, 32).logits(), side.logits()[:, :, 16:32])
-    torch.testing.assert_close(side.rows(32, 48).logits(), side.logits()[:, :, 32:])
+    torch.testing.assert_close(side.rows(slice(16, 32)).wide_logits(), side.wide_logits()[:, :, 16:32])
+    torch.testing.assert_close(side.rows(slice(32, 48)).wide_logits(), side.wide_logits()[:, :, 32:])
 
 
 @pytest.mark.parametrize("shape", MASKS, ids=str)
@@ -82,8 +83,8 @@ def test_tiles_of_any_size_make_the_whole_and_its_gradients(
     s, t = sides(mask, mask.detach().flip(-1) if shape else None)
     inputs = [x.requires_grad_() for x in (s.q, s.k, t.q, t.k)] + [mask]
 
-    def compute(a: Side, b: Side) -> tuple[Tensor, Tensor]:
-        logits = a.logits() * b.logits().sigmoid()
+    def compute(a: AttentionCall, b: AttentionCall) -> tuple[Tensor, Tensor]:
+        logits = a.wide_logits() * b.wide_logits().sigmoid()
         return logits.sum(-1), logits @ b.k
 
     whole, tiled = compute(s, t), in_tiles(compute, s, t)
@@ -96,8 +97,8 @@ def test_what_compute_reads_beside_the_sides_gets_its_gradient_from_every_tile(m
     monkeypatch.setattr(tiles, "tile_rows", lambda q, k: 16)
     s, t = sides()
     values = torch.randn(2, 3, M, 3, dtype=torch.float64).requires_grad_()
-    (tiled,) = in_tiles(lambda a, b: (a.logits() @ values,), s, t)
-    whole = s.logits() @ values
+    (tiled,) = in_tiles(lambda a, b: (a.wide_logits() @ values,), s, t)
+    whole = s.wide_logits() @ values
     torch.testing.assert_close(torch.autograd.grad(tiled.sum(), values), torch.autograd.grad(whole.sum(), values))
 
 
@@ -108,9 +109,9 @@ def test_tiles_are_computed_again_only_for_a_backward_pass(monkeypatch: pytest.M
     s.q.requires_grad_()
     seen: list[int] = []
 
-    def compute(a: Side, b: Side) -> tuple[Tensor, ...]:
+    def compute(a: AttentionCall, b: AttentionCall) -> tuple[Tensor, ...]:
         seen.append(a.q.shape[2])
-        return ((a.logits() * b.logits()).sum(-1),)
+        return ((a.wide_logits() * b.wide_logits()).sum(-1),)
 
     with torch.set_grad_enabled(grad):
         (result,) = in_tiles(compute, s, t)
@@ -124,7 +125,7 @@ def test_the_random_state_is_left_alone() -> None:
     s, t = sides()
     s.q.requires_grad_()
     before = torch.get_rng_state()
-    in_tiles(lambda a, b: (a.logits().sum(-1),), s, t)[0].sum().backward()
+    in_tiles(lambda a, b: (a.wide_logits().sum(-1),), s, t)[0].sum().backward()
     assert torch.equal(before, torch.get_rng_state())
 
 

@@ -23,13 +23,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from attention_transfer.attention import rows, triton_kernels
-from attention_transfer.attention.tiles import Side
+from attention_transfer.attention import AttentionCall, rows, triton_kernels
 from attention_transfer.errors import UserError
 
 E32 = torch.finfo(torch.float32).eps
 HALF, BRAIN, SINGLE = torch.float16, torch.bfloat16, torch.float32
 DEVICES = ["interpreter", *(["cuda"] if torch.cuda.is_available() else [])]
+
+of = AttentionCall.of
 
 
 class Case(NamedTuple):
@@ -74,7 +75,7 @@ def compare(case: Case, device: str) -> None:
     q, k, v = (x.detach().requires_grad_() for x in (q, k, v))
     g = draw(*head, case.n, spread=case.g_scale)
     mask_s, mask_t = (None if x is None else x.to(device) for x in (case.mask_s, case.mask_t))
-    s, t = Side(q, k, case.scale_s, mask_s), Side(q_t, k_t, case.scale_t, mask_t)
+    s, t = of(q, k, case.scale_s, mask_s), of(q_t, k_t, case.scale_t, mask_t)
     exact = Exact(s, v, t, g, d_out)
 
     ce = triton_kernels.cross_entropy(s, t, tune=False)
@@ -96,13 +97,16 @@ def compare(case: Case, device: str) -> None:
 class Exact:
     """The reference in float64, and how far a kernel may be from it."""
 
-    def __init__(self, s: Side, v: Tensor, t: Side, g: Tensor, d_out: Tensor) -> None:
+    def __init__(self, s: AttentionCall, v: Tensor, t: AttentionCall, g: Tensor, d_out: Tensor) -> None:
         eps = torch.finfo(v.dtype).eps
         self.tiny = torch.finfo(v.dtype).smallest_normal * eps  # between neighbours where float16 is subnormal
         q, k, v = (x.detach().double().requires_grad_() for x in (s.q, s.k, v))
         g, d_out = g.double(), d_out.double()
-        wide_s, wide_t = Side(q, k, s.scale, s.mask), Side(t.q.double(), t.k.double(), t.scale, t.mask)
-        logits_s, logits_t = wide_s.logits(), wide_t.logits()
+        wide_s, wide_t = (
+            of(q, k, s.scale, s.mask),
+            of(t.q.double(), t.k.double(), t.scale, t.mask),
+        )
+        logits_s, logits_t = wide_s.wide_logits(), wide_t.wide_logits()
         out, ce, kl = rows.softmax(logits_s) @ v, rows.cross_entropy(logits_s, logits_t), rows.kl(logits_s, logits_t)
         self.values = {"ce": ce, "kl": kl, "out": out}
         of_ce = torch.autograd.grad(ce, [q, k], g, retain_graph=True)
@@ -156,13 +160,13 @@ class Exact:
         assert worst <= 1, f"{name} is off by {worst:.2g} times its budget of at most {float(budget.max()):.1e}"
 
 
-def logit_error(side: Side) -> Tensor:
+def logit_error(side: AttentionCall) -> Tensor:
     """How far a row's logits in float32 may be from exact ones."""
     mask = None
     if side.mask is not None and side.mask.dtype != torch.bool:
         mask = side.mask.double().abs().masked_fill(side.mask < -1e20, 0.0)
     scale = abs(side.q.shape[-1] ** -0.5 if side.scale is None else side.scale)
-    size = Side(side.q.detach().abs(), side.k.detach().abs(), scale, mask).logits()
+    size = of(side.q.detach().abs(), side.k.detach().abs(), scale, mask).wide_logits()
     return (side.q.shape[-1] + 8) * E32 * size.amax(-1)
 
 
@@ -197,10 +201,10 @@ def only_one_result_used(device: str) -> None:
     """A loss on the output alone is plain attention's, also where only the values learn."""
     q, k, v, q_t, k_t = torch.randn(5, 1, 2, 18, 16, generator=torch.Generator().manual_seed(8)).to(device)
     v.requires_grad_()
-    s, t = Side(q, k, None, None), Side(q_t, k_t, None, None)
+    s, t = of(q, k, None, None), of(q_t, k_t, None, None)
     out, ce = triton_kernels.distilled(s, v, t, tune=False)
     assert not ce.sum().isnan()
-    expected = s.logits().softmax(-1).sum(-2)[..., None].expand_as(v)
+    expected = s.wide_logits().softmax(-1).sum(-2)[..., None].expand_as(v)
     torch.testing.assert_close(torch.autograd.grad(out.sum(), v)[0], expected)
     for x in (q, k):
         x.requires_grad_()
@@ -215,7 +219,7 @@ def equal_sides_have_no_divergence(device: str) -> None:
     q, k = (
         torch.randn(1, 2, 20, 16, generator=torch.Generator().manual_seed(9)).to(device).requires_grad_() for _ in "qk"
     )
-    kl = triton_kernels.kl(Side(q, k, None, None), Side(q.detach(), k.detach(), None, None), tune=False)
+    kl = triton_kernels.kl(of(q, k, None, None), of(q.detach(), k.detach(), None, None), tune=False)
     assert not kl.any()
     assert not any(gradient.any() for gradient in torch.autograd.grad(kl.sum(), [q, k]))
 
@@ -224,8 +228,8 @@ def large_logits_worked_by_hand(device: str) -> None:
     """Logits of 1e4 and -1e4 and two just under 1e4, which only they share the weights with."""
     q = torch.tensor([[[[100.0], [-100.0]]]], device=device).requires_grad_()
     k = torch.tensor([[[[100.0], [-100.0], [99.99], [99.98]]]], device=device).requires_grad_()
-    t = Side(q.detach().clone(), k.detach() * torch.tensor([[1.0], [1.0], [1.0], [-1.0]], device=device), 1.0, None)
-    out, ce = triton_kernels.distilled(Side(q, k, 1.0, None), k, t, tune=False)
+    t = of(q.detach().clone(), k.detach() * torch.tensor([[1.0], [1.0], [1.0], [-1.0]], device=device), 1.0, None)
+    out, ce = triton_kernels.distilled(of(q, k, 1.0, None), k, t, tune=False)
     total = 1 + math.exp(-1) + math.exp(-2)
     log_p = [-math.log(total), -1 - math.log(total)]
     of_teacher = [1 / (1 + math.exp(-1)), 1 / (1 + math.e)]
@@ -243,7 +247,7 @@ def nothing_to_do(device: str) -> None:
     for batch, n, m in ((1, 3, 0), (1, 0, 3), (0, 3, 3)):
         q, k = torch.zeros(batch, 2, n, 16, device=device), torch.zeros(batch, 2, m, 16, device=device)
         q.requires_grad_(), k.requires_grad_()
-        s, t = Side(q, k, None, None), Side(q.detach(), k.detach(), None, None)
+        s, t = of(q, k, None, None), of(q.detach(), k.detach(), None, None)
         out, ce = triton_kernels.distilled(s, k, t, tune=False)
         assert out.shape == q.shape
         assert ce.shape == (batch, 2, n)
@@ -255,20 +259,28 @@ def what_has_no_gradient_is_refused(device: str) -> None:
     """Teachers and masks that require gradients, and operands that the kernels were not made for."""
     q = torch.zeros(1, 1, 4, 16, device=device)
     learning, mask = q.clone().requires_grad_(), torch.zeros(4, 4, device=device).requires_grad_()
-    plain = Side(q, q, None, None)
+    plain = of(q, q, None, None)
     wide = torch.zeros(1, 1, 4, 160, device=device)
     for s, t, reason in (
-        (plain, Side(q, learning, None, None), "teacher requires a gradient"),
-        (Side(q, q, None, mask), plain, "mask requires a gradient"),
-        (plain, Side(q, q, None, mask), "mask requires a gradient"),
-        (Side(q.double(), q.double(), None, None), plain, "are float64, not all float16, bfloat16 or float32"),
-        (plain, Side(q, q.half(), None, None), "float16 and float32"),
-        (plain, Side(q, q, None, torch.ones(4, 4, dtype=torch.int32, device=device)), "neither boolean nor floating"),
-        (Side(wide, wide, None, None), plain, "over 128"),
-        (plain, Side(q, q, -1.0, None), "scale is negative"),
-        (Side(q, q[..., :8], None, None), plain, "student's keys are"),
-        (plain, Side(q[:, :, :2], q, None, None), "teacher's queries are"),
-        (plain, Side(q, q[:, :0], None, None), "teacher's keys are"),
+        (plain, of(q, learning, None, None), "teacher requires a gradient"),
+        (of(q, q, None, mask), plain, "mask requires a gradient"),
+        (plain, of(q, q, None, mask), "mask requires a gradient"),
+        (
+            of(q.double(), q.double(), None, None),
+            plain,
+            "are float64, not all float16, bfloat16 or float32",
+        ),
+        (plain, of(q, q.half(), None, None), "float16 and float32"),
+        (
+            plain,
+            of(q, q, None, torch.ones(4, 4, dtype=torch.int32, device=device)),
+            "neither boolean nor floating",
+        ),
+        (of(wide, wide, None, None), plain, "over 128"),
+        (plain, of(q, q, -1.0, None), "scale is negative"),
+        (of(q, q[..., :8], None, None), plain, "student's keys are"),
+        (plain, of(q[:, :, :2], q, None, None), "teacher's queries are"),
+        (plain, of(q, q[:, :0], None, None), "teacher's keys are"),
     ):
         with pytest.raises(UserError, match=reason):
             triton_kernels.cross_entropy(s, t)
@@ -277,7 +289,7 @@ def what_has_no_gradient_is_refused(device: str) -> None:
     with pytest.raises(UserError, match="student's values are"):
         triton_kernels.distilled(plain, q[:, :, :2], plain)
     with torch.no_grad():
-        assert not triton_kernels.kl(Side(q, q, None, mask), Side(learning, q, None, mask), tune=False).any()
+        assert not triton_kernels.kl(of(q, q, None, mask), of(learning, q, None, mask), tune=False).any()
 
 
 LATE = (torch.arange(35) >= 16).float()
@@ -371,14 +383,14 @@ def test_without_a_gpu_the_reason_is_given() -> None:
     q = torch.zeros(1, 1, 2, 16)
     assert triton_kernels.available() == "there is no CUDA device"
     with pytest.raises(UserError, match="there is no CUDA device"):
-        triton_kernels.kl(Side(q, q, None, None), Side(q, q, None, None))
+        triton_kernels.kl(of(q, q, None, None), of(q, q, None, None))
 
 
 def unusable(device: str) -> str | None:
     """Why the interpreter fails at the simplest loss: some of Triton's releases don't know the newest NumPy."""
     q = torch.zeros(1, 1, 1, 16, device=device)
     try:
-        triton_kernels.cross_entropy(Side(q, q, None, None), Side(q, q, None, None), tune=False)
+        triton_kernels.cross_entropy(of(q, q, None, None), of(q, q, None, None), tune=False)
     except Exception as error:
         cause = error.__cause__ or error  # some releases put an error of their own around it
         if isinstance(cause, TypeError):

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from attention_transfer.errors import UserError, UserErrors
 from attention_transfer.transfer import L2SP, AttentionTransfer, Copy, Distill, Guide, LogitKD, Rule
-from attention_transfer.transfer.bond import Bond
-from attention_transfer.vit import AttentionCall, Pairing, capture, listen, set_drop_path
+from attention_transfer.transfer.plan import Plan
+from attention_transfer.vit import AttentionCall, Pairing, capture, hook_attention, set_drop_path
 
 Build = Callable[..., Any]
 Tapped = Callable[[nn.Module], list[str]]
@@ -295,13 +295,13 @@ def test_teachers_attention_is_let_go_once_it_is_used(
     tiny_vit: Build, images: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[weakref.ref[Tensor]] = []
-    kept = Bond.kept
+    kept = Plan.kept
 
-    def noting(bond: Bond, call: AttentionCall) -> AttentionCall:
+    def noting(plan: Plan, call: AttentionCall) -> AttentionCall:
         seen.append(weakref.ref(call.q))
-        return kept(bond, call)
+        return kept(plan, call)
 
-    monkeypatch.setattr(Bond, "kept", noting)
+    monkeypatch.setattr(Plan, "kept", noting)
     for rule in (Distill(), Guide()):
         seen.clear()
         transfer = AttentionTransfer(tiny_vit(1), tiny_vit(2), [rule]).train()
@@ -343,7 +343,7 @@ def test_what_is_attached_beside_the_rules_goes_with_them(tiny_vit: Build, image
         return call
 
     transfer = AttentionTransfer(tiny_vit(1), student, [Copy()])
-    transfer.attach(listen(student, {1: hear}))
+    transfer.attach(hook_attention(student, {1: hear}))
     transfer(images)
     transfer.release()
     student(images)

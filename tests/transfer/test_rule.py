@@ -11,7 +11,6 @@ from torch import Tensor
 
 from attention_transfer.errors import UserError
 from attention_transfer.transfer import AttentionTransfer, Copy, Distill, Guide, LossRule
-from attention_transfer.transfer.rule import take_heads
 from attention_transfer.vit import AttentionCall, describe
 
 Build = Callable[..., Any]
@@ -44,7 +43,7 @@ def test_a_rule_counts_its_layers_as_every_choice_does() -> None:
 def test_taken_heads_have_the_logits_they_had_among_all(shape: tuple[int, ...]) -> None:
     q, k = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5)
     call = AttentionCall(q, k, k, torch.randn(shape), 0.4, 1)
-    taken = take_heads(call, (0, 2))
+    taken = call.heads((0, 2))
     torch.testing.assert_close(taken.logits(), call.logits()[:, [0, 2]])
     assert (taken.v.shape[1], taken.layer) == (2, 1)
 

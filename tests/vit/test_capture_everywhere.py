@@ -24,7 +24,7 @@ from torchvision.models import VisionTransformer
 
 from attention_transfer.errors import UserError
 from attention_transfer.transfer import AttentionTransfer, Copy, Distill, Guide
-from attention_transfer.vit import AttentionCall, anatomy, capture, carries_gradient, listen, logits_of
+from attention_transfer.vit import AttentionCall, anatomy, capture, carries_gradient, hook_attention, logits_of
 
 Build = Callable[..., Any]
 Tapped = Callable[[nn.Module], list[str]]
@@ -600,7 +600,7 @@ def test_operands_that_a_listener_gives_are_used_in_each_form(form: str, with_fo
         seen.append(call)
         return replace(call, q=given[0], k=given[1])
 
-    (handle,) = listen(model, {0: exchange})
+    (handle,) = hook_attention(model, {0: exchange})
     model(images)
     handle.remove()
     expected = by_hand(given[0], given[1], mask, scale) @ seen[0].v.double()
@@ -611,7 +611,7 @@ def test_a_listener_that_gives_the_same_call_changes_no_bit(with_form: Build, im
     for attend, *_ in FORMS.values():
         model = with_form(attend)
         expected = model(images)
-        (handle,) = listen(model, {0: replace})
+        (handle,) = hook_attention(model, {0: replace})
         assert torch.equal(model(images), expected)
         handle.remove()
 

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from attention_transfer.errors import UserError
+from attention_transfer.hooks import tensors_in
 from attention_transfer.vit import AttentionProbe, capture, describe, load_vit, logits_of, student_like
-from attention_transfer.vit.outputs import tensors_in
 
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"
 UPDATE = "FAMILIES_UPDATE=1 python -m pytest tests/vit/test_families.py"

@@ -18,9 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models import VisionTransformer
 
 from attention_transfer.errors import UserError
+from attention_transfer.hooks import Site, hook_module
 from attention_transfer.transfer import AttentionTransfer, Copy, Distill, Guide
-from attention_transfer.vit import AttentionCall, AttentionProbe, Tokens, capture, tap
-from attention_transfer.vit.seam import _intercepted, _Seat
+from attention_transfer.vit import AttentionCall, AttentionProbe, Tokens, capture
 
 MODES = [*itertools.product((False, True), (False, True))]  # training, and whether gradients are wanted
 BATCH, QUERIES, KEYS, HEADS, WIDTH = 4, 5, 7, 4, 24  # the module has its inference kernel for even numbers of heads
@@ -303,7 +303,7 @@ def test_a_probe_gives_the_operands_of_its_layers(values: bool, pictures: Tensor
 
 @contextmanager
 def listening(module: nn.MultiheadAttention, listener: Callable[[AttentionCall], AttentionCall]) -> Iterator[None]:
-    (handle,) = [tap(module, partial(_intercepted, _Seat(0, Tokens(), module, listener, lambda _: "")))]
+    handle = hook_module(Site(module, 0, Tokens(), {}), listener)
     try:
         yield
     finally:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attention_transfer.errors import UserError
+from attention_transfer.hooks import tensors_in
 from attention_transfer.vit import PARTS, Part, capture, freeze, logits_of, parameters_of, parts_problems, take_part
-from attention_transfer.vit.outputs import tensors_in
 
 IN_TIMM = {"img_size": 8, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 5}
 IN_HF = {

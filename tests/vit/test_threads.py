@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import VisionTransformer
 
+from attention_transfer.hooks import hook_forward
 from attention_transfer.transfer import AttentionTransfer, Copy, Distill
-from attention_transfer.vit import AttentionProbe, attention_modules, capture, logits_of, tap
+from attention_transfer.vit import AttentionProbe, attention_modules, capture, logits_of
 
 Build = Callable[..., Any]
 Tapped = Callable[[nn.Module], list[str]]
@@ -177,7 +178,9 @@ def test_taps_that_come_and_go_at_once_leave_nothing(tiny_vit: Build, images: Te
 
     def attaches() -> None:
         for _ in range(5 * REPETITIONS):
-            handles = [tap(module, lambda forward, *args, **kwargs: forward(*args, **kwargs)) for module in modules]
+            handles = [
+                hook_forward(module, lambda forward, *args, **kwargs: forward(*args, **kwargs)) for module in modules
+            ]
             for handle in handles:
                 handle.remove()
                 handle.remove()

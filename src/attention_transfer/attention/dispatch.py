@@ -1,4 +1,4 @@
-"""Which way a loss is computed, and why.
+"""Which implementation computes a loss, and why.
 
 - "reference" forms the maps: readable, any dtype, any device.
 - "chunked" forms a tile of rows at a time and forms it again in the backward pass: any device, any mask, O(tile · M).
@@ -17,7 +17,7 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from attention_transfer.attention import flex, fused, triton_kernels
-from attention_transfer.attention.tiles import Side
+from attention_transfer.attention.operands import AttentionCall
 from attention_transfer.errors import UserError, nearest
 
 Impl = Literal["auto", "reference", "chunked", "flash", "flex", "triton"]
@@ -77,10 +77,16 @@ def choose_impl(
     Raises:
         UserError: there is no such implementation, or it cannot serve these tensors, with the reason.
     """
+    s = AttentionCall.of(q_s, k_s, scale_s, mask_s, v=v_s)
+    t = AttentionCall.of(q_s.detach() if q_t is None else q_t, k_s.detach() if k_t is None else k_t, scale_t, mask_t)
+    return choose(loss, s, t, values=v_s is not None, impl=impl)
+
+
+def choose(loss: str, s: AttentionCall, t: AttentionCall, *, values: bool = False, impl: Impl = "auto") -> Choice:
+    """[`choose_impl`][attention_transfer.attention.choose_impl] for two records, of which values may be read."""
     if impl not in get_args(Impl):
         raise UserError(f"there is no impl={impl!r}; {nearest(impl, get_args(Impl))}")
-    s = Side(q_s, k_s, scale_s, mask_s)
-    t = Side(q_s.detach() if q_t is None else q_t, k_s.detach() if k_t is None else k_t, scale_t, mask_t)
+    v_s = s.v if values else None
     if impl in FUSED_IMPLS:
         obstacle = _obstacle(impl, loss, s, t, v_s)
         if obstacle:
@@ -93,13 +99,13 @@ def choose_impl(
         obstacle = _obstacle("flash", loss, s, t, v_s)
     if obstacle is None:
         return Choice("flash", f"PyTorch's fused kernels serve it on the {s.q.device.type.upper()}")
-    size = q_s.shape[0] * q_s.shape[1] * q_s.shape[2] * k_s.shape[2]
+    size = s.q.shape[0] * s.q.shape[1] * s.q.shape[2] * s.k.shape[2]
     if size <= _SMALL:
         return Choice("reference", f"{obstacle}, and the maps are small")
     return Choice("chunked", obstacle)
 
 
-def _obstacle(impl: str, loss: str, s: Side, t: Side, v_s: Tensor | None) -> str | None:
+def _obstacle(impl: str, loss: str, s: AttentionCall, t: AttentionCall, v_s: Tensor | None) -> str | None:
     """Why a fused implementation can't be used, or `None`."""
     if loss not in _FUSED:
         return "this distance has no fused form"

@@ -18,7 +18,7 @@ Shapes: B batch, H heads, N query tokens, M key tokens, D head dimension.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from attention_transfer.attention import flex, fused
 from attention_transfer.attention.fused import Attended
-from attention_transfer.attention.tiles import Side, tile_rows
+from attention_transfer.attention.operands import AttentionCall, tile_rows
 
 
 @dataclass(frozen=True)
@@ -81,18 +81,19 @@ def attend_frozen(q_BHND: Tensor, k_BHMD: Tensor, x_BHME: Tensor, *, scale: floa
     return attended
 
 
-def cross_entropy(s: Side, t: Side, *, kernels: Kernels = FUSED) -> Tensor:
+def cross_entropy(s: AttentionCall, t: AttentionCall, *, kernels: Kernels = FUSED) -> Tensor:
     """Cross-entropy of two attentions without masks, (B, H, N)."""
-    return distilled(s, s.k, t, kernels=kernels)[1]
+    return distilled(replace(s, v=s.k), t, kernels=kernels)[1]
 
 
-def distilled(s: Side, v_s: Tensor, t: Side, *, mean: bool = False, kernels: Kernels = FUSED) -> tuple[Tensor, Tensor]:
+def distilled(
+    s: AttentionCall, t: AttentionCall, *, mean: bool = False, kernels: Kernels = FUSED
+) -> tuple[Tensor, Tensor]:
     """The student's attention without masks, and its cross-entropy against the teacher's.
 
     Args:
         s: the student's side.
-        v_s: the student's values, (B, H, M, E).
-        t: the teacher's side.
+        t: the teacher's side, of which no values are read.
         mean: the mean over rows is wanted, whose gradient needs nothing of the teacher once it is computed.
         kernels: whose.
 
@@ -101,28 +102,24 @@ def distilled(s: Side, v_s: Tensor, t: Side, *, mean: bool = False, kernels: Ker
     """
     constant = not (t.q.requires_grad or t.k.requires_grad)
     if mean and constant and kernels is FUSED and torch.is_grad_enabled():
-        operands = fused.widened(s.q, s.k, v_s.view_as(v_s))  # see attend
-        out, ce = _Distilled.apply(*operands, t.q, t.k, _scale(s), _scale(t))
-        return out[..., : v_s.shape[-1]], ce
-    out, lse_s = kernels.attend(s.q, s.k, v_s, scale=_scale(s))
+        operands = fused.widened(s.q, s.k, s.v.view_as(s.v))  # see attend
+        out, ce = _Distilled.apply(*operands, t.q, t.k, s.scale, t.scale)
+        return out[..., : s.v.shape[-1]], ce
+    out, lse_s = kernels.attend(s.q, s.k, s.v, scale=s.scale)
     wide = torch.promote_types(s.q.dtype, t.q.dtype)
     q_t, k_t, k_s = (x.to(wide) for x in (t.q, t.k, s.k))
     if constant:
-        averaged = attend_frozen(q_t, k_t, k_s, scale=_scale(t), kernels=kernels)
+        averaged = attend_frozen(q_t, k_t, k_s, scale=t.scale, kernels=kernels)
     else:
-        averaged, _ = kernels.attend(q_t, k_t, k_s, scale=_scale(t))
-    rows_BHN = lse_s - _scale(s) * _dot(s.q, averaged)
+        averaged, _ = kernels.attend(q_t, k_t, k_s, scale=t.scale)
+    rows_BHN = lse_s - s.scale * _dot(s.q, averaged)
     return out, rows_BHN.mean() if mean else rows_BHN
 
 
-def entropy(t: Side, *, kernels: Kernels = FUSED) -> Tensor:
+def entropy(t: AttentionCall, *, kernels: Kernels = FUSED) -> Tensor:
     """Entropy of an attention's rows, (B, H, N): `lse_t - scale_t · ⟨q_t, P_t K_t⟩`."""
-    averaged, lse_t = kernels.attend(t.q, t.k, t.k, scale=_scale(t))
-    return lse_t - _scale(t) * _dot(t.q, averaged)
-
-
-def _scale(side: Side) -> float:
-    return side.q.shape[-1] ** -0.5 if side.scale is None else side.scale
+    averaged, lse_t = kernels.attend(t.q, t.k, t.k, scale=t.scale)
+    return lse_t - t.scale * _dot(t.q, averaged)
 
 
 def _dot(a_BHND: Tensor, b_BHND: Tensor) -> Tensor:

@@ -52,12 +52,3 @@ def class_logits(q_BHND: Tensor, k_BHMD: Tensor, *, scale: float | None = None, 
     """
     row_mask = mask[..., :1, :] if mask is not None and mask.dim() > 1 and mask.shape[-2] > 1 else mask
     return attention_logits(q_BHND[..., :1, :], k_BHMD, scale=scale, mask=row_mask).squeeze(-2)
-
-
-def under_autocast(*operands: Tensor) -> tuple[Tensor, ...]:
-    """The operands in autocast's dtype, where it is on, as PyTorch's own attention takes them; float64 stays."""
-    device = operands[0].device.type
-    if device == "meta" or not torch.is_autocast_enabled(device):
-        return operands
-    dtype = torch.get_autocast_dtype(device)
-    return tuple(x if x.dtype == torch.float64 else x.to(dtype) for x in operands)

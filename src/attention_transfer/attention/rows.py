@@ -50,13 +50,6 @@ def mse(logits_s: Tensor, logits_t: Tensor) -> Tensor:
     return _kept((logits_s.softmax(dim=-1) - logits_t.softmax(dim=-1)).square().sum(dim=-1), alive)
 
 
-def cosine(logits_s: Tensor, logits_t: Tensor) -> Tensor:
-    """Cosine distance of the maps, `1 - ⟨P_s, P_t⟩ / (|P_s| · |P_t|)`."""
-    logits_s, logits_t, alive = _alive(logits_s, logits_t)
-    p_s, p_t = logits_s.softmax(dim=-1), logits_t.softmax(dim=-1)
-    return _kept(1.0 - torch.nn.functional.cosine_similarity(p_s, p_t, dim=-1), alive)
-
-
 def logit_l2(logits_s: Tensor, logits_t: Tensor) -> Tensor:
     """Squared distance of the logits, `Σ_j (S_s[j] - S_t[j])²`."""
     logits_s, logits_t, alive = _alive(logits_s, logits_t)

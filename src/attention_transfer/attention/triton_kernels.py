@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from attention_transfer.attention.tiles import Side
+from attention_transfer.attention.operands import AttentionCall
 from attention_transfer.errors import UserError
 
 try:
@@ -67,7 +67,7 @@ def available() -> str | None:
     return None
 
 
-def obstacle(s: Side, t: Side, v_s: Tensor | None = None) -> str | None:
+def obstacle(s: AttentionCall, t: AttentionCall, v_s: Tensor | None = None) -> str | None:
     """Why the kernels can't serve these operands, or `None`."""
     reason = available()
     if reason:
@@ -90,7 +90,7 @@ def obstacle(s: Side, t: Side, v_s: Tensor | None = None) -> str | None:
         return f"a head dimension is over {_WIDEST}"
     if not all(mask.is_floating_point() or mask.dtype == torch.bool for mask in masks):
         return "a mask is neither boolean nor floating"
-    if any(side.scale is not None and side.scale < 0 for side in (s, t)):
+    if s.scale < 0 or t.scale < 0:
         return "a scale is negative"
     if torch.is_grad_enabled() and (t.q.requires_grad or t.k.requires_grad):
         return "the teacher requires a gradient, and the kernels have none for it"
@@ -99,7 +99,7 @@ def obstacle(s: Side, t: Side, v_s: Tensor | None = None) -> str | None:
     return None
 
 
-def _misfit(s: Side, t: Side, v_s: Tensor | None) -> str | None:
+def _misfit(s: AttentionCall, t: AttentionCall, v_s: Tensor | None) -> str | None:
     """Which shapes don't fit together: kernels would read beyond their operands."""
     expected_k = (*s.q.shape[:2], *s.k.shape[2:3], s.q.shape[-1])
     expected = {
@@ -117,7 +117,7 @@ def _misfit(s: Side, t: Side, v_s: Tensor | None) -> str | None:
     return None
 
 
-def cross_entropy(s: Side, t: Side, *, tune: bool = True) -> Tensor:
+def cross_entropy(s: AttentionCall, t: AttentionCall, *, tune: bool = True) -> Tensor:
     """Cross-entropy of two attentions, row by row.
 
     Args:
@@ -136,14 +136,14 @@ def cross_entropy(s: Side, t: Side, *, tune: bool = True) -> Tensor:
     return ce
 
 
-def kl(s: Side, t: Side, *, tune: bool = True) -> Tensor:
+def kl(s: AttentionCall, t: AttentionCall, *, tune: bool = True) -> Tensor:
     """KL(P_t ‖ P_s), row by row; arguments, result and errors are those of `cross_entropy`."""
     ce, entropy, _ = _run(s, None, t, entropy=True, tune=tune)
     divergence: Tensor = ce - entropy
     return divergence
 
 
-def distilled(s: Side, v_s: Tensor, t: Side, *, tune: bool = True) -> tuple[Tensor, Tensor]:
+def distilled(s: AttentionCall, v_s: Tensor, t: AttentionCall, *, tune: bool = True) -> tuple[Tensor, Tensor]:
     """The student's attention with values v_s (B, H, M, E), and its `cross_entropy`, in one pass.
 
     Arguments and errors are those of `cross_entropy`.
@@ -155,12 +155,11 @@ def distilled(s: Side, v_s: Tensor, t: Side, *, tune: bool = True) -> tuple[Tens
     return out, ce
 
 
-def _run(s: Side, v_s: Tensor | None, t: Side, *, entropy: bool, tune: bool) -> Any:
+def _run(s: AttentionCall, v_s: Tensor | None, t: AttentionCall, *, entropy: bool, tune: bool) -> Any:
     reason = obstacle(s, t, v_s)
     if reason:
         raise UserError(f"the Triton kernels can't compute this: {reason}")
-    scales = [float(x.q.shape[-1] ** -0.5 if x.scale is None else x.scale) for x in (s, t)]
-    return _Fused.apply(s.q, s.k, v_s, t.q, t.k, s.mask, t.mask, *scales, entropy, tune)
+    return _Fused.apply(s.q, s.k, v_s, t.q, t.k, s.mask, t.mask, float(s.scale), float(t.scale), entropy, tune)
 
 
 class _Fused(torch.autograd.Function):

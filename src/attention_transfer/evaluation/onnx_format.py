@@ -15,7 +15,7 @@ from torch import Tensor
 from attention_transfer.errors import UserError
 from attention_transfer.evaluation.classifier import Classifier, LoadedRun
 from attention_transfer.evaluation.preprocessing import as_data
-from attention_transfer.vit import AttentionCall, describe, listen
+from attention_transfer.vit import AttentionCall, describe, hook_attention
 from attention_transfer.writing import write_whole
 
 FILE = "model.onnx"
@@ -76,7 +76,9 @@ def _unfused_biases(network: Classifier) -> Iterator[None]:
 
     vits = [vit for vit in (network.student, network.transfer.teacher) if vit is not None]
     biased = [vit for vit in vits if "relative position bias" in describe(vit).components]
-    handles = [handle for vit in biased for handle in listen(vit, dict.fromkeys(range(describe(vit).depth), attended))]
+    handles = [
+        handle for vit in biased for handle in hook_attention(vit, dict.fromkeys(range(describe(vit).depth), attended))
+    ]
     try:
         yield
     finally:

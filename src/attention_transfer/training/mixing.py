@@ -21,7 +21,7 @@ from torchvision.transforms import v2
 from attention_transfer.config.mixing import Mixing
 from attention_transfer.errors import UserError, raise_all
 from attention_transfer.transfer import AttentionTransfer, TransferOutput
-from attention_transfer.vit import AttentionCall, Tokens, ViTSpec, describe, listen
+from attention_transfer.vit import AttentionCall, Tokens, ViTSpec, describe, hook_attention
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,7 +196,7 @@ class MixedLoss:
         if mixing.transmix != "off":
             network, self._spec = _weighed_by(transfer, mixing.transmix)
             # For good, and not in each step, as nothing can be attached in one that is compiled.
-            transfer.attach(listen(network, {self._spec.depth - 1: self._rows}))
+            transfer.attach(hook_attention(network, {self._spec.depth - 1: self._rows}))
 
     def __call__(self, images: Tensor, targets: Tensor) -> tuple[TransferOutput, Tensor]:
         """What `transfer` gives for the mixed images, and the cross-entropy with the mixed labels, a scalar.

@@ -1,4 +1,4 @@
-"""Rules that bind a student's attention to its teacher's, and the methods that are made of them."""
+"""Rules that bind a student's attention to its teacher's, and the methods that are made of them.
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from attention_transfer.transfer.regularisers import BSS as BSS
     from attention_transfer.transfer.regularisers import L2SP as L2SP
     from attention_transfer.transfer.rule import AttentionRule as AttentionRule
+    from attention_transfer.transfer.rule import CallPair as CallPair
+    from attention_transfer.transfer.rule import JointLossRule as JointLossRule
     from attention_transfer.transfer.rule import LossRule as LossRule
     from attention_transfer.transfer.rule import NetworkRule as NetworkRule
     from attention_transfer.transfer.rule import OperandRule as OperandRule

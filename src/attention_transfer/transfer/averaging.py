@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from attention_transfer.vit import AttentionCall
+from attention_transfer.attention import AttentionCall
 
 Average = Literal["images", "queries", "heads"]
 _DIMENSION: dict[Average, int] = {"images": 0, "heads": 1, "queries": 2}

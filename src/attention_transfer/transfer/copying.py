@@ -8,10 +8,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from attention_transfer.attention import AttentionCall
 from attention_transfer.errors import UserError, raise_all
 from attention_transfer.transfer.averaging import Average, averaged
 from attention_transfer.transfer.rule import OperandRule
-from attention_transfer.vit import AttentionCall, Reading, ViTSpec, wrong_choices
+from attention_transfer.vit import Reading, ViTSpec, wrong_choices
 
 Parts = Literal["qk", "q", "k", "v"]
 
@@ -49,6 +50,11 @@ class Copy(OperandRule):
         """Only where the values themselves are the teacher's."""
         return self.parts == "v"
 
+    @property
+    def replaces(self) -> frozenset[str]:
+        """The copied parts."""
+        return frozenset(self.parts)
+
     def problems(self, teacher: ViTSpec, student: ViTSpec) -> list[str]:
         """Single operands and single heads mix the two sides in one product, so their head dimensions must agree."""
         found = super().problems(teacher, student)
@@ -61,8 +67,8 @@ class Copy(OperandRule):
 
     def operands(self, student: AttentionCall, teacher: AttentionCall) -> AttentionCall:
         """The student's call with the chosen parts and heads of the teacher's, (B, H, N, D)."""
-        heads = self.chosen_heads(student.q.shape[1])
-        if self.parts == "qk" and len(heads) == student.q.shape[1]:
+        total = student.q.shape[1]
+        if self.parts == "qk" and self.binds_all_heads(total):
             teacher = averaged(teacher, self.average)
             mask = teacher.mask
             if mask is not None and mask.is_floating_point():
@@ -76,6 +82,7 @@ class Copy(OperandRule):
             )
         if self.parts == "qk" and (student.mask is not None or teacher.mask is not None):
             raise UserError("Copy of some heads only is not supported for models with attention masks or biases")
+        heads = self.chosen_heads(total)
         # One product serves both kinds of head, so the teacher's queries carry the ratio of the scales.
         ratio = teacher.scale / student.scale if self.parts == "qk" else 1.0
         return replace(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,25 +10,27 @@ from torch.nn import functional as F
 
 from attention_transfer.attention import (
     FUSED_IMPLS,
+    AttentionCall,
     Choice,
+    Distance,
     Impl,
     attention_cross_entropy,
     attention_js,
     attention_kl,
     attention_mse,
-    choose_impl,
-    distilled_attention,
+    choose,
+    distilled,
     logit_l2,
-    output_l2,
+    output_l2_between,
 )
 from attention_transfer.errors import UserError, raise_all
 from attention_transfer.transfer.averaging import Average, averaged
-from attention_transfer.transfer.rule import LossRule, check_heads, take_heads
-from attention_transfer.vit import AttentionCall, Reading, ViTSpec, wrong_choices
+from attention_transfer.transfer.rule import LossRule
+from attention_transfer.vit import Reading, ViTSpec, wrong_choices
 
 Target = Literal["map", "logits", "q", "k", "v", "output"]
 Divergence = Literal["ce", "kl", "js", "mse"]
-_DIVERGENCES: dict[Divergence, Callable[..., Tensor]] = {
+_DIVERGENCES: dict[Divergence, Distance] = {
     "ce": attention_cross_entropy,
     "kl": attention_kl,
     "js": attention_js,
@@ -101,68 +102,34 @@ class Distill(LossRule):
 
     def attend(self, student: AttentionCall, teacher: AttentionCall) -> tuple[Tensor, Tensor] | None:
         """By fused kernels, where they serve the block and all its heads are distilled."""
-        if not self._in_one(student, teacher):
-            return None
-        return distilled_attention(
-            student.q,
-            student.k,
-            student.v,
-            teacher.q,
-            teacher.k,
-            scale_s=student.scale,
-            scale_t=teacher.scale,
-            mask_s=student.mask,
-            mask_t=teacher.mask,
-            impl=self.impl,
-            reduction="mean",
-        )
+        return distilled(student, teacher, impl=self.impl, mean=True) if self._in_one(student, teacher) else None
 
-    def how(self, student: AttentionCall, teacher: AttentionCall) -> str:
+    def implementation(self, student: AttentionCall, teacher: AttentionCall) -> str:
         """The implementation, and why it was chosen."""
         if self.reading == "operands" or self.average is not None:
             return ""
         if self._in_one(student, teacher):
-            return f"attention and loss in one, {self._choice(student, teacher, in_one=True)}"
-        return str(self._choice(student, teacher))
+            return f"attention and loss in one, {self._fused(student, teacher)}"
+        return str(choose(self._distance.__name__, student, teacher, impl=self.impl))
 
     def _in_one(self, student: AttentionCall, teacher: AttentionCall) -> bool:
         paper = self.target == "map" and self.divergence == "ce" and self.average is None
-        plain = paper and student.dropout == 0 and student.q.requires_grad
-        whole = len(self.chosen_heads(student.q.shape[1])) == student.q.shape[1]
-        return plain and whole and self._choice(student, teacher, in_one=True).impl in FUSED_IMPLS
+        plain = paper and student.dropout == 0 and student.q.requires_grad and self.binds_all_heads(student.q.shape[1])
+        return plain and self._fused(student, teacher).impl in FUSED_IMPLS
 
-    def _choice(self, student: AttentionCall, teacher: AttentionCall, *, in_one: bool = False) -> Choice:
-        return choose_impl(
-            "distilled_attention" if in_one else self._distance.__name__,
-            student.q,
-            student.k,
-            teacher.q,
-            teacher.k,
-            v_s=student.v if in_one else None,
-            scale_s=student.scale,
-            scale_t=teacher.scale,
-            mask_s=student.mask,
-            mask_t=teacher.mask,
-            impl=self.impl,
-        )
+    def _fused(self, student: AttentionCall, teacher: AttentionCall) -> Choice:
+        return choose("distilled_attention", student, teacher, values=True, impl=self.impl)
 
     def layer_loss(self, student: AttentionCall, teacher: AttentionCall) -> Tensor:
         """Mean over images, heads and query rows: nats, squared weights, logits or operands; a scalar."""
-        check_heads(student, teacher)
-        heads = self.chosen_heads(student.q.shape[1])
-        s, t = take_heads(student, heads), take_heads(teacher, heads)
+        s, t = self.take_heads(student, teacher)
         if self.target == "output":
-            masks = {"mask_s": s.mask, "mask_t": t.mask}
-            rows_BHN = output_l2(s.q, s.k, s.v, t.q, t.k, t.v, scale_s=s.scale, scale_t=t.scale, **masks)
-            return rows_BHN.mean() / s.v.shape[-1]
+            return output_l2_between(s, t).mean() / s.v.shape[-1]
         if self.reading == "operands":
             return F.mse_loss(getattr(s, self.target), getattr(t, self.target))
-        t = averaged(t, self.average)
-        rows_BHN = self._distance(
-            s.q, s.k, t.q, t.k, scale_s=s.scale, scale_t=t.scale, mask_s=s.mask, mask_t=t.mask, impl=self.impl
-        )
+        rows_BHN = self._distance.between(s, averaged(t, self.average), impl=self.impl)
         return rows_BHN.mean() / (s.k.shape[-2] if self.target == "logits" else 1)
 
     @property
-    def _distance(self) -> Callable[..., Tensor]:
+    def _distance(self) -> Distance:
         return logit_l2 if self.target == "logits" else _DIVERGENCES[self.divergence]

@@ -7,10 +7,10 @@ from typing import Literal
 
 from torch import Tensor
 
-from attention_transfer.attention import attention_mse, logit_l2
+from attention_transfer.attention import POOL, AttentionCall, Query, attention_mse, logit_l2
 from attention_transfer.errors import UserError, raise_all
-from attention_transfer.transfer.rule import LossRule, check_heads, take_heads
-from attention_transfer.vit import POOL, AttentionCall, Query, Reading, ViTSpec, wrong_choices
+from attention_transfer.transfer.rule import LossRule
+from attention_transfer.vit import Reading, ViTSpec, wrong_choices
 
 Reduction = Literal["mean", "sum"]
 Rows = Literal["query", "all"]
@@ -59,6 +59,11 @@ class Guide(LossRule):
         """The row that is guided, or `None` for all."""
         return None if self.rows == "all" else self.query
 
+    @property
+    def needs_pretrained_student(self) -> bool:
+        """It keeps attention where it was."""
+        return True
+
     def chosen_layers(self, depth: int) -> tuple[int, ...]:
         """The guided blocks; the pooling head where that is guided."""
         return (POOL,) if self.query == "pool" else super().chosen_layers(depth)
@@ -69,20 +74,17 @@ class Guide(LossRule):
         if self.query == "pool" and self.layers is not None:
             found.append('Guide(query="pool") guides the pooling head, which has no layers; leave layers out')
         for role, spec in (("teacher", teacher), ("student", student)):
-            if self.row == "class" and not spec.class_token:
-                others = 'query="mean" or query="pool"' if spec.pool else 'query="mean"'
-                found.append(f"Guide needs a class token, which {role} {spec.name} does not have; choose {others}")
             if self.query == "pool" and not spec.pool:
                 found.append(
                     f'Guide(query="pool") needs an attention-pool head, which {role} {spec.name} does not have'
                 )
         return found
 
+    def _instead(self, spec: ViTSpec) -> str:
+        return '; choose query="mean" or query="pool"' if spec.pool else '; choose query="mean"'
+
     def layer_loss(self, student: AttentionCall, teacher: AttentionCall) -> Tensor:
         """Mean squared distance of the rows, a scalar."""
-        check_heads(student, teacher)
-        heads = self.chosen_heads(student.q.shape[1])
-        s, t = take_heads(student, heads), take_heads(teacher, heads)
-        distance = logit_l2 if self.on == "logits" else attention_mse
-        rows_BHN = distance(s.q, s.k, t.q, t.k, scale_s=s.scale, scale_t=t.scale, mask_s=s.mask, mask_t=t.mask)
+        s, t = self.take_heads(student, teacher)
+        rows_BHN = (logit_l2 if self.on == "logits" else attention_mse).between(s, t)
         return rows_BHN.mean() / (s.k.shape[-2] if self.reduction == "mean" else 1)

@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from attention_transfer.attention import POOL, AttentionCall
 from attention_transfer.errors import UserError
-from attention_transfer.transfer.bond import Bond, named
+from attention_transfer.hooks import Scope, Skipped
 from attention_transfer.transfer.heads import HeadPairs, head_divergences
-from attention_transfer.transfer.networks import NetworkLosses
+from attention_transfer.transfer.networks import NetworkLosses, OutputWatches
+from attention_transfer.transfer.plan import Plan, Step, named
 from attention_transfer.transfer.rule import AttentionRule, NetworkRule, Rule, Weighted
-from attention_transfer.transfer.step import Step, bind_blocks
 from attention_transfer.vit import (
-    POOL,
-    AttentionCall,
     AttentionProbe,
-    InputFor,
     Pairing,
-    Replay,
     SharedDropPath,
-    TapHandle,
     attention_modules,
     capture,
     carries_gradient,
@@ -36,10 +30,20 @@ from attention_transfer.vit import (
     check_shared_drop_path,
     describe,
     half_precision,
+    hook_attention,
+    input_for,
+    library_of,
     logits_of,
 )
 
 _log = logging.getLogger(__name__)
+
+
+class Removable(Protocol):
+    """A handle of something that was attached to a network."""
+
+    def remove(self) -> None:
+        """Take it off."""
 
 
 @dataclass(frozen=True)
@@ -112,69 +116,37 @@ class AttentionTransfer(nn.Module):
         for role, network in (("teacher", teacher), ("student", student)):
             if network is not None and (part := check_part(network)):
                 _log.debug("the %s is %s of a %s", role, part, type(network).__name__)
-        attention = [rule for rule in rules if isinstance(rule, AttentionRule)]
-        self._pairing = pairing or Pairing()
-        bond = Bond(teacher, student, attention, self._pairing) if attention and teacher is not None else None
         self.student = student
         self.rules = tuple(rules)
         self.share_drop_path = share_drop_path
-        self._options: dict[str, Any] = {
-            "pairing": pairing,
-            "share_drop_path": share_drop_path,
-            "teacher_dtype": teacher_dtype,
-            "compile_teacher": compile_teacher,
-        }
-        self._bond = bond
-        # In a tuple, so that it is not registered: neither trained nor saved with the student.
-        self._unregistered: tuple[nn.Module, ...] = ()
-        self.networks = _network_losses(teacher, student, rules, self._pairing)
-        self._drop_path: SharedDropPath | None = None
-        self.head_pairs: HeadPairs | None = None
-        self._replay: Replay[Step] = Replay(student)  # attaches to the student, as all below; nothing is refused now
-        handles = [self._replay.handle, *([] if self.networks is None else self.networks.handles)]
         self.progress = 0.0
-        if teacher is not None and any(rule.needs_teacher for rule in rules):
-            self._unregistered = (teacher.eval().requires_grad_(False),)
-            if (half := half_precision(teacher)) is not None:
+        self.pairing = pairing or Pairing()
+        self._teacher_dtype, self._compile_teacher = teacher_dtype, compile_teacher
+        taught = any(rule.needs_teacher for rule in rules)
+        self._teacher = _Unregistered(teacher if taught else None)
+        self._input: nn.Module = nn.Identity() if self.teacher is None else input_for(self.teacher, student)
+        network_rules = named([rule for rule in rules if isinstance(rule, NetworkRule)])
+        self.networks = NetworkLosses(teacher, student, network_rules, self.pairing) if network_rules else None
+        plan = self._plan()
+        self.head_pairs = HeadPairs(plan.student.depth, plan.student.heads) if plan and plan.matches_heads else None
+        self._hooks = _Hooks(self, plan)  # attaches to the networks; nothing is refused from here on
+        if self.teacher is not None:
+            self.teacher.eval().requires_grad_(False)
+            if (half := half_precision(self.teacher)) is not None:
                 _log.debug("the teacher runs in the precision of its weights, %s; the rules compute in float32", half)
-            self._input = InputFor(describe(teacher), describe(student))
-            if share_drop_path:
-                self._drop_path = SharedDropPath(student, teacher, partial(_masks, self._replay))
-                handles += self._drop_path.handles
-            seen: dict[str, Any] = {} if bond is None else {"values": bond.reads_values, "keep": bond.kept}
-            self._probe = AttentionProbe(
-                teacher,
-                [] if bond is None else bond.teacher_layers.values(),
-                whole=self.networks is not None and self.networks.reads_teacher,
-                dtype=teacher_dtype,
-                compiled=compile_teacher,
-                **seen,
-            )
-            handles += self._probe.handles
-        if bond is not None:
-            self.head_pairs = HeadPairs(bond.student.depth, bond.student.heads) if _matches(bond) else None
-            handles += bind_blocks(student, bond, self._replay, self.head_pairs)
-        self._released = False
-        self._said = False
-        self._handles = handles
-        self._release = weakref.finalize(self, _remove, handles)
 
     @property
     def teacher(self) -> nn.Module | None:
         """The frozen teacher, or `None` where no rule reads it."""
-        return self._unregistered[0] if self._unregistered else None
-
-    @property
-    def pairing(self) -> Pairing:
-        """How the teacher's layers, heads and tokens are mapped to the student's."""
-        return self._pairing
+        return self._teacher.network
 
     @property
     def teacher_depth(self) -> int:
         """How many of the teacher's blocks run: those up to the last that a rule reads, or all for its output."""
         if self.teacher is None:
             return 0
-        read = () if self._bond is None else self._bond.teacher_layers.values()
+        plan = self._hooks.plan
+        read = [] if plan is None else list(plan.teacher_layers.values())
         whole = POOL in read or (self.networks is not None and self.networks.reads_teacher)
         return describe(self.teacher).depth if whole else max(read) + 1
 
@@ -183,112 +155,103 @@ class AttentionTransfer(nn.Module):
 
         The first forward with gradients logs how the losses are computed, which may be otherwise in those without.
         """
-        if self._released:
+        hooks = self._hooks
+        if hooks.released:
             raise RuntimeError("this AttentionTransfer was released; make a new one")
         if not self.rules:
             return TransferOutput(logits_of(self.student(images)), {}, {})
-        masks = self._drop_path.draw(len(images), images.device) if self._drop_path and self.training else None
-        says = not torch.compiler.is_compiling() and torch.is_grad_enabled() and not self._said
-        step = Step(self, masks, {} if says else None)
-        with nullcontext() if self.networks is None else self.networks.watching() as watches:
-            known = self._run_teacher(images, step)
-            with self._replay.step(step):
+        masks = hooks.drop_path.draw(len(images), images.device) if hooks.drop_path and self.training else None
+        logs = not torch.compiler.is_compiling() and torch.is_grad_enabled() and not hooks.logged
+        step = Step(hooks.plan, self, self.head_pairs, masks, {} if logs else None)
+        with nullcontext() if hooks.outputs is None else hooks.outputs.watching() as outputs:
+            teacher_logits = self._run_teacher(images, step)
+            with hooks.scope.run(step):
                 logits = logits_of(self.student(images))
-        losses = {} if self._bond is None else self._attention_losses(self._bond, step)
-        if self.networks is not None and watches is not None:
-            losses |= self.networks.losses(self.student, logits, known, watches)
+        losses = {} if hooks.plan is None else self._attention_losses(hooks.plan, step)
+        if self.networks is not None and outputs is not None:
+            losses |= self.networks.losses(self.student, logits, teacher_logits, outputs)
         return TransferOutput(logits, losses, self.weights())
 
     def weights(self) -> dict[str, float]:
         """Each loss rule's weight now, by name; `progress`, the share of the training that is done, decides."""
-        rules: dict[str, Weighted] = {}
-        if self._bond is not None:
-            rules |= {name: self._bond.loss(index) for name, index in self._bond.losses.items()}
+        plan = self._hooks.plan
+        rules: dict[str, Weighted] = {} if plan is None else {bound.name: bound.rule for bound in plan.losses}
         if self.networks is not None:
             rules |= self.networks.rules
         return {name: rule.weight_at(self.progress) for name, rule in rules.items()}
 
-    def _run_teacher(self, images: Tensor, step: Step) -> Tensor | None:
-        """The teacher's forward; its calls go into the step, its logits come back where a rule reads them."""
-        if self.teacher is None:
-            return None
-        with self._replay.step(step):
-            calls, output = self._probe.run(self._input(images))
-        step.teacher_calls.update(calls)
-        if self._bond is not None:
-            self._pair_heads(self._bond, images, step)
-        return logits_of(output) if self.networks is not None and self.networks.reads_teacher_logits else None
-
-    def _attention_losses(self, bond: Bond, step: Step) -> dict[str, Tensor]:
-        self._check_gradients(step.student_calls)
-        if step.ways is not None:
-            self._say(bond, step.ways)
-        losses = {name: self._loss(bond, index, step) for name, index in bond.losses.items()}
-        for loss in losses.values():  # a backward pass may come through a loss and not through the logits
-            self._replay.remember(loss, step)
-        return losses
-
-    def attach(self, handles: Iterable[TapHandle]) -> None:
-        """Leave it to `release` to remove these too: what else listens to the student or the teacher in a training."""
-        self._handles.extend(handles)
+    def attach(self, handles: Iterable[Removable]) -> None:
+        """Leave it to `release` to remove these too: other hooks on the student or the teacher in a training."""
+        self._hooks.handles.extend(handles)
 
     def release(self) -> None:
         """Take everything off the student and the teacher that this module attached; it can't be used afterwards."""
-        self._released = True
-        self._release()
+        self._hooks.released = True
+        self._hooks.remove()
 
     def unused_rows(self) -> list[tuple[nn.Parameter, slice]]:
         """Rows of the student's fused projections that no forward uses, because their queries and keys are copied.
 
         They get zeros for a gradient; an optimiser that decays weights should leave them out.
         """
-        if self._bond is None:
+        if self._hooks.plan is None:
             return []
-        modules = attention_modules(self.student)
-        copied = [modules[layer] for layer in self._bond.layers if self._bond.skips(layer)]
-        fused = [getattr(module, "qkv", None) for module in copied]
-        parameters = [p for linear in fused if isinstance(linear, nn.Linear) for p in linear.parameters()]
+        modules, library = attention_modules(self.student), library_of(self.student)
+        copied = [modules[layer] for layer, layer_plan in self._hooks.plan.at.items() if layer_plan.skips]
+        fused = [linear for module in copied for linear in library.projections(module).get("qkv", ())]
+        parameters = [p for linear in fused for p in linear.parameters()]
         return [(p, slice(0, 2 * p.shape[0] // 3)) for p in parameters]
 
-    def _loss(self, bond: Bond, index: int, step: Step) -> Tensor:
-        """A rule's loss, the mean over its layers."""
-        rule, losses = bond.loss(index), []
-        for layer in bond.bound[index]:
-            if (index, layer) in step.attended:
-                losses.append(step.attended[index, layer])
-                continue
-            call = step.student_calls[index, layer]
-            losses.append(rule.layer_loss(call, step.teacher_call(bond, index, layer, self.head_pairs)))
-        return torch.stack(losses).mean()
+    def _plan(self) -> Plan | None:
+        rules = [rule for rule in self.rules if isinstance(rule, AttentionRule)]
+        if not rules or self.teacher is None:
+            return None
+        return Plan(self.teacher, self.student, rules, self.pairing)
 
-    def _say(self, bond: Bond, ways: dict[tuple[int, str], list[int]]) -> None:
-        """Log how the losses are computed, once."""
-        self._said = True
-        names = {index: name for name, index in bond.losses.items()}
-        for (index, way), layers in ways.items():
-            _log.debug("%s in layers %s: %s", names[index], ", ".join(map(str, layers)), way)
+    def _run_teacher(self, images: Tensor, step: Step) -> Tensor | None:
+        """The teacher's forward; its calls go into the step, its logits come back where a rule reads them."""
+        hooks = self._hooks
+        if hooks.probe is None:
+            return None
+        with hooks.scope.run(step):
+            calls, output = hooks.probe.run(self._input(images))
+        step.teacher_calls.update(calls)
+        if hooks.plan is not None and self.head_pairs is not None:
+            self._match_heads(hooks.plan, self.head_pairs, images, step)
+        return logits_of(output) if self.networks is not None and self.networks.reads_teacher_logits else None
+
+    def _attention_losses(self, plan: Plan, step: Step) -> dict[str, Tensor]:
+        scope = self._hooks.scope
+        if not torch.compiler.is_compiling() or scope.recomputes():
+            self._check_gradients(step)
+        if step.implementations is not None:
+            self._hooks.logged = True
+            for (name, implementation), layers in step.implementations.items():
+                _log.debug("%s in layers %s: %s", name, ", ".join(map(str, layers)), implementation)
+        losses = {bound.name: step.loss(bound) for bound in plan.losses}
+        for loss in losses.values():  # a backward pass may come through a loss and not through the logits
+            scope.recall(loss, step)
+        return losses
 
     @torch.no_grad()
-    def _pair_heads(self, bond: Bond, images: Tensor, step: Step) -> None:
+    def _match_heads(self, plan: Plan, head_pairs: HeadPairs, images: Tensor, step: Step) -> None:
         """Match the heads on the first batch, by the student's attention as it is then."""
-        missing = [] if self.head_pairs is None else self.head_pairs.missing(bond.layers)
-        if self.head_pairs is None or not missing:
+        missing = head_pairs.missing(plan.at)
+        if not missing:
             return
         with capture(self.student, layers=missing) as calls:
             self.student(images)
         for call in calls:
-            divergences = head_divergences(call.maps().float(), bond.whole_maps(step.teacher_calls, call.layer).float())
-            self.head_pairs.set(call.layer, divergences)
+            divergences = head_divergences(call.maps().float(), plan.whole_maps(step.teacher_calls, call.layer).float())
+            head_pairs.set(call.layer, divergences)
 
-    def _check_gradients(self, calls: dict[tuple[int, int], AttentionCall]) -> None:
-        if torch.compiler.is_compiling() and not self._replay.checkpoints():
-            return
-        for (_, layer), call in calls.items():
+    def _check_gradients(self, step: Step) -> None:
+        for call in step.student_calls():
             if not carries_gradient(self.student, call):
                 raise UserError(
-                    f"the queries of block {layer} carry no gradient, so no rule can train them: re-entrant gradient "
-                    "checkpointing hides them; use the other kind (timm.layers.set_reentrant_ckpt(False), or for "
-                    "transformers gradient_checkpointing_kwargs={'use_reentrant': False})"
+                    f"the queries of block {call.layer} carry no gradient, so no rule can train them: re-entrant "
+                    "gradient checkpointing hides them; use the other kind (timm.layers.set_reentrant_ckpt(False), or "
+                    "for transformers gradient_checkpointing_kwargs={'use_reentrant': False})"
                 )
 
     def train(self, mode: bool = True) -> AttentionTransfer:
@@ -304,41 +267,71 @@ class AttentionTransfer(nn.Module):
             self.teacher._apply(fn)
         return self
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> AttentionTransfer:
-        """A copy with a student of its own; the frozen teacher is shared."""
-        twin = AttentionTransfer(self.teacher, copy.deepcopy(self.student, memo), self.rules, **self._options)
-        memo[id(self)] = twin
-        twin.__setstate__(self._state())
-        return twin
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """A pickle holds teacher and student, and binds them again; what else was attached stays behind."""
-        return _bound, (self.teacher, self.student, self.rules, self._options), self._state()
-
-    def _state(self) -> dict[str, Any]:
-        """What a copy takes over, beside what it is made of."""
-        return {
-            "training": self.training,
-            "progress": self.progress,
-            "networks": None if self.networks is None else self.networks.state_dict(),
-            "start": None if self.networks is None else self.networks.start,
-            "head_pairs": None if self.head_pairs is None else self.head_pairs.state_dict(),
-        }
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy or a pickle has all but the hooks, and gets its own; a deep copy shares the frozen teacher."""
+        return {name: value for name, value in self.__dict__.items() if name != "_hooks"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take over the state of the one that this is a copy of."""
-        self.training, self.progress = state["training"], state["progress"]
-        if self.networks is not None:
-            self.networks.load_state_dict(state["networks"])
-            self.networks.start = state["start"]
-        if self.head_pairs is not None:
-            self.head_pairs.load_state_dict(state["head_pairs"])
+        """Bind the networks of a copy."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._hooks = _Hooks(self, self._plan())
 
 
-def _bound(
-    teacher: nn.Module | None, student: nn.Module, rules: Sequence[Rule], options: dict[str, Any]
-) -> AttentionTransfer:
-    return AttentionTransfer(teacher, student, rules, **options)
+class _Unregistered:
+    """Holds the teacher, so that it is neither trained nor saved with the student, and shared by deep copies."""
+
+    def __init__(self, network: nn.Module | None) -> None:
+        self.network = network
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Unregistered:
+        return self
+
+
+class _Hooks:
+    """What an `AttentionTransfer` has attached to its networks."""
+
+    def __init__(self, transfer: AttentionTransfer, plan: Plan | None) -> None:
+        teacher, student, networks = transfer.teacher, transfer.student, transfer.networks
+        library = library_of(student)
+        self.plan = plan
+        self.released = self.logged = False
+        self.outputs = None if networks is None else OutputWatches(teacher, student, networks)  # may refuse the student
+        self.scope: Scope[Step] = Scope(student, recomputes=lambda: library.recomputes(student))
+        self.handles: list[Removable] = [*self.scope.handles, *(self.outputs.handles if self.outputs else ())]
+        self.drop_path: SharedDropPath | None = None
+        self.probe: AttentionProbe | None = None
+        if teacher is not None:
+            self._attach_teacher(transfer, teacher)
+        if plan is not None:
+            self.handles += hook_attention(student, dict.fromkeys(plan.at, self._attend), skips=self._skips)
+        self.remove = weakref.finalize(transfer, _remove, self.handles)
+
+    def _attach_teacher(self, transfer: AttentionTransfer, teacher: nn.Module) -> None:
+        if transfer.share_drop_path:
+            self.drop_path = SharedDropPath(transfer.student, teacher, self._masks)
+            self.handles += self.drop_path.handles
+        plan, networks = self.plan, transfer.networks
+        read: dict[str, Any] = {} if plan is None else {"values": plan.reads_values, "keep": plan.kept}
+        self.probe = AttentionProbe(
+            teacher,
+            [] if plan is None else plan.teacher_layers.values(),
+            whole=networks is not None and networks.reads_teacher,
+            dtype=transfer._teacher_dtype,
+            compiled=transfer._compile_teacher,
+            **read,
+        )
+        self.handles += self.probe.handles
+
+    def _attend(self, call: AttentionCall) -> AttentionCall | Tensor:
+        step = self.scope.record
+        return call if step is None else step.attend(call)
+
+    def _skips(self, layer: int) -> Skipped:
+        return "" if self.plan is None or self.scope.record is None else self.plan.at[layer].skips
+
+    def _masks(self) -> Sequence[Tensor] | None:
+        step = self.scope.record
+        return None if step is None else step.masks
 
 
 def _check(
@@ -363,23 +356,6 @@ def _check(
         check_shared_drop_path(student, teacher)
 
 
-def _network_losses(
-    teacher: nn.Module | None, student: nn.Module, rules: Sequence[Rule], pairing: Pairing
-) -> NetworkLosses | None:
-    chosen = {name: rules[index] for name, index in named(rules, NetworkRule).items()}
-    own = {name: rule for name, rule in chosen.items() if isinstance(rule, NetworkRule)}
-    return NetworkLosses(teacher, student, own, pairing) if own else None
-
-
-def _matches(bond: Bond) -> bool:
-    return bond.pairing.heads == "match" and bond.layers != (POOL,)
-
-
-def _masks(replay: Replay[Step]) -> Sequence[Tensor] | None:
-    step = replay.state()
-    return None if step is None else step.masks
-
-
-def _remove(handles: list[TapHandle]) -> None:
+def _remove(handles: list[Removable]) -> None:
     for handle in handles:
         handle.remove()

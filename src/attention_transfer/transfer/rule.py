@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from attention_transfer.attention import AttentionCall, Query
 from attention_transfer.errors import UserError, raise_all
-from attention_transfer.vit import AttentionCall, Indices, Query, Reading, ViTSpec, select, wrong_choices
+from attention_transfer.vit import Indices, Reading, ViTSpec, select, wrong_choices
 
 Schedule = Literal["constant", "cosine", "off"]
 
@@ -30,6 +31,11 @@ class Rule:
     def needs_teacher(self) -> bool:
         """Whether the rule reads the teacher."""
         return True
+
+    @property
+    def needs_pretrained_student(self) -> bool:
+        """Whether the rule only makes sense for a student that starts from trained weights."""
+        return False
 
     def problems(self, teacher: ViTSpec, student: ViTSpec) -> list[str]:  # noqa: ARG002
         """Why the rule cannot bind this pair, a sentence each; called once, before any training."""
@@ -64,6 +70,16 @@ class AttentionRule(Rule):
         """Whether the rule needs the teacher's values; without them its last block stops at queries and keys."""
         return False
 
+    @property
+    def replaces(self) -> frozenset[str]:
+        """Which of the student's operands, "q", "k" and "v", the rule replaces in the heads that it binds."""
+        return frozenset()
+
+    @property
+    def needs_class_token(self) -> bool:
+        """Whether both networks need a class token."""
+        return self.row == "class"
+
     def chosen_layers(self, depth: int) -> tuple[int, ...]:
         """The blocks that the rule binds in a student of `depth` blocks."""
         return select(self.layers, depth, f"{type(self).__name__}.layers")
@@ -72,15 +88,44 @@ class AttentionRule(Rule):
         """The heads that the rule binds in blocks of `heads` heads."""
         return select(self.heads, heads, f"{type(self).__name__}.heads")
 
-    def problems(self, teacher: ViTSpec, student: ViTSpec) -> list[str]:  # noqa: ARG002
-        """Choices of layers and heads that lie outside the student's."""
+    def take_heads(self, student: AttentionCall, teacher: AttentionCall) -> tuple[AttentionCall, AttentionCall]:
+        """Both calls with the heads that the rule binds.
+
+        Raises:
+            UserError: they have unlike numbers of heads, which no choice of heads would fix.
+        """
+        total = student.q.shape[1]
+        if total != teacher.q.shape[1]:
+            raise UserError(
+                f"layer {student.layer} has {total} heads (student) and {teacher.q.shape[1]} (teacher); pair them by "
+                'heads="mean" or heads="match"'
+            )
+        if self.binds_all_heads(total):
+            return student, teacher
+        heads = self.chosen_heads(total)
+        return student.heads(heads), teacher.heads(heads)
+
+    def binds_all_heads(self, heads: int) -> bool:
+        """Whether the rule binds every one of a block's heads."""
+        return self.heads is None or len(self.chosen_heads(heads)) == heads
+
+    def problems(self, teacher: ViTSpec, student: ViTSpec) -> list[str]:
+        """Choices of layers and heads that lie outside the student's, and class tokens that are not there."""
         found = []
         for choose, total in ((self.chosen_layers, student.depth), (self.chosen_heads, student.heads)):
             try:
                 choose(total)
             except UserError as error:
                 found.append(str(error))
+        for role, spec in (("teacher", teacher), ("student", student)):
+            if self.needs_class_token and not spec.class_token:
+                need = f"{type(self).__name__} needs a class token"
+                found.append(f"{need}, which {role} {spec.name} does not have{self._instead(spec)}")
         return found
+
+    def _instead(self, spec: ViTSpec) -> str:  # noqa: ARG002
+        """How to do without a class token, as the end of a sentence."""
+        return ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,9 +163,16 @@ class Weighted:
         return self.weight * 0.5 * (1 + math.cos(math.pi * progress / self.until))
 
 
+class CallPair(NamedTuple):
+    """A call of the student, and the teacher's that is paired with it."""
+
+    student: AttentionCall
+    teacher: AttentionCall
+
+
 @dataclass(frozen=True, kw_only=True)
 class OperandRule(AttentionRule, ABC):
-    """A rule that puts the teacher's operands in the place of the student's."""
+    """A rule that puts the teacher's operands in the place of the student's; `replaces` says which."""
 
     @abstractmethod
     def operands(self, student: AttentionCall, teacher: AttentionCall) -> AttentionCall:
@@ -138,13 +190,30 @@ class LossRule(Weighted, AttentionRule, ABC):
         """
         return None
 
-    def how(self, student: AttentionCall, teacher: AttentionCall) -> str:  # noqa: ARG002
+    def implementation(self, student: AttentionCall, teacher: AttentionCall) -> str:  # noqa: ARG002
         """How the loss is computed for such calls, for the log; empty where there is nothing to say."""
         return ""
 
     @abstractmethod
     def layer_loss(self, student: AttentionCall, teacher: AttentionCall) -> Tensor:
         """The unweighted loss of one block, a scalar."""
+
+    def loss(self, calls: Sequence[CallPair]) -> Tensor:
+        """The unweighted loss from the calls of all layers that the rule binds, in their order: the mean of theirs."""
+        return torch.stack([self.layer_loss(*pair) for pair in calls]).mean()
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointLossRule(LossRule, ABC):
+    """A rule that adds a loss on the attention of all its layers at once, as attention rollout is."""
+
+    @abstractmethod
+    def loss(self, calls: Sequence[CallPair]) -> Tensor:
+        """The unweighted loss from the calls of all layers that the rule binds, in their order; a scalar."""
+
+    def layer_loss(self, student: AttentionCall, teacher: AttentionCall) -> Tensor:
+        """The loss of one layer by itself."""
+        return self.loss([CallPair(student, teacher)])
 
 
 @dataclass(frozen=True)
@@ -210,23 +279,3 @@ class NetworkRule(Weighted, Rule, ABC):
 def widened(x: Tensor) -> Tensor:
     """The tensor in float32 or wider: half precision is too coarse for a loss."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def check_heads(student: AttentionCall, teacher: AttentionCall) -> None:
-    """Raise a `UserError` where two calls have unlike numbers of heads, which no choice of heads would mend."""
-    if student.q.shape[1] != teacher.q.shape[1]:
-        raise UserError(
-            f"layer {student.layer} has {student.q.shape[1]} heads (student) and {teacher.q.shape[1]} (teacher); pair "
-            'them by heads="mean" or heads="match"'
-        )
-
-
-def take_heads(call: AttentionCall, heads: tuple[int, ...]) -> AttentionCall:
-    """The call with only the named heads; the call itself where all are named."""
-    if len(heads) == call.q.shape[1]:
-        return call
-    index = list(heads)
-    mask = call.mask
-    if mask is not None and mask.dim() > 2 and mask.shape[-3] > 1:
-        mask = mask[..., index, :, :]
-    return replace(call, q=call.q[:, index], k=call.k[:, index], v=call.v[:, index], mask=mask)

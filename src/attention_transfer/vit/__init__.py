@@ -1,11 +1,21 @@
 """Vision transformers seen from outside: capture, loading, description, students, and whether a pair fits."""
 
+from attention_transfer.attention import POOL as POOL
+from attention_transfer.attention import AttentionCall as AttentionCall
+from attention_transfer.attention import Query as Query
+from attention_transfer.attention import Tokens as Tokens
 from attention_transfer.config.choices import Part as Part
 from attention_transfer.config.choices import Pool as Pool
 from attention_transfer.config.choices import wrong_choices as wrong_choices
-from attention_transfer.vit.call import POOL as POOL
-from attention_transfer.vit.call import AttentionCall as AttentionCall
+from attention_transfer.vit.capture import AttentionProbe as AttentionProbe
+from attention_transfer.vit.capture import OutputWatch as OutputWatch
+from attention_transfer.vit.capture import Watched as Watched
+from attention_transfer.vit.capture import attention_modules as attention_modules
 from attention_transfer.vit.capture import capture as capture
+from attention_transfer.vit.capture import carries_gradient as carries_gradient
+from attention_transfer.vit.capture import head_of as head_of
+from attention_transfer.vit.capture import hook_attention as hook_attention
+from attention_transfer.vit.capture import logits_of as logits_of
 from attention_transfer.vit.copies import check_part as check_part
 from attention_transfer.vit.copies import half_precision as half_precision
 from attention_transfer.vit.describe import describe as describe
@@ -17,8 +27,10 @@ from attention_transfer.vit.indices import Indices as Indices
 from attention_transfer.vit.indices import select as select
 from attention_transfer.vit.initialise import initialise as initialise
 from attention_transfer.vit.inputs import InputFor as InputFor
+from attention_transfer.vit.inputs import input_for as input_for
 from attention_transfer.vit.libraries import ViTSpec as ViTSpec
 from attention_transfer.vit.libraries import anatomy as anatomy
+from attention_transfer.vit.libraries import library_of as library_of
 from attention_transfer.vit.libraries import part_of as part_of
 from attention_transfer.vit.libraries import unwrapped as unwrapped
 from attention_transfer.vit.load import labels_of as labels_of
@@ -29,7 +41,6 @@ from attention_transfer.vit.looks import patch_attention as patch_attention
 from attention_transfer.vit.match import Difference as Difference
 from attention_transfer.vit.match import TransferReport as TransferReport
 from attention_transfer.vit.match import check_transfer as check_transfer
-from attention_transfer.vit.outputs import logits_of as logits_of
 from attention_transfer.vit.pairing import Correspondence as Correspondence
 from attention_transfer.vit.pairing import Pairing as Pairing
 from attention_transfer.vit.pairing import Reading as Reading
@@ -40,22 +51,5 @@ from attention_transfer.vit.parts import parameters_of as parameters_of
 from attention_transfer.vit.parts import parts_problems as parts_problems
 from attention_transfer.vit.parts import take_part as take_part
 from attention_transfer.vit.pooling import set_pool as set_pool
-from attention_transfer.vit.probe import AttentionProbe as AttentionProbe
-from attention_transfer.vit.replay import Replay as Replay
-from attention_transfer.vit.seam import Listener as Listener
-from attention_transfer.vit.seam import Skipped as Skipped
-from attention_transfer.vit.seam import attend as attend
-from attention_transfer.vit.seam import attention_modules as attention_modules
-from attention_transfer.vit.seam import carries_gradient as carries_gradient
-from attention_transfer.vit.seam import listen as listen
 from attention_transfer.vit.student import student_from as student_from
 from attention_transfer.vit.student import student_like as student_like
-from attention_transfer.vit.tap import TapHandle as TapHandle
-from attention_transfer.vit.tap import in_backward as in_backward
-from attention_transfer.vit.tap import may_run_again as may_run_again
-from attention_transfer.vit.tap import tap as tap
-from attention_transfer.vit.tokens import Query as Query
-from attention_transfer.vit.tokens import Tokens as Tokens
-from attention_transfer.vit.watch import OutputWatch as OutputWatch
-from attention_transfer.vit.watch import Watched as Watched
-from attention_transfer.vit.watch import head_of as head_of

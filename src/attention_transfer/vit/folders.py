@@ -14,7 +14,7 @@ from torch import nn
 from attention_transfer.errors import UserError, nearest
 from attention_transfer.vit.describe import describe
 from attention_transfer.vit.files import unfit, weights_in
-from attention_transfer.vit.libraries import LIBRARIES
+from attention_transfer.vit.libraries import find_library, library_names
 
 # No plain ViT has as many of anything, as many blocks, or as many parameters.
 _MOST, _BLOCKS, _PARAMETERS = 10**7, 1000, 10**10
@@ -41,14 +41,14 @@ def open_folder(folder: Path, *, pretrained: bool, **options: Any) -> nn.Module:
             "transformers) or library; export or download it again"
         )
     library = "hf" if "model_type" in config else config.get("library", "timm")
-    if not isinstance(library, str) or library not in LIBRARIES:
+    if not isinstance(library, str) or library not in library_names():
         raise UserError(
             f"{folder / 'config.json'} names the library {library!r}, which is not known; "
-            f"{nearest(str(library), LIBRARIES)}"
+            f"{nearest(str(library), library_names())}"
         )
 
     def made(*, pretrained: bool) -> nn.Module:
-        return LIBRARIES[library].open(folder, pretrained=pretrained, **options)
+        return find_library(library).open(folder, pretrained=pretrained, **options)
 
     try:
         _refuse_too_large(folder, made)

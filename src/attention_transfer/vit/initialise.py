@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from timm.layers import trunc_normal_
-from torch import nn
+from torch import Tensor, nn
 
 from attention_transfer.errors import UserError
 
@@ -25,6 +24,13 @@ _ZERO = ("q_bias", "k_bias", "v_bias", "in_proj_bias")
 _LAYER_SCALE = ("gamma_1", "gamma_2")  # of BEiT and EVA
 
 
+def truncated_normal(weights: Tensor, *, std: float) -> None:
+    """Fill weights with timm's truncated normal, whose draws are not those of PyTorch's."""
+    from timm.layers import trunc_normal_  # when weights are first made: timm takes long to import
+
+    trunc_normal_(weights, std=std)
+
+
 def initialise(model: nn.Module) -> None:
     """Initialise every parameter of a ViT at random, in place: linear layers and tokens truncated normal, 0.02.
 
@@ -35,7 +41,7 @@ def initialise(model: nn.Module) -> None:
     for module in model.modules():
         own = list(module.parameters(recurse=False))
         if isinstance(module, nn.Linear):
-            trunc_normal_(module.weight, std=0.02)
+            truncated_normal(module.weight, std=0.02)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif own and callable(reset := getattr(module, "reset_parameters", None)):
@@ -51,7 +57,7 @@ def initialise(model: nn.Module) -> None:
 def _initialise_by_name(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
     leaf = name.rpartition(".")[2]
     if leaf in _NORMAL:
-        trunc_normal_(parameter, std=0.02)
+        truncated_normal(parameter, std=0.02)
     elif leaf in _ZERO:
         nn.init.zeros_(parameter)
     elif leaf in _LAYER_SCALE:

@@ -6,14 +6,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from attention_transfer.vit.describe import describe
 from attention_transfer.vit.libraries import ViTSpec
 
 
 class InputFor(nn.Module):
-    """Turns images that were normalised and sized for one network into another's.
-
-    Images pass untouched where nothing differs.
-    """
+    """Turns images that were normalised and sized for one network into another's."""
 
     def __init__(self, target: ViTSpec, source: ViTSpec) -> None:
         super().__init__()
@@ -33,3 +31,10 @@ class InputFor(nn.Module):
         if self.size is not None:
             images_BCHW = F.interpolate(images_BCHW, size=self.size, mode="bicubic", antialias=True)
         return images_BCHW
+
+
+def input_for(target: nn.Module, source: nn.Module) -> nn.Module:
+    """A module that turns images for one network into another's; the identity where nothing differs."""
+    there, here = describe(target), describe(source)
+    alike = (there.image_size, there.mean, there.std) == (here.image_size, here.mean, here.std)
+    return nn.Identity() if alike else InputFor(there, here)

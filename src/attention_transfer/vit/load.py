@@ -6,9 +6,8 @@ import logging
 import os
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
-import timm
 import torch
 from torch import nn
 
@@ -17,7 +16,7 @@ from attention_transfer.errors import UserError, nearest, raise_all
 from attention_transfer.vit.describe import describe
 from attention_transfer.vit.files import read_network
 from attention_transfer.vit.folders import open_folder
-from attention_transfer.vit.libraries import LIBRARIES, library_of, unwrapped
+from attention_transfer.vit.libraries import find_library, library_names, library_of, timm_library, unwrapped
 from attention_transfer.vit.recognise import architecture_of
 from attention_transfer.vit.weights import load_weights, take_weights
 from attention_transfer.writing import whole_folder
@@ -157,8 +156,8 @@ def _from_name(spec: str, pretrained: bool, options: dict[str, Any]) -> nn.Modul
         if _kind(folder) != "folder":
             raise UserError(f"{folder} is no folder; a model is {_FORMS}")
         return open_folder(Path(folder), pretrained=pretrained, **options)
-    if source in LIBRARIES and name and (source == "hf" or not _kind(spec)):
-        return LIBRARIES[source].build(name, pretrained=pretrained, **options)
+    if source in library_names() and name and (source == "hf" or not _kind(spec)):
+        return find_library(source).build(name, pretrained=pretrained, **options)
     if source == "builtin":
         return _builtin(name, options, pretrained)
     if _kind(spec) != "folder":
@@ -181,7 +180,7 @@ def _builtin(name: str, options: dict[str, Any], pretrained: bool) -> nn.Module:
         "patch_size": options["patch_size"],
     }
     chosen = {key: value for key, value in given.items() if value is not None}
-    model = cast(nn.Module, timm.create_model(**{**_BUILTIN[name], **chosen}))
+    model = timm_library().create(**{**_BUILTIN[name], **chosen})
     if pretrained:
         with as_file(weights) as path:
             load_weights(model, path, f"builtin/{name}")
@@ -250,7 +249,7 @@ def _from_file(path: Path, pretrained: bool | str, network: str | None, options:
     size = {"img_size": options["image_size"] or architecture["img_size"]}
     size |= {"patch_size": options["patch_size"] or architecture["patch_size"]}
     classes = architecture["num_classes"] if options["num_classes"] is None else options["num_classes"]
-    model = cast(nn.Module, timm.create_model(**{**architecture, **size, "num_classes": classes}))
+    model = timm_library().create(**{**architecture, **size, "num_classes": classes})
     if pretrained:
         take_weights(model, found.state, path, architecture["model_name"])
     return model

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from attention_transfer.vit.call import AttentionCall
+from attention_transfer.attention import AttentionCall
 from attention_transfer.vit.libraries import ViTSpec
 
 

@@ -15,11 +15,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from attention_transfer.attention import POOL, AttentionCall, Tokens
 from attention_transfer.config.pairing import PairingSettings
 from attention_transfer.errors import UserError, raise_all
-from attention_transfer.vit.call import POOL, AttentionCall
 from attention_transfer.vit.libraries import ViTSpec
-from attention_transfer.vit.tokens import Tokens
 
 Reading = Literal["maps", "logits", "operands"]
 """What a rule reads from a call, which decides how it is mixed."""
@@ -113,11 +112,21 @@ class Pairing(PairingSettings):
 
 
 class Correspondence:
-    """Gives the teacher's calls the student's heads and tokens."""
+    """Gives the teacher's calls the student's heads and tokens.
+
+    Attributes:
+        maps_calls: whether `seen` changes any call.
+    """
 
     def __init__(self, pairing: Pairing, teacher: ViTSpec, student: ViTSpec) -> None:
         self.pairing = pairing
         self.teacher, self.student = teacher, student
+        self.maps_calls = (
+            teacher.heads != student.heads
+            or (teacher.tokens, teacher.pool_tokens, teacher.grid)
+            != (student.tokens, student.pool_tokens, student.grid)
+            or pairing.heads == "match"
+        )
 
     def seen(self, call: AttentionCall, *, reading: Reading, heads: Tensor | None = None) -> AttentionCall:
         """The teacher's call as the student can take it.
@@ -132,10 +141,10 @@ class Correspondence:
         """
         tokens = self.student.tokens if call.layer != POOL else self.student.pool_tokens or self.student.tokens
         if heads is not None:
-            call = _take_heads(call, heads)
+            call = call.heads(heads)
         elif self.pairing.heads == "mean" and self.student.heads > self.teacher.heads:
             repeated = torch.arange(self.teacher.heads, device=call.q.device)
-            call = _take_heads(call, repeated.repeat_interleave(self.student.heads // self.teacher.heads))
+            call = call.heads(repeated.repeat_interleave(self.student.heads // self.teacher.heads))
         average = self.pairing.heads == "mean" and self.teacher.heads > self.student.heads
         gather = self.pairing.registers == "to class" and call.tokens != tokens
         if average or gather or self.teacher.grid != self.student.grid:
@@ -212,13 +221,6 @@ def _without_tokens(call: AttentionCall, tokens: Tokens) -> AttentionCall:
         mask=mask,
         tokens=tokens,
     )
-
-
-def _take_heads(call: AttentionCall, heads: Tensor) -> AttentionCall:
-    mask = call.mask
-    if mask is not None and mask.dim() > 2 and mask.shape[-3] > 1:
-        mask = mask.index_select(-3, heads)
-    return replace(call, q=call.q[:, heads], k=call.k[:, heads], v=call.v[:, heads], mask=mask)
 
 
 def _kept_tokens(there: Tokens, tokens: Tokens, total: int) -> Tensor:

@@ -26,14 +26,6 @@ PARTS: tuple[Part, ...] = get_args(Part)
 Rows = slice | None
 """Which rows of a parameter belong to a part; `None` is all of them."""
 
-# Names of projections in the attention modules of all libraries. Rows of a fused one are queries, keys, values.
-_FUSED = re.compile(r"(^|\.)(qkv\.|in_proj_)(weight|bias)$")
-_QUERIES_AND_KEYS = re.compile(r"(^|\.)((q_proj|k_proj|query|key)\.(weight|bias)|[qk]_bias)$")
-_VALUES = re.compile(r"(^|\.)((v_proj|value)\.(weight|bias)|v_bias)$")
-# Positions that attention reads may be shared by all blocks, or lie in the block beside the attention module.
-_ATTENTION_POSITIONS = re.compile(r"(^|[._])(rel_pos|relative_position|rope)")
-_POOL = re.compile(r"(^|\.)(attn_pool|pooler)\.")
-
 
 def parts_problems(parts: Sequence[str]) -> list[str]:
     """What is wrong with the names of parts, a sentence each that names the nearest valid one."""
@@ -223,7 +215,7 @@ class _Network:
         return {self._names[id(parameter)] for module in modules for parameter in module.parameters()}
 
     def _rows(self, name: str, part: Part) -> Rows:
-        if part != "qk" or not _FUSED.search(name):
+        if part != "qk" or not self.library.fused.search(name):
             return None
         return slice(0, 2 * len(self.parameters[name]) // 3)
 
@@ -241,11 +233,12 @@ def _blocks(network: _Network) -> set[str]:
 
 
 def _attention(network: _Network) -> set[str]:
-    beside = {name for name in network.parameters if _ATTENTION_POSITIONS.search(name)}
+    beside = {name for name in network.parameters if network.library.attention_positions.search(name)}
     return network.under(network.anatomy.attention) | beside
 
 
-def _projections(network: _Network, *patterns: re.Pattern[str]) -> set[str]:
+def _projections(network: _Network, *kinds: Literal[fused, queries_and_keys, values]) -> set[str]:
+    patterns: list[re.Pattern[str]] = [getattr(network.library, kind) for kind in kinds]
     found = set()
     for module in network.anatomy.attention:
         own = {name for name in network.under([module]) if any(pattern.search(name) for pattern in patterns)}
@@ -277,7 +270,7 @@ def _norms(network: _Network) -> set[str]:
 
 
 def _pool(network: _Network) -> set[str]:
-    named = {name for name in network.parameters if _POOL.search(name)}
+    named = {name for name in network.parameters if network.library.pools.search(name)}
     if network.anatomy.pool is None:
         return named
     own = network.name_of(network.anatomy.pool)
@@ -295,8 +288,8 @@ _FINDERS: dict[Part, Callable[[_Network], set[str]]] = {
     "embeddings": _embeddings,
     "blocks": _blocks,
     "attention": _attention,
-    "qkv": lambda network: _projections(network, _FUSED, _QUERIES_AND_KEYS, _VALUES),
-    "qk": lambda network: _projections(network, _FUSED, _QUERIES_AND_KEYS),
+    "qkv": lambda network: _projections(network, "fused", "queries_and_keys", "values"),
+    "qk": lambda network: _projections(network, "fused", "queries_and_keys"),
     "mlp": _mlp,
     "norms": _norms,
     "pool": _pool,

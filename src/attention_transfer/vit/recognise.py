@@ -8,11 +8,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from attention_transfer.errors import UserError
 from attention_transfer.vit.files import Network
+from attention_transfer.vit.libraries.base import IMAGENET_MEAN, IMAGENET_STD
 
 log = logging.getLogger("attention_transfer")
 
@@ -52,8 +52,8 @@ def architecture_of(network: Network, path: Path, image_size: tuple[int, int] | 
         "patch_size": patch[0] if patch[0] == patch[1] else patch,
         "img_size": pixels,
         "pretrained_cfg_overlay": {
-            "mean": IMAGENET_DEFAULT_MEAN,
-            "std": IMAGENET_DEFAULT_STD,
+            "mean": IMAGENET_MEAN,
+            "std": IMAGENET_STD,
             "input_size": (int(kernel.shape[1]), *pixels),  # from which timm knows the grid to resample from
         },
         **_sizes(state, kernel),
@@ -69,8 +69,8 @@ def architecture_of(network: Network, path: Path, image_size: tuple[int, int] | 
         architecture["num_heads"],
         patch[0] if patch[0] == patch[1] else f"{patch[0]}×{patch[1]}",
         *pixels,
-        IMAGENET_DEFAULT_MEAN,
-        IMAGENET_DEFAULT_STD,
+        IMAGENET_MEAN,
+        IMAGENET_STD,
     )
     return architecture
 

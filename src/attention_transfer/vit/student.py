@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast, get_args
+from typing import Literal, get_args
 
-import timm
-from timm.layers import trunc_normal_
 from torch import nn
 
 from attention_transfer.config.choices import Pool
 from attention_transfer.errors import UserError, nearest
 from attention_transfer.vit.copies import check_copied, plain
 from attention_transfer.vit.describe import describe
-from attention_transfer.vit.initialise import initialise
-from attention_transfer.vit.libraries import library_of
+from attention_transfer.vit.initialise import truncated_normal
+from attention_transfer.vit.libraries import library_of, timm_library
 from attention_transfer.vit.pooling import set_pool
 
 Components = Literal["native", "standard"]
@@ -48,7 +46,10 @@ def student_like(
     bare = plain(teacher)
     if components not in get_args(Components):
         raise UserError(f"components is {components!r}; {nearest(components, get_args(Components))}")
-    student = library_of(bare).fresh(bare, num_classes) if components == "native" else _standard(bare, num_classes)
+    if components == "native":
+        student = library_of(bare).fresh(bare, num_classes)
+    else:
+        student = timm_library().standard(describe(bare), num_classes, getattr(bare, "global_pool", "token"))
     if pool is not None:
         set_pool(student, pool)
     return student.requires_grad_(True).train()
@@ -74,32 +75,9 @@ def student_from(weights: nn.Module, *, num_classes: int, pool: Pool | None = No
     student = library.with_head(bare, num_classes)
     check_copied(weights, student)
     if head := library.head(student):
-        trunc_normal_(head.weight, std=2e-5)
+        truncated_normal(head.weight, std=2e-5)
         if head.bias is not None:
             nn.init.zeros_(head.bias)
     if pool is not None:
         set_pool(student, pool)
     return student.requires_grad_(True).train()
-
-
-def _standard(teacher: nn.Module, num_classes: int) -> nn.Module:
-    spec = describe(teacher)
-    vit: Any = teacher
-    if not spec.class_token:
-        raise UserError(f'{spec.name} has no class token, which a standard ViT has; use components="native"')
-    patch = (spec.image_size[0] // spec.grid[0], spec.image_size[1] // spec.grid[1])
-    pool = getattr(vit, "global_pool", "token")
-    student = timm.create_model(
-        "vit_base_patch16_224",
-        img_size=spec.image_size,
-        patch_size=patch,
-        in_chans=spec.channels,
-        embed_dim=spec.width,
-        depth=spec.depth,
-        num_heads=spec.heads,
-        num_classes=num_classes,
-        global_pool=pool if pool in ("token", "avg") else "token",
-        pretrained_cfg_overlay={"mean": spec.mean, "std": spec.std},
-    )
-    initialise(student)
-    return cast(nn.Module, student)

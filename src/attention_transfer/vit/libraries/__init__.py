@@ -2,22 +2,66 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+import importlib
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from attention_transfer.errors import UserError
+from attention_transfer.errors import UserError, nearest
 from attention_transfer.vit.libraries.base import SUPPORTED as SUPPORTED
 from attention_transfer.vit.libraries.base import Anatomy as Anatomy
 from attention_transfer.vit.libraries.base import Library as Library
 from attention_transfer.vit.libraries.base import ViTSpec as ViTSpec
-from attention_transfer.vit.libraries.timm_models import Timm
-from attention_transfer.vit.libraries.torchvision_models import Torchvision
-from attention_transfer.vit.libraries.transformers_models import Transformers
+from attention_transfer.vit.libraries.base import no_drop_path as no_drop_path
 
-LIBRARIES: dict[str, Library] = {"timm": Timm(), "hf": Transformers(), "torchvision": Torchvision()}
+if TYPE_CHECKING:
+    from attention_transfer.vit.libraries.timm_models import Timm
+
+GROUP = "attention_transfer.libraries"
+_HERE = "attention_transfer.vit.libraries"
+# By name: the module and class here, and the package whose models it knows. A library is imported when one is met.
+_OWN = {
+    "timm": ("timm_models", "Timm", "timm"),
+    "hf": ("transformers_models", "Transformers", "transformers"),
+    "torchvision": ("torchvision_models", "Torchvision", "torchvision"),
+}
+
+
+def library_names() -> list[str]:
+    """The names of all libraries, those of other packages included."""
+    return [*_OWN, *_registered()]
+
+
+@cache
+def find_library(name: str) -> Library:
+    """A library by its name.
+
+    Raises:
+        UserError: there is none of that name (the nearest is named), or what is registered under it is no library.
+    """
+    if name in _OWN:
+        module, kind, _ = _OWN[name]
+        return cast(Library, getattr(importlib.import_module(f"{_HERE}.{module}"), kind)())
+    if name not in _registered():
+        raise UserError(f"there is no library {name!r}; {nearest(name, library_names())}")
+    kind = _registered()[name].load()
+    if not (isinstance(kind, type) and issubclass(kind, Library)):
+        raise UserError(f"the entry point {name!r} of {GROUP} is no library; derive its class from Library")
+    return kind()
+
+
+def timm_library() -> Timm:
+    """Timm, which networks of this package and of weights files are made with."""
+    return cast("Timm", find_library("timm"))
+
+
+@cache
+def _registered() -> dict[str, EntryPoint]:
+    return {entry.name: entry for entry in entry_points(group=GROUP) if entry.name not in _OWN}
 
 
 # What torch puts around a model without changing what it computes; the model is their `.module`.
@@ -69,7 +113,12 @@ def library_of(model: nn.Module) -> Library:
 
 
 def _owner(model: nn.Module) -> Library | None:
-    return next((library for library in LIBRARIES.values() if library.owns(model)), None)
+    homes = {kind.__module__ for kind in type(model).__mro__}
+    for name, (module, _, package) in _OWN.items():
+        known = f"{_HERE}.{module}" in homes or any(home.partition(".")[0] == package for home in homes)
+        if known and find_library(name).owns(model):
+            return find_library(name)
+    return next((find_library(name) for name in _registered() if find_library(name).owns(model)), None)
 
 
 def _inside(model: nn.Module) -> dict[str, nn.Module]:

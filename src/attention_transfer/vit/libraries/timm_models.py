@@ -12,7 +12,15 @@ from typing import Any, cast
 
 import timm
 from timm.data import resolve_data_config
-from timm.layers import AttentionPoolLatent, DiffAttention, GluMlp, LayerScale, SwiGLU
+from timm.layers import (
+    AttentionPoolLatent,
+    DiffAttention,
+    DropPath,
+    GluMlp,
+    LayerScale,
+    SwiGLU,
+    calculate_drop_path_rates,
+)
 from timm.models.beit import Beit
 from timm.models.eva import Eva
 from timm.models.naflexvit import NaFlexVit
@@ -20,18 +28,28 @@ from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 from torch import Tensor, nn
 
+from attention_transfer.attention import Tokens
 from attention_transfer.errors import UserError, nearest
 from attention_transfer.vit.files import read_state, unfit, weights_in
 from attention_transfer.vit.initialise import initialise
-from attention_transfer.vit.libraries.base import SUPPORTED, Anatomy, ViTSpec, deviation, missing_part, per_channel
-from attention_transfer.vit.tokens import Tokens
+from attention_transfer.vit.libraries.base import (
+    SUPPORTED,
+    Anatomy,
+    Library,
+    Pool,
+    ViTSpec,
+    deviation,
+    missing_part,
+    per_channel,
+)
 
 log = logging.getLogger("attention_transfer")
 
+_BRANCHES = ("drop_path1", "drop_path2")  # the attention branch and the MLP branch of a block
 _PLAIN = (VisionTransformer, VisionTransformerRelPos, Beit, Eva, NaFlexVit)
 
 
-class Timm:
+class Timm(Library):
     """See [`Library`][attention_transfer.vit.libraries.Library]."""
 
     name = "timm"
@@ -163,12 +181,6 @@ class Timm:
         _forget_names(student)
         return cast(nn.Module, student)
 
-    def fresh(self, model: nn.Module, num_classes: int) -> nn.Module:
-        """Initialised as in Li et al. 2024."""
-        student = self.with_head(model, num_classes)
-        initialise(student)
-        return student
-
     def head(self, model: nn.Module) -> nn.Linear | None:
         """`get_classifier`, unless the head was left out."""
         head = cast(Any, model).get_classifier()
@@ -190,6 +202,79 @@ class Timm:
         """`label_names` of the model's configuration."""
         names = cast(Any, model).pretrained_cfg.get("label_names")
         return list(names) if names else None
+
+    def can_recompute(self, model: nn.Module) -> bool:
+        """Timm's ViTs can, by a switch."""
+        return hasattr(model, "set_grad_checkpointing")
+
+    def recompute(self, model: nn.Module, *, on: bool) -> None:
+        """By that switch."""
+        cast(Any, model).set_grad_checkpointing(on)
+
+    def no_weight_decay(self, model: nn.Module) -> tuple[str, ...]:
+        """What the model names itself."""
+        return tuple(cast(Any, model).no_weight_decay())
+
+    def drop_paths(self, model: nn.Module) -> tuple[nn.Module, ...]:
+        """The attention branch and the MLP branch of each block."""
+        found = [getattr(block, branch, None) for block in cast(Any, model).blocks for branch in _BRANCHES]
+        modules = tuple(module for module in found if isinstance(module, nn.Module))
+        return modules if len(modules) == len(found) else ()
+
+    def drop_path_rate(self, module: nn.Module) -> float:
+        """Of a `DropPath`; 0 of an identity."""
+        return float(module.drop_prob or 0.0) if isinstance(module, DropPath) else 0.0
+
+    def set_drop_path(self, model: nn.Module, rate: float) -> None:
+        """New `DropPath` modules, and identities where the rate is 0."""
+        if not self.drop_paths(model):
+            return super().set_drop_path(model, rate)
+        blocks = self.anatomy(model).blocks
+        for block, block_rate in zip(blocks, calculate_drop_path_rates(rate, len(blocks)), strict=True):
+            for branch in _BRANCHES:
+                setattr(block, branch, DropPath(float(block_rate)) if block_rate > 0 else nn.Identity())
+        return None
+
+    def set_pool(self, model: nn.Module, pool: Pool) -> None:
+        """The final norm changes its place; the head keeps its weights."""
+        vit: Any = model
+        if not isinstance(vit, VisionTransformer | Eva) or getattr(vit, "head_dist", None) is not None:
+            return super().set_pool(model, pool)
+        if vit.global_pool not in ("token", "avg"):
+            raise UserError(f"the model gathers its tokens by {vit.global_pool!r}; leave pool out")
+        if pool == "token" and vit.cls_token is None:
+            raise UserError("pool is 'token', but the model has no class token; set it to 'avg'")
+        norms = [norm for norm in (vit.norm, vit.fc_norm) if not isinstance(norm, nn.Identity)]
+        if len(norms) != 1:
+            raise UserError(f"the model has {len(norms)} final norms, not one; leave pool out")
+        vit.norm, vit.fc_norm = (nn.Identity(), norms[0]) if pool == "avg" else (norms[0], nn.Identity())
+        head = vit.head
+        vit.reset_classifier(vit.num_classes, global_pool=pool)  # so that timm writes the place down when it saves
+        vit.head = head
+        return None
+
+    def create(self, **arguments: Any) -> nn.Module:
+        """A model of `timm.create_model`, randomly initialised."""
+        return cast(nn.Module, timm.create_model(**arguments))
+
+    def standard(self, spec: ViTSpec, num_classes: int, pool: str) -> nn.Module:
+        """A plain ViT of the same size, whatever components the network has, as in Li et al. 2024."""
+        if not spec.class_token:
+            raise UserError(f'{spec.name} has no class token, which a standard ViT has; use components="native"')
+        student = self.create(
+            model_name="vit_base_patch16_224",
+            img_size=spec.image_size,
+            patch_size=(spec.image_size[0] // spec.grid[0], spec.image_size[1] // spec.grid[1]),
+            in_chans=spec.channels,
+            embed_dim=spec.width,
+            depth=spec.depth,
+            num_heads=spec.heads,
+            num_classes=num_classes,
+            global_pool=pool if pool in ("token", "avg") else "token",
+            pretrained_cfg_overlay={"mean": spec.mean, "std": spec.std},
+        )
+        initialise(student)
+        return student
 
     def save(self, model: nn.Module, folder: Path, labels: list[str] | None) -> None:
         """The layout of the Hugging Face hub, which `timm.create_model("local-dir:…", pretrained=True)` loads."""

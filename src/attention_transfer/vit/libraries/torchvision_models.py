@@ -15,20 +15,18 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer
 
+from attention_transfer.attention import Tokens
 from attention_transfer.errors import UserError, nearest
 from attention_transfer.vit.files import read_state, unfit, weights_in
-from attention_transfer.vit.initialise import initialise
-from attention_transfer.vit.libraries.base import SUPPORTED, Anatomy, ViTSpec
-from attention_transfer.vit.tokens import Tokens
+from attention_transfer.vit.libraries.base import IMAGENET_MEAN, IMAGENET_STD, SUPPORTED, Anatomy, Library, ViTSpec
 
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # all of its published weights
 _POSITION = "encoder.pos_embedding"
 _ARGUMENTS = ("image_size", "patch_size", "hidden_dim", "mlp_dim", "representation_size")
 _RENAMED = {".mlp.linear_1.": ".mlp.0.", ".mlp.linear_2.": ".mlp.3."}
 _NORM_EPS = 1e-6  # torchvision's own
 
 
-class Torchvision:
+class Torchvision(Library):
     """See [`Library`][attention_transfer.vit.libraries.Library]."""
 
     name = "torchvision"
@@ -62,8 +60,8 @@ class Torchvision:
             grid=(side, side),
             image_size=(vit.image_size, vit.image_size),
             channels=3,
-            mean=_MEAN,
-            std=_STD,
+            mean=IMAGENET_MEAN,  # of all its published weights
+            std=IMAGENET_STD,
             classes=0 if head is None else head.out_features,
             pool=False,
             components=frozenset(),
@@ -139,12 +137,6 @@ class Torchvision:
         student.label_names = None
         return cast(nn.Module, student)
 
-    def fresh(self, model: nn.Module, num_classes: int) -> nn.Module:
-        """Initialised as in Li et al. 2024."""
-        student = self.with_head(model, num_classes)
-        initialise(student)
-        return student
-
     def head(self, model: nn.Module) -> nn.Linear | None:
         """The last layer of `.heads`."""
         head = getattr(cast(Any, model).heads, "head", None)
@@ -153,10 +145,6 @@ class Torchvision:
     def head_names(self, model: nn.Module) -> tuple[str, ...]:  # noqa: ARG002
         """The classifier."""
         return ("heads.",)
-
-    def labels(self, model: nn.Module) -> list[str] | None:
-        """The names that were saved with it."""
-        return cast("list[str] | None", getattr(model, "label_names", None))
 
     def adapted(self, state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
         """Names of the published files, which are older than the library's; positions for the model's grid."""

@@ -14,9 +14,9 @@ from typing import Any, cast
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from torch import nn
 
+from attention_transfer.attention import Tokens
 from attention_transfer.errors import UserError
 from attention_transfer.vit.libraries.base import SUPPORTED, missing_part
-from attention_transfer.vit.tokens import Tokens
 
 log = logging.getLogger("attention_transfer")
 

@@ -18,7 +18,7 @@ from attention_transfer.errors import UserError
 from attention_transfer.vit.files import read_state, unfit, weights_in
 from attention_transfer.vit.libraries import transformers_families as families
 from attention_transfer.vit.libraries import transformers_weights as weights
-from attention_transfer.vit.libraries.base import Anatomy, ViTSpec, deviation, per_channel
+from attention_transfer.vit.libraries.base import Anatomy, Library, ViTSpec, deviation, per_channel
 
 
 class BackboneClassifier(nn.Module):
@@ -45,7 +45,7 @@ class BackboneClassifier(nn.Module):
         return cast(Tensor, self.head(gathered_BC))
 
 
-class Transformers:
+class Transformers(Library):
     """See [`Library`][attention_transfer.vit.libraries.Library]."""
 
     name = "hf"
@@ -182,6 +182,17 @@ class Transformers:
             return state
         inner = model.backbone if isinstance(model, BackboneClassifier) else model
         return weights.renamed(weights.translated(state, inner), model)
+
+    def can_recompute(self, model: nn.Module) -> bool:
+        """By what the model says of itself."""
+        return bool(getattr(model, "supports_gradient_checkpointing", False))
+
+    def recompute(self, model: nn.Module, *, on: bool) -> None:
+        """Without re-entrance, which would hide queries and keys from the rules."""
+        if on:
+            cast(Any, model).gradient_checkpointing_enable({"use_reentrant": False})
+        else:
+            cast(Any, model).gradient_checkpointing_disable()
 
     def save(self, model: nn.Module, folder: Path, labels: list[str] | None) -> None:
         """`save_pretrained`, and a preprocessor file with size and normalisation."""

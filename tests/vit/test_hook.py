@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attention_transfer.vit import in_backward, tap
+from attention_transfer.hooks import hook_forward, in_backward
 
 
 def adds(amount: float, log: list[float] | None = None) -> Callable[..., Any]:
@@ -32,7 +32,7 @@ ONE = torch.ones(1)
 
 
 def test_a_wrapper_stands_around_the_forward_until_it_is_removed(double: nn.Module) -> None:
-    handle = tap(double, adds(10))
+    handle = hook_forward(double, adds(10))
     assert double(ONE).item() == 12
     handle.remove()
     assert double(ONE).item() == 2
@@ -41,15 +41,15 @@ def test_a_wrapper_stands_around_the_forward_until_it_is_removed(double: nn.Modu
 
 def test_the_latest_wrapper_is_the_outermost(double: nn.Module) -> None:
     order: list[float] = []
-    tap(double, adds(10, order))
-    tap(double, adds(100, order))
+    hook_forward(double, adds(10, order))
+    hook_forward(double, adds(100, order))
     assert double(ONE).item() == 112
     assert order == [100, 10]
 
 
 @pytest.mark.parametrize("first", [0, 1])
 def test_wrappers_come_off_in_any_order(double: nn.Module, first: int) -> None:
-    handles = [tap(double, adds(10)), tap(double, adds(100))]
+    handles = [hook_forward(double, adds(10)), hook_forward(double, adds(100))]
     handles[first].remove()
     assert double(ONE).item() == (102, 12)[first]
     handles[1 - first].remove()
@@ -57,9 +57,9 @@ def test_wrappers_come_off_in_any_order(double: nn.Module, first: int) -> None:
 
 
 def test_removing_twice_takes_off_nothing_else(double: nn.Module) -> None:
-    handle = tap(double, adds(10))
+    handle = hook_forward(double, adds(10))
     handle.remove()
-    tap(double, adds(100))
+    hook_forward(double, adds(100))
     handle.remove()
     assert double(ONE).item() == 102
 
@@ -69,7 +69,7 @@ def test_a_forward_that_another_library_put_there_is_used_and_restored(double: n
         return x * 7
 
     double.forward = theirs
-    handle = tap(double, adds(10))
+    handle = hook_forward(double, adds(10))
     assert double(ONE).item() == 17
     handle.remove()
     assert double.__dict__["forward"] is theirs
@@ -78,7 +78,7 @@ def test_a_forward_that_another_library_put_there_is_used_and_restored(double: n
 
 def test_a_deep_copy_has_no_wrapper_and_its_own_weights(double: nn.Module) -> None:
     calls: list[float] = []
-    handle = tap(double, adds(10, calls))
+    handle = hook_forward(double, adds(10, calls))
     twin: Any = copy.deepcopy(double)
     nn.init.constant_(twin.weight, 5.0)
     assert twin(ONE).item() == 5
@@ -88,10 +88,10 @@ def test_a_deep_copy_has_no_wrapper_and_its_own_weights(double: nn.Module) -> No
     assert twin(ONE).item() == 5
 
 
-def test_a_deep_copy_can_be_tapped_without_touching_the_original(double: nn.Module) -> None:
-    tap(double, adds(10))
+def test_a_deep_copy_can_be_hooked_without_touching_the_original(double: nn.Module) -> None:
+    hook_forward(double, adds(10))
     twin = copy.deepcopy(double)
-    tap(twin, adds(100))
+    hook_forward(twin, adds(100))
     assert (double(ONE).item(), twin(ONE).item()) == (12, 102)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from attention_transfer.errors import UserError, UserErrors
 from attention_transfer.transfer import AttentionRule, Copy, Distill, Guide
-from attention_transfer.transfer.bond import Bond
+from attention_transfer.transfer.plan import Plan
 from attention_transfer.vit import POOL, AttentionCall, Pairing, capture, check_transfer
 
 Build = Callable[..., Any]
@@ -35,15 +35,29 @@ def test_rules_are_laid_out_by_the_students_layers(tiny_vit: Build) -> None:
         Distill(layers=[1]),
         Copy(parts="v"),
     ]
-    bond = Bond(tiny_vit(1, depth=6), tiny_vit(2), rules, Pairing())
-    assert bond.layers == (0, 1, 2)
-    assert bond.bound == ((2,), (0,), (1, 2), (1,), (0, 1, 2))
-    assert bond.losses == {"distill": 0, "guide": 2, "distill_2": 3}
-    assert [bond.losses_at(layer) for layer in range(3)] == [[], [2, 3], [0, 2]]
-    assert [bond.loss(index) for index in (0, 2, 3)] == [rules[0], rules[2], rules[3]]
-    assert [[index for index, _ in bond.copies(layer)] for layer in (0, 1, 2)] == [[1, 4], [4], [4]]
-    assert bond.copies(0)[0][1] is rules[1]
-    assert bond.reads_values
+    plan = Plan(tiny_vit(1, depth=6), tiny_vit(2), rules, Pairing())
+    assert [*plan.at] == [0, 1, 2]
+    assert {bound.name: (bound.rule, bound.layers) for bound in plan.losses} == {
+        "distill": (rules[0], (2,)),
+        "guide": (rules[2], (1, 2)),
+        "distill_2": (rules[3], (1,)),
+    }
+    assert {bound.name: (bound.rule, bound.layers) for bound in plan.replacing} == {
+        "copy": (rules[1], (0,)),
+        "copy_2": (rules[4], (0, 1, 2)),
+    }
+    assert [[bound.name for bound in layer.losses] for layer in plan.at.values()] == [
+        [],
+        ["guide", "distill_2"],
+        ["distill", "guide"],
+    ]
+    assert [[bound.name for bound in layer.replacing] for layer in plan.at.values()] == [
+        ["copy", "copy_2"],
+        ["copy_2"],
+        ["copy_2"],
+    ]
+    assert [layer.skips for layer in plan.at.values()] == ["qk", "", ""]
+    assert plan.reads_values
 
 
 @pytest.mark.parametrize(
@@ -60,15 +74,15 @@ def test_rules_are_laid_out_by_the_students_layers(tiny_vit: Build) -> None:
 def test_each_layer_of_the_student_has_one_of_the_teacher(
     pairing: Pairing, depth_t: int, depth_s: int, rules: Any, expected: dict[int, int], tiny_vit: Build
 ) -> None:
-    assert Bond(tiny_vit(1, depth=depth_t), tiny_vit(2, depth=depth_s), rules, pairing).teacher_layers == expected
+    assert Plan(tiny_vit(1, depth=depth_t), tiny_vit(2, depth=depth_s), rules, pairing).teacher_layers == expected
 
 
 def test_the_pooling_head_is_a_layer_beside_the_blocks(tiny_vit: Build) -> None:
     rules: list[AttentionRule] = [Guide(query="pool"), Guide(query="mean", layers=[1])]
-    bond = Bond(tiny_vit(1, SIGLIP, depth=6), tiny_vit(2, SIGLIP), rules, Pairing())
-    assert bond.layers == (POOL, 1)
-    assert bond.teacher_layers == {POOL: POOL, 1: 3}
-    assert not bond.reads_values
+    plan = Plan(tiny_vit(1, SIGLIP, depth=6), tiny_vit(2, SIGLIP), rules, Pairing())
+    assert [*plan.at] == [POOL, 1]
+    assert plan.teacher_layers == {POOL: POOL, 1: 3}
+    assert not plan.reads_values
 
 
 @pytest.mark.parametrize("pairing", [Pairing(), Pairing(layers="last", heads="mean", registers="to class")])
@@ -77,11 +91,12 @@ def test_a_rule_gets_the_teachers_very_call_where_nothing_differs(
 ) -> None:
     """Width is no part of a call's maps."""
     teacher = tiny_vit(1, embed_dim=48)
-    bond = Bond(teacher, tiny_vit(2), [Copy(layers=[0]), Distill(layers=[1]), Guide(layers=[2])], pairing)
+    plan = Plan(teacher, tiny_vit(2), [Copy(layers=[0]), Distill(layers=[1]), Guide(layers=[2])], pairing)
     calls = calls_of(teacher, images)
-    assert bond.teacher_call(calls, 0, 0, None) is calls[0]
-    assert bond.teacher_call(calls, 1, 1, None) is calls[1]
-    row = bond.teacher_call(calls, 2, 2, None)
+    (copy,), (distill, guide) = plan.replacing, plan.losses
+    assert plan.teacher_call(calls, copy, 0) is calls[0]
+    assert plan.teacher_call(calls, distill, 1) is calls[1]
+    row = plan.teacher_call(calls, guide, 2)
     assert row.q.shape == (4, 3, 1, 16)
     assert torch.equal(row.logits(), calls[2].query_row("class").logits())
 
@@ -89,24 +104,24 @@ def test_a_rule_gets_the_teachers_very_call_where_nothing_differs(
 def test_each_rule_gets_its_own_reading_of_a_mapped_call(tiny_vit: Build, images: Tensor) -> None:
     teacher = tiny_vit(1, DINO, num_heads=6)
     rules: list[AttentionRule] = [Distill(), Guide(), Guide(query="mean")]
-    bond = Bond(teacher, tiny_vit(2), rules, Pairing(heads="mean"))
+    plan = Plan(teacher, tiny_vit(2), rules, Pairing(heads="mean"))
     calls, kept = calls_of(teacher, images), [0, 5, 6, 7, 8]
     maps = calls[1].maps().unflatten(1, (3, 2)).mean(dim=2)[:, :, kept][..., kept]
     logits = calls[1].logits().unflatten(1, (3, 2)).mean(dim=2)[..., kept]
-    distilled = bond.teacher_call(calls, 0, 1, None).maps()
+    distilled = plan.teacher_call(calls, plan.losses[0], 1).maps()
     torch.testing.assert_close(distilled, maps / maps.sum(dim=-1, keepdim=True))
-    torch.testing.assert_close(bond.teacher_call(calls, 1, 1, None).logits(), logits[:, :, :1])
-    mean = bond.teacher_call(calls, 2, 1, None).logits()
+    torch.testing.assert_close(plan.teacher_call(calls, plan.losses[1], 1).logits(), logits[:, :, :1])
+    mean = plan.teacher_call(calls, plan.losses[2], 1).logits()
     torch.testing.assert_close(mean, logits[:, :, 5:].mean(dim=2, keepdim=True))
 
 
 def test_matching_compares_all_the_teachers_heads_over_the_students_tokens(tiny_vit: Build, images: Tensor) -> None:
     teacher = tiny_vit(1, DINO, num_heads=4, depth=6)
-    bond = Bond(teacher, tiny_vit(2), [Distill()], Pairing(heads="match"))
+    plan = Plan(teacher, tiny_vit(2), [Distill()], Pairing(heads="match"))
     calls, kept = calls_of(teacher, images), [0, 5, 6, 7, 8]
     maps = calls[3].maps()[:, :, kept][..., kept]
-    torch.testing.assert_close(bond.whole_maps(calls, 1), maps / maps.sum(dim=-1, keepdim=True))
-    paired = bond.teacher_call(calls, 0, 1, torch.tensor([3, 0, 1])).maps()
+    torch.testing.assert_close(plan.whole_maps(calls, 1), maps / maps.sum(dim=-1, keepdim=True))
+    paired = plan.teacher_call(calls, plan.losses[0], 1, torch.tensor([3, 0, 1])).maps()
     torch.testing.assert_close(paired, (maps / maps.sum(dim=-1, keepdim=True))[:, [3, 0, 1]])
 
 
@@ -155,7 +170,7 @@ def test_what_cannot_be_mapped_is_refused_in_a_sentence(
     pairing: Pairing, teacher: Any, student: Any, rules: Any, message: str, tiny_vit: Build
 ) -> None:
     with pytest.raises(UserError, match=message) as caught:
-        Bond(tiny_vit(1, **teacher), tiny_vit(2, **student), rules, pairing)
+        Plan(tiny_vit(1, **teacher), tiny_vit(2, **student), rules, pairing)
     assert len(str(caught.value).splitlines()) == 1
 
 
@@ -175,7 +190,7 @@ def test_what_cannot_be_mapped_is_refused_in_a_sentence(
     ],
 )
 def test_what_can_be_mapped_is_not(pairing: Pairing, teacher: Any, student: Any, rules: Any, tiny_vit: Build) -> None:
-    Bond(tiny_vit(1, **teacher), tiny_vit(2, **student), rules, pairing)
+    Plan(tiny_vit(1, **teacher), tiny_vit(2, **student), rules, pairing)
 
 
 def test_every_reason_is_listed_at_once(tiny_vit: Build) -> None:
@@ -187,7 +202,7 @@ def test_every_reason_is_listed_at_once(tiny_vit: Build) -> None:
         Guide(heads=9),
     ]
     with pytest.raises(UserErrors) as caught:
-        Bond(teacher, student, rules, Pairing(layers="last"))
+        Plan(teacher, student, rules, Pairing(layers="last"))
     for reason in (
         "heads 3 but the student has 2",
         "class, register",

@@ -1,7 +1,7 @@
 """The seam of `torch.nn.MultiheadAttention` (torchvision's ViTs, the pooling head of Hugging Face's SigLIP).
 
 Its attention runs inside one function, `F.multi_head_attention_forward`, where no mode can look, or inside one fused
-kernel, which inference takes where nobody stands at the function. So q, k and v are projected here, by the very
+kernel, which inference takes where nothing overrides the function. So q, k and v are projected here, by the very
 operations of that function, and the attention is called in the open.
 """
 
@@ -14,13 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from attention_transfer.attention import AttentionCall
 from attention_transfer.errors import UserError
-from attention_transfer.vit.call import AttentionCall
 
 Attend = Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, AttentionCall] | None]
 """Gets q, k, v (B, H, tokens, D) and the dropout; gives output and call, or `None` where it replaces nothing."""
-
-_packed: Any = getattr(F, "_in_projection_packed")  # noqa: B009 (torch does not export it to type checkers)
 
 
 def takes_kernel(module: nn.MultiheadAttention, query: Tensor) -> bool:
@@ -35,8 +33,8 @@ def projected(module: nn.MultiheadAttention, query: Tensor, key: Tensor, value: 
     if module.batch_first:
         alike = query is key is value
         inputs = [query.transpose(0, 1)] * 3 if alike else [x.transpose(0, 1) for x in inputs]
-    _check(module.in_proj_weight, module.bias_k, module.add_zero_attn)
-    return _heads(_packed(*inputs, module.in_proj_weight, module.in_proj_bias), module.num_heads)
+    weight = _checked(module.in_proj_weight, module.bias_k, module.add_zero_attn)
+    return _heads(_projected(inputs[0], inputs[1], inputs[2], weight, module.in_proj_bias), module.num_heads)
 
 
 def run_function(
@@ -64,8 +62,8 @@ def run_function(
     """`F.multi_head_attention_forward` with its attention in the open; inputs are (tokens, B, width)."""
     if key_padding_mask is not None or attn_mask is not None or kwargs.get("is_causal"):
         raise UserError("MultiheadAttention with masks is not supported")
-    _check(in_proj_weight, bias_k, add_zero_attn)
-    q, k, v = _heads(_packed(query, key, value, in_proj_weight, in_proj_bias), num_heads)
+    weight = _checked(in_proj_weight, bias_k, add_zero_attn)
+    q, k, v = _heads(_projected(query, key, value, weight, in_proj_bias), num_heads)
     dropout = dropout_p if training else 0.0
     replaced = attend(q, k, v, dropout)
     if replaced is None and need_weights:  # the function forms the maps itself
@@ -82,11 +80,27 @@ def run_function(
     return output, maps.mean(dim=1) if kwargs.get("average_attn_weights", True) else maps
 
 
+def _projected(query: Tensor, key: Tensor, value: Tensor, weight: Tensor, bias: Tensor | None) -> list[Tensor]:
+    """Queries, keys and values by one weight of all three, in as few products as the function itself makes."""
+    width = weight.shape[1]
+    if query is key is value:
+        stacked = F.linear(query, weight, bias).unflatten(-1, (3, width)).movedim(-2, 0).contiguous()
+        return list(stacked.unbind())
+    if key is value:
+        q_bias, kv_bias = (None, None) if bias is None else bias.split([width, 2 * width])
+        q_weight, kv_weight = weight.split([width, 2 * width])
+        stacked = F.linear(key, kv_weight, kv_bias).unflatten(-1, (2, width)).movedim(-2, 0).contiguous()
+        return [F.linear(query, q_weight, q_bias), *stacked.unbind()]
+    biases = (None, None, None) if bias is None else bias.chunk(3)
+    return [F.linear(x, w, b) for x, w, b in zip((query, key, value), weight.chunk(3), biases, strict=True)]
+
+
 def _heads(parts: list[Tensor], heads: int) -> list[Tensor]:
     tokens_first = [x.view(x.shape[0], x.shape[1] * heads, -1).transpose(0, 1) for x in parts]
     return [x.view(-1, heads, x.shape[1], x.shape[2]) for x in tokens_first]
 
 
-def _check(in_proj_weight: Tensor | None, bias_k: Tensor | None, add_zero_attn: bool) -> None:
+def _checked(in_proj_weight: Tensor | None, bias_k: Tensor | None, add_zero_attn: bool) -> Tensor:
     if in_proj_weight is None or bias_k is not None or add_zero_attn:
         raise UserError("MultiheadAttention with extra keys or other widths of keys and values is not supported")
+    return in_proj_weight

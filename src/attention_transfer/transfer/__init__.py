@@ -1,4 +1,4 @@
-"""Rules that bind a student's attention to its teacher's, and the methods that are made of them.
+"""Rules that bind a student's attention to its teacher's, and the methods that are made of them."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -237,7 +237,7 @@ def _attention(network: _Network) -> set[str]:
     return network.under(network.anatomy.attention) | beside
 
 
-def _projections(network: _Network, *kinds: Literal[fused, queries_and_keys, values]) -> set[str]:
+def _projections(network: _Network, *kinds: Literal["fused", "queries_and_keys", "values"]) -> set[str]:
     patterns: list[re.Pattern[str]] = [getattr(network.library, kind) for kind in kinds]
     found = set()
     for module in network.anatomy.attention:

@@ -17,10 +17,10 @@ from torch import nn
 
 from attention_transfer import Distill, Guide, UserError, describe
 from attention_transfer.cli import run as command
+from attention_transfer.engine.recipe import AUTO
 from attention_transfer.training import Recipe, RunFolder, train
 from attention_transfer.training.defaults import Facts, Start, explained, resolve, start_of
 from attention_transfer.training.digits import DIGITS
-from attention_transfer.training.recipe import AUTO
 from attention_transfer.transfer import PRESETS
 from attention_transfer.vit import ViTSpec
 

@@ -23,7 +23,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 from attention_transfer import AttentionTransfer, Copy, Distill, Guide
 from attention_transfer.training import ResolvedRecipe
-from attention_transfer.training import RunFolder, Supervised, fit
+from attention_transfer.training import RunFolder, Supervised, Training, fit
 
 class Double(nn.Module):
     def forward(self, pixels):
@@ -43,8 +43,9 @@ for name, (rules, accumulate) in METHODS.items():
     objective = Supervised(AttentionTransfer(vit(1), vit(2), rules)).double()
     recipe = ResolvedRecipe(epochs=3, batch_size=8, validate_every=1, accumulate=accumulate, balanced=name == "gta")
     with RunFolder.open(f"{sys.argv[1]}/{name}", {}, overwrite=False) as folder:
-        fit(objective, folder, recipe, train=images(17, 0), validation=images(11, 1), test=images(7, 2), classes=5,
-            prepare=Double(), device="cpu", loggers=["tensorboard"])
+        splits = dict(train=images(17, 0), validation=images(11, 1), test=images(7, 2), classes=5)
+        where = dict(folder=folder.path, device="cpu", loggers=["tensorboard"])
+        fit(Training(objective=objective, recipe=recipe, prepare=Double(), **splits, **where))
 """
 
 

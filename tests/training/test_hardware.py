@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from attention_transfer import Recipe, UserError
+from attention_transfer.engine.hardware import Hardware, choose_hardware, launched_processes, this_process
+from attention_transfer.engine.loading import choose_workers
 from attention_transfer.training import train
-from attention_transfer.training.hardware import Hardware, choose_hardware, launched_processes, this_process
-from attention_transfer.training.loading import choose_workers
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ import lightning.pytorch.loggers.wandb as lightning_wandb
 import pytest
 
 from attention_transfer import UserError
+from attention_transfer.engine.loggers import closing, log_row, make_loggers
 from attention_transfer.training import ResolvedRecipe, read_metrics
-from attention_transfer.training.loggers import closing, log_row, make_loggers
 
 
 class PlayedError(Exception):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from attention_transfer.arguments import verb
 from attention_transfer.data import Normalise, Transform, eval_pixels, read_image
+from attention_transfer.engine.hardware import Device, choose_hardware
 from attention_transfer.errors import UserError, nearest, raise_all
 from attention_transfer.evaluation.image_files import ImageFile, find_images
 from attention_transfer.evaluation.network import LoadedRun, load_classifier
@@ -21,7 +22,6 @@ from attention_transfer.evaluation.overlay import Overlays, overlay_problems, pi
 from attention_transfer.evaluation.predictions import Prediction, as_csv, as_json, out_problems, show
 from attention_transfer.places import expanded
 from attention_transfer.training import Display
-from attention_transfer.training.hardware import Device, choose_hardware
 from attention_transfer.writing import whole_file
 
 log = logging.getLogger("attention_transfer")

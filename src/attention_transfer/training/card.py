@@ -13,8 +13,8 @@ import yaml
 from jinja2 import Environment, StrictUndefined
 from scipy import stats
 
+from attention_transfer.engine.recipe import Recipe
 from attention_transfer.training.configuration import read_rules
-from attention_transfer.training.recipe import Recipe
 from attention_transfer.transfer import PRESETS, OperandRule, Rule
 from attention_transfer.vit import ViTSpec
 

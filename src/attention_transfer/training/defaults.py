@@ -12,8 +12,8 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from attention_transfer.data import choose_augment
-from attention_transfer.training.precision import choose_precision
-from attention_transfer.training.recipe import AUTO, Recipe, ResolvedRecipe, completed
+from attention_transfer.engine.precision import choose_precision
+from attention_transfer.engine.recipe import AUTO, Recipe, ResolvedRecipe, completed
 from attention_transfer.vit import Part, ViTSpec
 
 Start = Literal["random", "pretrained", "head", "mae"]

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from attention_transfer.training.recipe import ResolvedRecipe
+from attention_transfer.engine.recipe import ResolvedRecipe
 from attention_transfer.transfer import AttentionTransfer, Rule
 from attention_transfer.vit import (
     Pairing,

@@ -9,20 +9,22 @@ from typing import Any
 
 from attention_transfer.arguments import verb
 from attention_transfer.data import data_slug, load_data
+from attention_transfer.engine.compiler import compiler_problems
+from attention_transfer.engine.fit import fit, fit_problems
+from attention_transfer.engine.hardware import Device, Devices, Strategy, choose_hardware
+from attention_transfer.engine.launchers import this_process
+from attention_transfer.engine.loggers import LoggerName
+from attention_transfer.engine.recipe import AUTO, Recipe, with_values
+from attention_transfer.engine.seeds import seeded
+from attention_transfer.engine.training import Training
 from attention_transfer.errors import raise_all
-from attention_transfer.pretraining import MaskedAutoencoder
-from attention_transfer.training.compiler import compiler_problems
+from attention_transfer.objectives import MaskedAutoencoder
 from attention_transfer.training.defaults import Facts, explained, resolve
 from attention_transfer.training.digits import MAE, fits
-from attention_transfer.training.engine import fit, fit_problems
-from attention_transfer.training.hardware import Device, Devices, Strategy, choose_hardware, this_process
 from attention_transfer.training.inputs import input_problems, inputs_for, keep_overlap
 from attention_transfer.training.log import logging_to
-from attention_transfer.training.loggers import LoggerName
 from attention_transfer.training.networks import DEFAULT_ARCHITECTURE
-from attention_transfer.training.recipe import AUTO, Recipe, with_values
 from attention_transfer.training.run_folder import RunFolder
-from attention_transfer.training.seeds import seeded
 from attention_transfer.training.train import Run
 from attention_transfer.training.train_problems import WHERE
 from attention_transfer.vit import describe, initialise, load_vit, save_vit, set_drop_path
@@ -145,10 +147,10 @@ def _pretrain(config: dict[str, Any], asked: Recipe, *, overwrite: bool, default
             overlap = keep_overlap(splits, folder, data=config["data"], effect=_FLATTERED)
             images = inputs_for(spec, splits, recipe)
             log.debug("masked autoencoding of %d images by %s", len(splits.train.labels), spec)
-            fitted = fit(
-                mae,
-                folder,
-                recipe,
+            training = Training(
+                objective=mae,
+                folder=folder.path,
+                recipe=recipe,
                 train=images.train,
                 validation=images.validation,
                 prepare=images.prepare,
@@ -156,6 +158,7 @@ def _pretrain(config: dict[str, Any], asked: Recipe, *, overwrite: bool, default
                 name="teacher (MAE)",
                 **{key: config[key] for key in WHERE},
             )
+            fitted = fit(training)
             if this_process() == 0:
                 save_vit(encoder, folder.model)
             summary = {

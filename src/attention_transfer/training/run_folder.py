@@ -16,6 +16,8 @@ import torch
 import yaml
 
 from attention_transfer.data import DATA
+from attention_transfer.engine.launchers import this_process
+from attention_transfer.engine.recipe import AUTO, ResolvedRecipe
 from attention_transfer.errors import UserError, raise_all
 from attention_transfer.folders import (
     MARKER,
@@ -32,8 +34,6 @@ from attention_transfer.locking import LOCK, locked
 from attention_transfer.places import check_writable, expanded, folder_problems
 from attention_transfer.plain_yaml import read_mapping
 from attention_transfer.training.configuration import read_rules, rule_config
-from attention_transfer.training.hardware import this_process
-from attention_transfer.training.recipe import AUTO, ResolvedRecipe
 from attention_transfer.training.run_files import read_config_of_run, read_summary
 from attention_transfer.transfer import FeatureKD, LossRule
 from attention_transfer.writing import write_whole

@@ -17,22 +17,23 @@ from torch import nn
 
 from attention_transfer.arguments import verb
 from attention_transfer.data import Splits, data_slug, labelled_subset, load_data
+from attention_transfer.engine.fit import fit, fit_problems, sharding_problems
+from attention_transfer.engine.hardware import Device, Devices, Strategy, choose_hardware
+from attention_transfer.engine.launchers import this_process
+from attention_transfer.engine.loggers import LoggerName
+from attention_transfer.engine.recipe import AUTO, Recipe, ResolvedRecipe, with_values
+from attention_transfer.engine.seeds import seeded
+from attention_transfer.engine.training import Training, TrainingResult
 from attention_transfer.errors import raise_all
+from attention_transfer.objectives import Supervised
 from attention_transfer.training.card import model_card
 from attention_transfer.training.configuration import rule_config
 from attention_transfer.training.defaults import Facts, explained, resolve, start_of
 from attention_transfer.training.digits import DIGITS, NAME, fits
-from attention_transfer.training.engine import fit, fit_problems, sharding_problems
-from attention_transfer.training.hardware import Device, Devices, Strategy, choose_hardware, this_process
 from attention_transfer.training.inputs import inputs_for, keep_overlap, subset_lines
-from attention_transfer.training.job import Fitted
 from attention_transfer.training.log import logging_to
-from attention_transfer.training.loggers import LoggerName
 from attention_transfer.training.networks import bind, make_networks, trained_network, warn_of_lost_pixels
-from attention_transfer.training.objective import Supervised
-from attention_transfer.training.recipe import AUTO, Recipe, ResolvedRecipe, with_values
 from attention_transfer.training.run_folder import RunFolder
-from attention_transfer.training.seeds import seeded
 from attention_transfer.training.train_problems import WHERE, train_problems
 from attention_transfer.training.tune import Score, Tune, tune_problems, tuned
 from attention_transfer.transfer import AttentionTransfer, NetworkRule, OperandRule, Rule
@@ -329,13 +330,13 @@ def _fitted(
     *,
     name: str,
     tested: bool,
-) -> Fitted:
+) -> TrainingResult:
     """Train into a folder, and let go of the networks; the test split is read only where it is asked for."""
     images = inputs_for(built.spec, splits, built.recipe, subset=subset)
-    fitted = fit(
-        built.objective,
-        folder,
-        built.recipe,
+    training = Training(
+        objective=built.objective,
+        folder=folder.path,
+        recipe=built.recipe,
         train=images.train,
         validation=images.validation,
         test=images.test if tested else None,
@@ -345,8 +346,9 @@ def _fitted(
         name=name,
         **{key: config[key] for key in WHERE},
     )
+    result = fit(training)
     built.transfer.release()
-    return fitted
+    return result
 
 
 def _trial(

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from attention_transfer.data import check_subset
-from attention_transfer.training.compiler import compiler_problems
-from attention_transfer.training.engine import fit_problems
+from attention_transfer.engine.compiler import compiler_problems
+from attention_transfer.engine.fit import fit_problems
+from attention_transfer.engine.recipe import AUTO, Recipe
 from attention_transfer.training.inputs import input_problems
-from attention_transfer.training.recipe import AUTO, Recipe
 from attention_transfer.training.run_folder import RunFolder
 from attention_transfer.transfer import Guide, NetworkRule, Rule
 from attention_transfer.vit import parts_problems

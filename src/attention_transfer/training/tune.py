@@ -7,9 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
+from attention_transfer.engine.hardware import Devices
+from attention_transfer.engine.launchers import launched_processes
+from attention_transfer.engine.recipe import ResolvedRecipe
 from attention_transfer.errors import nearest
-from attention_transfer.training.hardware import Devices, launched_processes
-from attention_transfer.training.recipe import ResolvedRecipe
 
 log = logging.getLogger("attention_transfer")
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from attention_transfer.data import Augment
 from attention_transfer.errors import nearest
-from attention_transfer.training.mixing import Mixing, TransMix
+from attention_transfer.objectives.mixing import Mixing, TransMix
 
 Precision = Literal["fp32", "bf16", "fp16"]
 """In which numbers a network is run; its weights are float32 in all of them."""

@@ -20,7 +20,8 @@ from torch.nn import functional as F
 from torchvision.models import VisionTransformer
 
 from attention_transfer.errors import UserError, UserErrors
-from attention_transfer.training.mixing import (
+from attention_transfer.objectives import Supervised
+from attention_transfer.objectives.mixing import (
     Mixed,
     MixedLoss,
     Mixing,
@@ -29,7 +30,6 @@ from attention_transfer.training.mixing import (
     row_of_last_block,
     transmix_weight,
 )
-from attention_transfer.training.objective import Supervised
 from attention_transfer.transfer import AttentionTransfer, Copy, Distill, Guide, LogitKD, Rule
 from attention_transfer.vit import Pairing, Tokens, capture
 
@@ -86,17 +86,19 @@ def test_nothing_is_mixed_where_nothing_is_on_or_the_draw_says_so(images: Tensor
     for mixing in (Mixing(), Mixing(cutmix=1.0, mix_probability=0.0)):
         mixed = mix(images, TARGETS, mixing)
         assert torch.equal(mixed.images, images)
-        assert torch.equal(mixed.targets_a, mixed.targets_b)
-        assert (mixed.lam, mixed.mask) == (1.0, None)
+        assert torch.equal(mixed.targets.first, mixed.targets.second)
+        assert (mixed.targets.lam, mixed.targets.mask) == (1.0, None)
 
 
 def test_mixup_blends_each_image_with_the_one_before(images: Tensor) -> None:
     before = images.clone()
     mixed = mix(images, TARGETS, Mixing(mixup=1.0))
-    assert 0 < mixed.lam < 1
-    assert mixed.mask is None
-    assert mixed.targets_b.tolist() == [3, 0, 1, 2]
-    torch.testing.assert_close(mixed.images, mixed.lam * images + (1 - mixed.lam) * images[[3, 0, 1, 2]])
+    assert 0 < mixed.targets.lam < 1
+    assert mixed.targets.mask is None
+    assert mixed.targets.second.tolist() == [3, 0, 1, 2]
+    torch.testing.assert_close(
+        mixed.images, mixed.targets.lam * images + (1 - mixed.targets.lam) * images[[3, 0, 1, 2]]
+    )
     assert torch.equal(images, before)
 
 
@@ -104,12 +106,12 @@ def test_cutmix_keeps_the_first_image_where_the_mask_is_true(images: Tensor) -> 
     before, seen = images.clone(), 0
     for _ in range(20):
         mixed = mix(images, TARGETS, Mixing(cutmix=1.0))
-        assert mixed.mask is not None
-        assert mixed.lam == mixed.mask.double().mean().item()
+        assert mixed.targets.mask is not None
+        assert mixed.targets.lam == mixed.targets.mask.double().mean().item()
         others = images[[3, 0, 1, 2]]
-        assert torch.equal(mixed.images[..., mixed.mask], images[..., mixed.mask])
-        assert torch.equal(mixed.images[..., ~mixed.mask], others[..., ~mixed.mask])
-        rows, columns = torch.nonzero(~mixed.mask, as_tuple=True)
+        assert torch.equal(mixed.images[..., mixed.targets.mask], images[..., mixed.targets.mask])
+        assert torch.equal(mixed.images[..., ~mixed.targets.mask], others[..., ~mixed.targets.mask])
+        rows, columns = torch.nonzero(~mixed.targets.mask, as_tuple=True)
         if len(rows):
             seen += 1
             area = (rows.max() - rows.min() + 1) * (columns.max() - columns.min() + 1)
@@ -121,8 +123,8 @@ def test_cutmix_keeps_the_first_image_where_the_mask_is_true(images: Tensor) -> 
 def test_probability_and_switch_are_shares_of_the_batches(images: Tensor) -> None:
     mixing = Mixing(mixup=1.0, cutmix=1.0, mix_probability=0.5, mix_switch=0.2)
     batches = [mix(images, TARGETS, mixing) for _ in range(2000)]
-    changed = [mixed for mixed in batches if mixed.targets_b is not mixed.targets_a]
-    boxed = [mixed for mixed in changed if mixed.mask is not None]
+    changed = [mixed for mixed in batches if mixed.targets.second is not mixed.targets.first]
+    boxed = [mixed for mixed in changed if mixed.targets.mask is not None]
     assert len(changed) / len(batches) == pytest.approx(0.5, abs=0.04)  # over 3 standard deviations
     assert len(boxed) / len(changed) == pytest.approx(0.2, abs=0.05)
 
@@ -268,7 +270,7 @@ def test_attention_to_another_number_of_patches_is_refused() -> None:
 def test_the_loss_is_the_usual_one_where_nothing_is_mixed(images: Tensor, label_smoothing: float) -> None:
     logits = torch.randn(4, 5)
     mixed = mix(images, TARGETS, Mixing())
-    loss = mixed_cross_entropy(logits, mixed, mixed.lam, label_smoothing=label_smoothing)
+    loss = mixed_cross_entropy(logits, mixed, mixed.targets.lam, label_smoothing=label_smoothing)
     torch.testing.assert_close(loss, F.cross_entropy(logits, TARGETS, label_smoothing=label_smoothing))
 
 
@@ -305,8 +307,8 @@ def test_a_call_without_class_token_has_no_row(tiny_vit: Build, images: Tensor) 
 
 def by_hand(maps: Tensor, logits: Tensor, mixed: Mixed) -> Tensor:
     """The task's loss from maps of the last block, (B, H, N, N), with one class token."""
-    assert mixed.mask is not None
-    weight = transmix_weight(maps[:, :, 0], mixed.mask, tokens=Tokens(), grid=(2, 2))
+    assert mixed.targets.mask is not None
+    weight = transmix_weight(maps[:, :, 0], mixed.targets.mask, tokens=Tokens(), grid=(2, 2))
     return mixed_cross_entropy(logits, mixed, weight, label_smoothing=0.1)
 
 
@@ -315,7 +317,7 @@ def boxed(images: Tensor, mixing: Mixing) -> Mixed:
     for seed in range(100):
         torch.manual_seed(seed)
         mixed = mix(images, TARGETS, mixing)
-        if mixed.mask is not None and 0 < mixed.mask[::4, ::4].double().mean() < 1:
+        if mixed.targets.mask is not None and 0 < mixed.targets.mask[::4, ::4].double().mean() < 1:
             torch.manual_seed(seed)
             return mixed
     raise AssertionError
@@ -381,8 +383,8 @@ def test_the_teachers_own_grid_and_tokens_count(tiny_vit: Build, images: Tensor)
     with capture(teacher, layers=[-1]) as calls:
         teacher(F.interpolate(mixed.images, size=(8, 16), mode="bicubic", antialias=True))
     row = calls[0].maps()[:, :, 0]
-    assert mixed.mask is not None
-    weight = transmix_weight(row, mixed.mask, tokens=Tokens(("class", "register", "register")), grid=(2, 4))
+    assert mixed.targets.mask is not None
+    weight = transmix_weight(row, mixed.targets.mask, tokens=Tokens(("class", "register", "register")), grid=(2, 4))
     torch.testing.assert_close(task, mixed_cross_entropy(output.logits, mixed, weight))
 
 
@@ -399,8 +401,8 @@ def test_registers_oblong_grids_and_a_distillation_token_of_a_student(
     with capture(student, layers=[-1]) as calls:
         student(mixed.images)
     row = calls[0].maps()[:, :, 0].detach().numpy()
-    assert mixed.mask is not None
-    weight = reference(row, mixed.mask.numpy(), student.num_prefix_tokens, 0, student.patch_embed.grid_size)
+    assert mixed.targets.mask is not None
+    weight = reference(row, mixed.targets.mask.numpy(), student.num_prefix_tokens, 0, student.patch_embed.grid_size)
     torch.testing.assert_close(task, mixed_cross_entropy(output.logits, mixed, torch.from_numpy(weight).float()))
 
 
@@ -434,8 +436,8 @@ def test_mixup_and_unmixed_batches_are_weighed_by_their_share(tiny_vit: Build, i
     mixed = mix(images, TARGETS, mixing)
     torch.manual_seed(5)
     output, task = loss(images, TARGETS)
-    assert mixed.mask is None
-    torch.testing.assert_close(task, mixed_cross_entropy(output.logits, mixed, mixed.lam))
+    assert mixed.targets.mask is None
+    torch.testing.assert_close(task, mixed_cross_entropy(output.logits, mixed, mixed.targets.lam))
     _, unmixed = MixedLoss(loss.transfer, Mixing(cutmix=1.0, mix_probability=0.0))(images, TARGETS)
     torch.testing.assert_close(unmixed, F.cross_entropy(student(images), TARGETS))
 

@@ -8,8 +8,8 @@ import sys
 
 import torch
 
-from attention_transfer.training.hardware import Device
-from attention_transfer.training.recipe import Recipe
+from attention_transfer.engine.hardware import Device
+from attention_transfer.engine.recipe import Recipe
 
 
 def compiler_problems(recipe: Recipe, device: Device) -> list[str]:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from attention_transfer.training.recipe import Precision
+from attention_transfer.engine.recipe import Precision
 
 _CPU_INFO = Path("/proc/cpuinfo")  # Linux; elsewhere nothing public tells
 _NATIVE = ("amx_bf16", "avx512_bf16")  # x86 instructions that multiply bfloat16

@@ -20,10 +20,10 @@ from torch.nn import functional as F
 from torchvision.models import VisionTransformer
 
 from attention_transfer.errors import UserError, UserErrors
-from attention_transfer.objectives import Supervised
+from attention_transfer.objectives import ObjectiveOutput, Supervised
 from attention_transfer.objectives.mixing import (
-    Mixed,
-    MixedLoss,
+    MixedBatch,
+    MixedTargets,
     Mixing,
     mix,
     mixed_cross_entropy,
@@ -34,6 +34,22 @@ from attention_transfer.transfer import AttentionTransfer, Copy, Distill, Guide,
 from attention_transfer.vit import Pairing, Tokens, capture
 
 Build = Callable[..., Any]
+
+
+class MixedLoss:
+    """Mixes a batch as the engine does, and runs an objective on it."""
+
+    def __init__(self, transfer: AttentionTransfer, mixing: Mixing, *, label_smoothing: float = 0.0) -> None:
+        self.objective = Supervised(transfer, mixing=mixing, label_smoothing=label_smoothing)
+        self.objective.training = True  # labels are smoothed, and networks are as they were
+        self.mixing = mixing
+
+    def __call__(self, images: Tensor, targets: Tensor) -> tuple[ObjectiveOutput, Tensor]:
+        """What the objective gives, and the task's loss."""
+        output = self.objective(*mix(images, targets, self.mixing))
+        return output, output.losses["task"]
+
+
 TARGETS = torch.tensor([0, 1, 2, 3])
 ALWAYS_BOXED = Mixing(cutmix=1.0, transmix="student")
 BY_TEACHER = Mixing(cutmix=1.0, transmix="teacher")
@@ -131,7 +147,7 @@ def test_probability_and_switch_are_shares_of_the_batches(images: Tensor) -> Non
 
 @pytest.mark.parametrize("alpha", [0.01, 0.2, 1.0, 1000.0])
 def test_shares_follow_a_symmetric_beta_distribution(images: Tensor, alpha: float) -> None:
-    shares = torch.tensor([mix(images[:1], TARGETS[:1], Mixing(mixup=alpha)).lam for _ in range(2000)])
+    shares = torch.tensor([mix(images[:1], TARGETS[:1], Mixing(mixup=alpha)).targets.lam for _ in range(2000)])
     variance = 1 / (4 * (2 * alpha + 1))
     assert shares.mean().item() == pytest.approx(0.5, abs=4 * math.sqrt(variance / 2000))
     assert shares.var().item() == pytest.approx(variance, rel=0.15)
@@ -194,7 +210,7 @@ def test_the_weight_equals_the_formula_in_float64(tokens: Tokens, grid: tuple[in
     total = len(tokens.prefix) + grid[0] * grid[1] + tokens.suffix
     for _ in range(10):
         rows = (2 * torch.randn(5, 3, total)).softmax(dim=-1)
-        mask = mix(torch.zeros(1, 1, 16, 24), torch.zeros(1), Mixing(cutmix=1.0)).mask
+        mask = mix(torch.zeros(1, 1, 16, 24), torch.zeros(1), Mixing(cutmix=1.0)).targets.mask
         assert mask is not None
         weight = transmix_weight(rows, mask, tokens=tokens, grid=grid)
         expected = reference(rows.numpy(), mask.numpy(), len(tokens.prefix), tokens.suffix, grid)
@@ -270,7 +286,7 @@ def test_attention_to_another_number_of_patches_is_refused() -> None:
 def test_the_loss_is_the_usual_one_where_nothing_is_mixed(images: Tensor, label_smoothing: float) -> None:
     logits = torch.randn(4, 5)
     mixed = mix(images, TARGETS, Mixing())
-    loss = mixed_cross_entropy(logits, mixed, mixed.targets.lam, label_smoothing=label_smoothing)
+    loss = mixed_cross_entropy(logits, mixed.targets, mixed.targets.lam, label_smoothing=label_smoothing)
     torch.testing.assert_close(loss, F.cross_entropy(logits, TARGETS, label_smoothing=label_smoothing))
 
 
@@ -281,7 +297,7 @@ def test_the_loss_is_the_cross_entropy_with_soft_labels(weight: Tensor | float, 
     first, second = TARGETS, torch.tensor([4, 1, 0, 0])
     share = torch.as_tensor(weight).expand(4)[:, None]
     soft = share * F.one_hot(first, 5) + (1 - share) * F.one_hot(second, 5)
-    mixed = Mixed(torch.zeros(4, 1, 8, 8), first, second, lam=0.5)
+    mixed = MixedTargets(first, second, lam=0.5)
     loss = mixed_cross_entropy(logits, mixed, weight, label_smoothing=label_smoothing)
     torch.testing.assert_close(loss, F.cross_entropy(logits, soft, label_smoothing=label_smoothing))
 
@@ -305,14 +321,14 @@ def test_a_call_without_class_token_has_no_row(tiny_vit: Build, images: Tensor) 
         row_of_last_block(calls[0])
 
 
-def by_hand(maps: Tensor, logits: Tensor, mixed: Mixed) -> Tensor:
+def by_hand(maps: Tensor, logits: Tensor, mixed: MixedBatch) -> Tensor:
     """The task's loss from maps of the last block, (B, H, N, N), with one class token."""
     assert mixed.targets.mask is not None
     weight = transmix_weight(maps[:, :, 0], mixed.targets.mask, tokens=Tokens(), grid=(2, 2))
-    return mixed_cross_entropy(logits, mixed, weight, label_smoothing=0.1)
+    return mixed_cross_entropy(logits, mixed.targets, weight, label_smoothing=0.1)
 
 
-def boxed(images: Tensor, mixing: Mixing) -> Mixed:
+def boxed(images: Tensor, mixing: Mixing) -> MixedBatch:
     """What the next batch will be: some patches of the first image and some of the second, so that attention counts."""
     for seed in range(100):
         torch.manual_seed(seed)
@@ -340,7 +356,7 @@ def test_the_students_own_forward_gives_the_weight(
     assert len(forwards) == 1
     expected = transfer(mixed.images)
     assert torch.equal(output.logits, expected.logits)
-    assert list(output.losses) == list(expected.losses)
+    assert list(output.losses) == ["task", *expected.losses]
     with capture(student, layers=[-1]) as calls:
         transfer(mixed.images)
     torch.testing.assert_close(task, by_hand(calls[0].maps().detach(), output.logits, mixed))
@@ -385,7 +401,7 @@ def test_the_teachers_own_grid_and_tokens_count(tiny_vit: Build, images: Tensor)
     row = calls[0].maps()[:, :, 0]
     assert mixed.targets.mask is not None
     weight = transmix_weight(row, mixed.targets.mask, tokens=Tokens(("class", "register", "register")), grid=(2, 4))
-    torch.testing.assert_close(task, mixed_cross_entropy(output.logits, mixed, weight))
+    torch.testing.assert_close(task, mixed_cross_entropy(output.logits, mixed.targets, weight))
 
 
 @pytest.mark.parametrize(
@@ -403,7 +419,9 @@ def test_registers_oblong_grids_and_a_distillation_token_of_a_student(
     row = calls[0].maps()[:, :, 0].detach().numpy()
     assert mixed.targets.mask is not None
     weight = reference(row, mixed.targets.mask.numpy(), student.num_prefix_tokens, 0, student.patch_embed.grid_size)
-    torch.testing.assert_close(task, mixed_cross_entropy(output.logits, mixed, torch.from_numpy(weight).float()))
+    torch.testing.assert_close(
+        task, mixed_cross_entropy(output.logits, mixed.targets, torch.from_numpy(weight).float())
+    )
 
 
 def test_torchvision_networks_are_seen_too(images: Tensor) -> None:
@@ -437,8 +455,8 @@ def test_mixup_and_unmixed_batches_are_weighed_by_their_share(tiny_vit: Build, i
     torch.manual_seed(5)
     output, task = loss(images, TARGETS)
     assert mixed.targets.mask is None
-    torch.testing.assert_close(task, mixed_cross_entropy(output.logits, mixed, mixed.targets.lam))
-    _, unmixed = MixedLoss(loss.transfer, Mixing(cutmix=1.0, mix_probability=0.0))(images, TARGETS)
+    torch.testing.assert_close(task, mixed_cross_entropy(output.logits, mixed.targets, mixed.targets.lam))
+    _, unmixed = MixedLoss(loss.objective.transfer, Mixing(cutmix=1.0, mix_probability=0.0))(images, TARGETS)
     torch.testing.assert_close(unmixed, F.cross_entropy(student(images), TARGETS))
 
 
@@ -471,7 +489,7 @@ def test_gradient_checkpointing_changes_nothing(
         loss = MixedLoss(AttentionTransfer(tiny_vit(1), student, rules), ALWAYS_BOXED)
         boxed(images, ALWAYS_BOXED)
         output, task = loss(images, TARGETS)
-        output.total(task).backward()
+        output.loss.backward()
         tasks.append(task)
     torch.testing.assert_close(tasks[1], tasks[0])
     for plain, again in zip(students[0].parameters(), students[1].parameters(), strict=True):
@@ -536,11 +554,11 @@ def test_a_compiled_step_is_one_graph_with_the_same_loss(
 ) -> None:
     torch.compiler.reset()
     loss, counter = MixedLoss(AttentionTransfer(tiny_vit(1), tiny_vit(2), rules), mixing), CompileCounter()
-    compiled = torch.compile(loss.of, backend=counter)
+    compiled = torch.compile(loss.objective, backend=counter)
     tasks: list[tuple[Tensor, Tensor]] = []
     for _ in range(2):
         mixed = boxed(images, mixing)
-        tasks.append((loss.of(mixed)[1], compiled(mixed)[1]))
+        tasks.append((loss.objective(*mixed).losses["task"], compiled(*mixed).losses["task"]))
     assert counter.frame_count == 1
     for plain, traced in tasks:
         torch.testing.assert_close(traced, plain)
@@ -551,8 +569,8 @@ def test_copies_share_the_teacher(tiny_vit: Build, images: Tensor) -> None:
     transfer = AttentionTransfer(teacher, tiny_vit(2), [Distill()])
     loss = MixedLoss(transfer, BY_TEACHER)
     twin = copy.deepcopy(loss)
-    assert twin.transfer is not transfer
-    assert twin.transfer.teacher is teacher
+    assert twin.objective.transfer is not transfer
+    assert twin.objective.transfer.teacher is teacher
     tasks = []
     for each in (loss, twin):
         boxed(images, BY_TEACHER)
@@ -564,7 +582,7 @@ def test_a_copy_of_an_objective_learns_by_itself(tiny_vit: Build, images: Tensor
     objective = Supervised(AttentionTransfer(tiny_vit(1), tiny_vit(2), [Distill()]), mixing=ALWAYS_BOXED).train()
     twin = copy.deepcopy(objective)
     boxed(images, ALWAYS_BOXED)
-    twin(images, TARGETS).loss.backward()
+    twin(*mix(images, TARGETS, ALWAYS_BOXED)).loss.backward()
     assert all(parameter.grad is None for parameter in objective.parameters())
     assert any(parameter.grad is not None for parameter in twin.parameters())
 

@@ -101,7 +101,14 @@ class MixedTargets(NamedTuple):
         return [self._replace(first=first, second=second) for first, second in parts]
 
 
-def mix(images: Tensor, targets: Tensor, mixing: Mixing) -> tuple[Tensor, MixedTargets]:
+class MixedBatch(NamedTuple):
+    """Mixed images, (B, C, H, W), and their labels."""
+
+    images: Tensor
+    targets: MixedTargets
+
+
+def mix(images: Tensor, targets: Tensor, mixing: Mixing) -> MixedBatch:
     """Mix a batch by settings that have no problems.
 
     All randomness is drawn from torch's default generator of the CPU.
@@ -110,20 +117,17 @@ def mix(images: Tensor, targets: Tensor, mixing: Mixing) -> tuple[Tensor, MixedT
         images: (B, C, H, W); they are not changed.
         targets: classes, (B,).
         mixing: what is mixed, and how often.
-
-    Returns:
-        Mixed images, (B, C, H, W), and their targets.
     """
     if not mixing.on or torch.rand(()).item() >= mixing.mix_probability:
-        return images, MixedTargets(targets, targets, lam=1.0)
+        return MixedBatch(images, MixedTargets(targets, targets, lam=1.0))
     # Batches are shuffled, so that a neighbour is a random partner.
     partners, second = images.roll(1, 0), targets.roll(1, 0)
     if mixing.cutmix > 0 and (mixing.mixup == 0 or torch.rand(()).item() < mixing.mix_switch):
         kept = _cutmix_mask(images, mixing.cutmix)
         lam, mask = kept.double().mean().item(), kept.to(images.device)
-        return torch.where(mask, images, partners), MixedTargets(targets, second, lam, mask)
+        return MixedBatch(torch.where(mask, images, partners), MixedTargets(targets, second, lam, mask))
     lam = Beta(mixing.mixup, mixing.mixup).sample().item()
-    return torch.lerp(partners, images, lam), MixedTargets(targets, second, lam)
+    return MixedBatch(torch.lerp(partners, images, lam), MixedTargets(targets, second, lam))
 
 
 def _cutmix_mask(images: Tensor, alpha: float) -> Tensor:

@@ -43,9 +43,7 @@ def go_on(run: Path) -> Callable[..., Run]:
 def test_an_unfinished_run_of_an_earlier_version_is_not_lost(run: Path, go_on: Callable[..., Run]) -> None:
     """Its checkpoints are those of another engine."""
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    with pytest.raises(
-        UserError, match=r"best\.ckpt was written by an earlier version.*finish the run with that"
-    ):
+    with pytest.raises(UserError, match=r"best\.ckpt was written by an earlier version.*finish the run with that"):
         go_on()
     assert {path: path.read_bytes() for path in before} == before
 

@@ -40,10 +40,9 @@ def join(hardware: Hardware) -> Place:
 
 def replicated(model: nn.Module, device: torch.device) -> DistributedDataParallel:
     """A model of which each process has a copy, whose gradients are averaged in the backward pass."""
-    # Copying leaves some students' query and key projections without gradients, and evaluation may give processes
-    # unequal numbers of batches, in which a broadcast of buffers would wait for ever.
+    # Copying leaves some students' query and key projections without gradients.
     devices = [device] if device.type == "cuda" else None
-    return DistributedDataParallel(model, devices, find_unused_parameters=True, broadcast_buffers=False)
+    return DistributedDataParallel(model, devices, find_unused_parameters=True)
 
 
 def shard(objective: Objective, hardware: Hardware) -> None:

@@ -263,7 +263,7 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def environment() -> dict[str, Any]:
     """What a result depends on besides its configuration."""
-    packages = ("attention-transfer", "torch", "torchvision", "timm", "lightning", "numpy", "scikit-learn")
+    packages = ("attention-transfer", "torch", "torchvision", "timm", "numpy", "scikit-learn")
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),

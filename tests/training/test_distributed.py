@@ -93,3 +93,15 @@ def test_a_verb_runs_in_two_processes(teacher: str, tmp_path: Path) -> None:
     assert "2 x cpu (no GPU is there; processes by torchrun)" in (out / "log.txt").read_text()
     last = torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)
     assert not [name for name in last["state_dict"] if "teacher" in name]
+
+
+def test_a_command_starts_its_processes_itself(teacher: str, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    words = f"train --preset copy --teacher {teacher} --shots 2 --recipe.epochs 2 --recipe.batch-size 8 --out {out}"
+    command = [sys.executable, "-m", "attention_transfer", *words.split(), "--devices", "2", "--loggers", "[]"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "2 x cpu (as asked for)" in (out / "log.txt").read_text()
+    summary: dict[str, Any] = json.loads((out / "summary.json").read_text())
+    assert (summary["train"]["steps"], summary["test"]["images"]) == (6, 450)
+    assert "Error" not in done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from attention_transfer import AttentionTransfer, UserError
+from attention_transfer.engine.hardware import Hardware
 from attention_transfer.engine.memory import checkpointed_gradients
 from attention_transfer.engine.optimiser import AveragedWeights
 from attention_transfer.objectives.mixing import Mixing
@@ -221,6 +223,39 @@ def test_bf16_runs_in_bf16_and_keeps_weights_in_float32(tiny: Any, tmp_path: Pat
 def test_fp16_on_the_cpu_is_refused(tiny: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="fp16 needs a GPU"):
         tiny.fit(tiny.objective("scratch"), tmp_path, replace(tiny.recipe, precision="fp16"))
+
+
+class Overflowing(Breaking):
+    """Gives gradients that overflow float16, at a step."""
+
+    def forward(self, pixels: Tensor, targets: Tensor) -> Any:
+        output = super().forward(pixels, targets)
+        self.steps += self.training
+        cliff = (output.loss - output.loss.detach()) * (1e38 if self.training and self.steps == 5 else 0.0)
+        return output._replace(loss=output.loss + cliff)
+
+
+def test_fp16_scales_the_loss_skips_steps_that_overflow_and_is_resumed(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Hardware, "problems", lambda *_: [])  # which refuses fp16 on the CPU, where it is slow
+    recipe = replace(tiny.recipe, precision="fp16")
+    what = Overflowing(tiny.objective("distill"))
+    tiny.fit(what, tmp_path / "whole", recipe)
+    assert {weight.dtype for weight in tiny.weights(what).values()} == {torch.float32}
+    assert all(weight.isfinite().all() for weight in tiny.weights(what).values())
+    tiny.fit(Breaking(tiny.objective("distill")), tmp_path / "full")
+    losses = [tiny.history(tmp_path / name)[0]["train/loss"] for name in ("whole", "full")]
+    assert losses[0] == pytest.approx(losses[1], rel=0.1)
+    last = torch.load(tmp_path / "whole" / "checkpoints" / "last.ckpt", weights_only=True)
+    skipped = round(math.log2(2**16 / last["scaler"]["scale"]))  # each halves the scale
+    assert skipped >= 1
+    assert {int(state["step"]) for state in last["optimizer"]["state"].values()} == {9 - skipped}
+    cut = Overflowing(tiny.objective("distill"))
+    tiny.fit(cut, tmp_path / "cut", replace(recipe, epochs=2), test=None)
+    tiny.fit(cut, tmp_path / "cut", recipe, test=None)
+    resumed = torch.load(tmp_path / "cut" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert resumed["scaler"] == last["scaler"]
 
 
 def test_checkpointed_gradients_are_the_same_gradients(tiny: Any, tmp_path: Path) -> None:

@@ -101,6 +101,7 @@ def restore(
     set_model_state_dict(objective, dict(checkpoint["state_dict"]), options=_WHOLE)
     average.restore(checkpoint["updates"])
     weights = checkpoint["training_weights"] or checkpoint["state_dict"]
+    optimizer.zero_grad()  # beside gradients that are left over, PyTorch gives an optimiser no state
     set_state_dict(
         objective,
         optimizer,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from attention_transfer.engine.samplers import (
     ShareOfBatches,
     Unrepeated,
 )
+from attention_transfer.errors import UserError
 from attention_transfer.objectives import Images
 
 _SMALL = 64 * 64  # pixels; below, another process costs more than it saves
@@ -36,6 +39,18 @@ def choose_workers(images: Images, asked: int | None, hardware: Hardware) -> tup
         return 0, "small images in memory"
     free = max(1, cores_of_this_process(hardware.devices) - 1)
     return min(free, _MOST_WORKERS), f"{free} free cores a device, at most {_MOST_WORKERS} are used"
+
+
+@contextmanager
+def readable_errors() -> Iterator[None]:
+    """Raise what a process that loads images says to the user without the traceback that torch puts around it."""
+    try:
+        yield
+    except UserError as error:
+        message = str(error)
+        if not message.startswith("Caught UserError in DataLoader worker"):
+            raise
+        raise UserError(message.strip().rpartition("\n")[2].rpartition("UserError: ")[2]) from error
 
 
 def training_loader(

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import cast
 
 import torch
@@ -17,8 +15,8 @@ from attention_transfer.engine import checkpoints
 from attention_transfer.engine.distributed import join, replicated, shard, total, whole
 from attention_transfer.engine.finite import not_finite
 from attention_transfer.engine.hardware import Hardware
-from attention_transfer.engine.loading import evaluation_loader, training_loader
-from attention_transfer.engine.loggers import closing, log_row, make_loggers
+from attention_transfer.engine.loading import evaluation_loader, readable_errors, training_loader
+from attention_transfer.engine.loggers import Logger, closing, log_row, make_loggers
 from attention_transfer.engine.memory import telling_of_memory
 from attention_transfer.engine.metrics import History, Means, Row, Scores, Stopwatch
 from attention_transfer.engine.optimiser import (
@@ -33,9 +31,8 @@ from attention_transfer.engine.progress import Bar, Display
 from attention_transfer.engine.samplers import SeededSampler, Share, class_weights, share_of_batch
 from attention_transfer.engine.stopping import StopRequest
 from attention_transfer.engine.training import Training, TrainingResult
-from attention_transfer.errors import Interrupted, UserError
+from attention_transfer.errors import Interrupted
 from attention_transfer.objectives import Images, MixedTargets, mix
-from attention_transfer.viewing import Point, learning_curves, save
 
 log = logging.getLogger("attention_transfer")
 
@@ -72,6 +69,7 @@ class Loop:
         self.steps = self.recipe.epochs * len(self.loader)
         self.epoch = self.step_number = 0  # that are done
         self.stop = StopRequest()
+        self.loggers: list[Logger] = []
         self.history = History(training.folder / "metrics.jsonl" if self.main else None, training.monitor)
         self._prepare_objective()
         if resumed is not None:
@@ -94,7 +92,7 @@ class Loop:
         training, done = self.training, self.step_number
         settings = {"seed": training.seed, **asdict(training.recipe)}
         names = (training.loggers or ()) if self.main else ()
-        with self.stop.listening(), Display.open() as display, _readable_errors():
+        with self.stop.listening(), Display.open() as display, readable_errors():
             with display.bar(training.name, self.steps, done=done) as bar:
                 self.loggers = make_loggers(names, training.folder, training.name, settings=settings, done=done)
                 self.history.write()  # only here: loggers look at what was written before
@@ -111,7 +109,9 @@ class Loop:
         best = self.history.best
         assert best is not None
         if self.main:
-            _draw_curve(self.history, training.folder / "figures" / "curve.png", title=training.name)
+            self.history.draw(training.folder / "figures" / "curve.png", title=training.name)
+        if not self.hardware.sharded:
+            self.objective.cpu()
         validation = {n.removeprefix("validation/"): v for n, v in best.items() if n.startswith("validation/")}
         return TrainingResult(int(best["epoch"]), validation, tested, self.step_number, seconds)
 
@@ -131,7 +131,7 @@ class Loop:
         }
         self.history.add(row)
         log_row(self.loggers, row)
-        bar.note(self._note(row))
+        bar.note(self.history.note())
         if validates:
             self._save()
 
@@ -328,30 +328,3 @@ class Loop:
         """The share of the peak learning rate for the next step."""
         recipe, warmup = self.recipe, round(self.recipe.warmup * self.steps)
         return warmup_cosine(self.step_number, steps=self.steps, warmup=warmup, floor=recipe.min_lr)
-
-    def _note(self, row: Row) -> str:
-        """A few words about an epoch, for the progress bar."""
-        validated = [row for row in self.history.rows if self.history.monitor in row]
-        monitored = f"{self.history.monitor} {validated[-1][self.history.monitor]:.3f}, " if validated else ""
-        speed, wait = row["time/images_per_second"], row["time/data_wait"]
-        return f"{monitored}{speed:,.0f} images/s, {wait:.0%} waiting for them"
-
-
-@contextmanager
-def _readable_errors() -> Iterator[None]:
-    """Without the traceback that torch puts around what a process that loads images has to say to the user."""
-    try:
-        yield
-    except UserError as error:
-        message = str(error)
-        if not message.startswith("Caught UserError in DataLoader worker"):
-            raise
-        raise UserError(message.strip().rpartition("\n")[2].rpartition("UserError: ")[2]) from error
-
-
-def _draw_curve(history: History, path: Path, *, title: str) -> None:
-    """The monitored value over the epochs."""
-    name = history.monitor
-    points = [(row["epoch"], Point(row[name], row[name], row[name])) for row in history.rows if name in row]
-    label = name.replace("/", " ")
-    save(learning_curves({title: {label: points}}, ylabel=label, percent=name.endswith("accuracy")), path)

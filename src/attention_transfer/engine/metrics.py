@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
 from attention_transfer.engine.distributed import total
+from attention_transfer.viewing import Point, learning_curves, save
 from attention_transfer.writing import write_whole
 
 Row = dict[str, float]
@@ -135,6 +136,20 @@ class History:
         """How many validations in a row were not better than the best."""
         best = self.best
         return 0 if best is None else sum(row["epoch"] > best["epoch"] for row in self._validated())
+
+    def note(self) -> str:
+        """The last validation and the last epoch's speed in a few words."""
+        validated, row = self._validated(), self.rows[-1]
+        monitored = f"{self.monitor} {validated[-1][self.monitor]:.3f}, " if validated else ""
+        speed, wait = row["time/images_per_second"], row["time/data_wait"]
+        return f"{monitored}{speed:,.0f} images/s, {wait:.0%} waiting for them"
+
+    def draw(self, path: Path, *, title: str) -> None:
+        """Draw the monitored value over the epochs."""
+        name = self.monitor
+        points = [(row["epoch"], Point(row[name], row[name], row[name])) for row in self._validated()]
+        curve = {title: {name.replace("/", " "): points}}
+        save(learning_curves(curve, ylabel=name.replace("/", " "), percent=name.endswith("accuracy")), path)
 
     def _goodness(self, row: Row) -> float:
         value = self._sign * row[self.monitor]

@@ -121,6 +121,22 @@ def test_in_a_loop_the_students_attention_comes_nearer_to_the_teachers(name: str
     assert distance(teacher, student, images) < NEARER * before
 
 
+@pytest.mark.filterwarnings("ignore")  # of Lightning, about loaders and logs that are small
+def test_a_module_of_lightning_trains_a_student_and_saves_no_teacher(tmp_path: Path) -> None:
+    pytest.importorskip("lightning")
+    teacher, student, images = timm_pair()
+    frozen, before = copy.deepcopy(teacher.state_dict()), distance(teacher, student, images)
+    batches = [(images, torch.arange(8))] * STEPS
+    settings = {"accelerator": "cpu", "enable_progress_bar": False, "default_root_dir": tmp_path}
+    trainer = example("lightning_module.py")["train"](teacher, student, batches, **settings)
+    assert trainer.global_step == STEPS
+    assert distance(teacher, student, images) < NEARER * before
+    assert all(torch.equal(value, frozen[name]) for name, value in teacher.state_dict().items())
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=False)["state_dict"]
+    assert list(saved) == [f"transfer.student.{name}" for name in student.state_dict()]
+
+
 def test_the_trainer_brings_the_students_attention_nearer_and_saves_no_teacher(tmp_path: Path) -> None:
     pytest.importorskip("accelerate")
     teacher, student, images = hugging_face_pair()

@@ -29,7 +29,8 @@ from torch import nn
 
 from attention_transfer import Run, cli, train
 from attention_transfer.data import digits
-from attention_transfer.training import ObjectiveModule, Recipe, log
+from attention_transfer.engine.metrics import Scores
+from attention_transfer.training import Recipe, log
 from attention_transfer.viewing import Point, SheetRow, accuracy_chart, attention_sheet, save, save_sheet
 from attention_transfer.vit import save_vit
 from attention_transfer.writing import whole_file, whole_folder, writing
@@ -363,7 +364,7 @@ def _limited_at(call: int, function: Callable[..., Any]) -> Callable[..., Any]:
     [
         (torch, "save", 3, "checkpoints/best.ckpt"),
         (torch, "save", 2, "checkpoints/last.ckpt"),
-        ("attention_transfer.training.callbacks", "write_whole", 3, "metrics.jsonl"),
+        ("attention_transfer.engine.metrics", "write_whole", 3, "metrics.jsonl"),
         ("attention_transfer.training.train", "write_whole", 1, "model/README.md"),
         (log._File, "emit", 2, "log.txt"),
     ],
@@ -399,7 +400,7 @@ def test_ctrl_c_while_a_run_is_tested_is_answered_as_any_other(
 ) -> None:
     line = f"train --preset scratch --shots 2 --epochs 1 --loggers [] --out {tmp_path / 'run'}"
     with monkeypatch.context() as patch:
-        patch.setattr(ObjectiveModule, "test_step", _presses_at(1, ObjectiveModule.test_step))
+        patch.setattr(Scores, "add", _presses_at(2, Scores.add))  # the first is that of the only validation
         code, text = command(line)
     assert (code, text.strip().splitlines()[-1]) == (130, "stopped; the same command goes on from the last checkpoint")
     assert not (tmp_path / "run" / "summary.json").exists()

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attention_transfer import BSS, L2SP, Distill, FeatureKD, Guide, LogitKD, describe, student_from, student_like
-from attention_transfer.training.mixing import row_of_last_block, transmix_weight
+from attention_transfer.objectives.mixing import row_of_last_block, transmix_weight
 from attention_transfer.viewing.style import COLOURS, colour, save, style
 
 TEACHER, PLAIN, FIRST, SECOND = COLOURS["teacher"], COLOURS["finetune"], "#cc79a7", "#d55e00"

@@ -40,7 +40,7 @@ from torch import Tensor, nn
 
 from attention_transfer import BSS, L2SP, AttentionTransfer, Rule, capture, describe
 from attention_transfer.config.mixing import Mixing
-from attention_transfer.training.mixing import mix, row_of_last_block, transmix_weight
+from attention_transfer.objectives.mixing import mix, row_of_last_block, transmix_weight
 
 BATCH, CLASSES, BOXES = 8, 10, 50
 TRADE_OFF_BACKBONE, TRADE_OFF_HEAD = 0.01, 0.03

@@ -9,6 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from attention_transfer.errors import UserError
+
 LARGEST = 2**30
 """Bytes of a table, a list or the annotations of a data set."""
 
@@ -57,3 +59,25 @@ def parse_json(text: str | bytes) -> Any:
         raise Unsound("its lists or objects lie too deep in each other") from error
     except ValueError as error:
         raise Unsound(str(error)) from error
+
+
+def as_utf8(text: str) -> str:
+    r"""Text that can be written as UTF-8: bytes of names that are none are spelt as Python does, `\udce9`."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A file of a run that holds an object of JSON.
+
+    Raises:
+        UserError: it holds no such thing.
+    """
+    again = "remove it, and the command that began the run writes it again"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)[:80]
+        raise UserError(f"{path} is damaged ({reason}); {again}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is damaged (it has no names with values); {again}")
+    return content

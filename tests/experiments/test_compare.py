@@ -21,7 +21,7 @@ from attention_transfer.errors import UserErrors
 from attention_transfer.evaluation import looks
 from attention_transfer.experiments.compare import Comparison
 from attention_transfer.experiments.results import Labels, Row, markdown
-from attention_transfer.training import Recipe, RunFolder, fit
+from attention_transfer.training import Recipe, RunFolder, Training, TrainingResult, fit
 from attention_transfer.vit import load_vit, save_vit
 
 RECIPE = Recipe(epochs=2, batch_size=20, validate_every=1)
@@ -68,9 +68,9 @@ def test_what_is_done_is_not_done_again_and_more_can_be_added(
 ) -> None:
     trained = []
 
-    def counting(*arguments: Any, **settings: Any) -> Any:
-        trained.append(settings["name"])
-        return fit(*arguments, **settings)
+    def counting(training: Training) -> TrainingResult:
+        trained.append(training.name)
+        return fit(training)
 
     monkeypatch.setattr(import_module("attention_transfer.training.train"), "fit", counting)
     again = compare_tiny(teacher, comparison.path, seeds="0,1,2", fractions="0.05")

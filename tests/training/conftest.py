@@ -13,7 +13,16 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from attention_transfer import AttentionTransfer, Copy, Distill, Guide
-from attention_transfer.training import Fitted, ResolvedRecipe, RunFolder, Supervised, fit, read_metrics
+from attention_transfer.training import (
+    Objective,
+    ResolvedRecipe,
+    RunFolder,
+    Supervised,
+    Training,
+    TrainingResult,
+    fit,
+    read_metrics,
+)
 from attention_transfer.transfer import Rule
 
 
@@ -39,14 +48,14 @@ class TinyRuns:
         return Supervised(AttentionTransfer(teacher, self.build(2), rules), **settings)
 
     def fit(
-        self, what: nn.Module, path: Path, recipe: ResolvedRecipe | None = None, *, number: int = 20, **settings: Any
-    ) -> Fitted:
+        self, what: Objective, path: Path, recipe: ResolvedRecipe | None = None, *, number: int = 20, **settings: Any
+    ) -> TrainingResult:
         """Train; validate and test on 11 and 7 images."""
         chosen: dict[str, Any] = {"classes": 5, "loggers": [], "device": "cpu", **settings}
         chosen = {"train": self.images(number), "validation": self.images(11, seed=1), **chosen}
         chosen = {"test": self.images(7, seed=2), **chosen}
         with RunFolder.open(path, {}, overwrite=False) as folder:
-            return fit(what, folder, recipe or self.recipe, **chosen)
+            return fit(Training(objective=what, folder=folder.path, recipe=recipe or self.recipe, **chosen))
 
     def history(self, path: Path) -> list[dict[str, float]]:
         """The rows of a run's metrics, without times."""

@@ -23,7 +23,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 from attention_transfer import AttentionTransfer, Copy, Distill, Guide
 from attention_transfer.training import ResolvedRecipe
-from attention_transfer.training import RunFolder, Supervised, fit
+from attention_transfer.training import RunFolder, Supervised, Training, fit
 
 class Double(nn.Module):
     def forward(self, pixels):
@@ -43,8 +43,9 @@ for name, (rules, accumulate) in METHODS.items():
     objective = Supervised(AttentionTransfer(vit(1), vit(2), rules)).double()
     recipe = ResolvedRecipe(epochs=3, batch_size=8, validate_every=1, accumulate=accumulate, balanced=name == "gta")
     with RunFolder.open(f"{sys.argv[1]}/{name}", {}, overwrite=False) as folder:
-        fit(objective, folder, recipe, train=images(17, 0), validation=images(11, 1), test=images(7, 2), classes=5,
-            prepare=Double(), device="cpu", loggers=["tensorboard"])
+        splits = dict(train=images(17, 0), validation=images(11, 1), test=images(7, 2), classes=5)
+        where = dict(folder=folder.path, device="cpu", loggers=["tensorboard"])
+        fit(Training(objective=objective, recipe=recipe, prepare=Double(), **splits, **where))
 """
 
 
@@ -92,3 +93,15 @@ def test_a_verb_runs_in_two_processes(teacher: str, tmp_path: Path) -> None:
     assert "2 x cpu (no GPU is there; processes by torchrun)" in (out / "log.txt").read_text()
     last = torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)
     assert not [name for name in last["state_dict"] if "teacher" in name]
+
+
+def test_a_command_starts_its_processes_itself(teacher: str, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    words = f"train --preset copy --teacher {teacher} --shots 2 --recipe.epochs 2 --recipe.batch-size 8 --out {out}"
+    command = [sys.executable, "-m", "attention_transfer", *words.split(), "--devices", "2", "--loggers", "[]"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "2 x cpu (as asked for)" in (out / "log.txt").read_text()
+    summary: dict[str, Any] = json.loads((out / "summary.json").read_text())
+    assert (summary["train"]["steps"], summary["test"]["images"]) == (6, 450)
+    assert "Error" not in done.stderr

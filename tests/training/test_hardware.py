@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from attention_transfer import Recipe, UserError, train
-from attention_transfer.training.hardware import Hardware, choose_hardware, launched_processes, this_process
-from attention_transfer.training.loading import choose_workers
+from attention_transfer.engine.hardware import Hardware, choose_hardware
+from attention_transfer.engine.launchers import Place, launched_processes, this_place, this_process
+from attention_transfer.engine.loading import choose_workers
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def torchrun(monkeypatch: pytest.MonkeyPatch, *, rank: int, local: int, world: i
 
 
 def slurm(monkeypatch: pytest.MonkeyPatch, **values: Any) -> None:
-    """What SLURM 22.05 puts into the environment, of what is read here or by Lightning."""
+    """What SLURM 22.05 puts into the environment, of what is read here."""
     for name in [name for name in os.environ if name.startswith("SLURM_")]:
         monkeypatch.delenv(name)
     for name, value in values.items():
@@ -47,12 +48,6 @@ STEP = {
     **{"STEP_ID": 0, "STEP_NUM_TASKS": 8, "STEP_NUM_NODES": 2, "STEP_TASKS_PER_NODE": "4(x2)"},
     **{"STEP_NODELIST": "node[1-2]", "PROCID": 5, "LOCALID": 1, "NODEID": 1},
 }
-
-
-def environment(hardware: Hardware) -> Any:
-    """What tells Lightning's trainer who its processes are."""
-    (plugin,) = hardware.trainer_arguments("fp32")["plugins"]
-    return plugin
 
 
 def test_without_a_gpu_it_is_one_process_on_the_cpu(gpus: Any) -> None:
@@ -141,7 +136,7 @@ def test_what_slurm_runs_once_is_alone(where: dict[str, Any], gpus: Any, monkeyp
     slurm(monkeypatch, **where)
     assert launched_processes() is None
     assert this_process() == 0
-    assert environment(choose_hardware()).world_size() == 1
+    assert this_place() == Place()
     assert choose_hardware(devices=2).processes == 2
 
 
@@ -158,10 +153,8 @@ def test_tasks_of_a_step_belong_together(where: dict[str, Any], gpus: Any, monke
     slurm(monkeypatch, **{**JOB, **STEP, "STEP_NODELIST": "node[2,4]", **where})
     monkeypatch.delenv("SLURM_NTASKS_PER_NODE")  # srun --ntasks sets none
     assert launched_processes() == ("SLURM", (4, 2))
-    step = environment(choose_hardware())
-    assert (step.world_size(), step.global_rank(), step.local_rank(), step.node_rank()) == (8, 5, 1, 1)
-    assert step.creates_processes_externally
-    assert step.main_address == "node2"
+    place = this_place()
+    assert (place.world_size, place.rank, place.local_rank, place.address) == (8, 5, 1, "node2")
 
 
 def test_trainings_at_once_in_a_job_have_ports_of_their_own(gpus: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,10 +162,10 @@ def test_trainings_at_once_in_a_job_have_ports_of_their_own(gpus: Any, monkeypat
     ports = set()
     for job, step in ((123456, 0), (123456, 1), (123457, 0)):
         slurm(monkeypatch, **{**JOB, **STEP, "JOB_ID": job, "STEP_ID": step})
-        ports.add(environment(choose_hardware()).main_port)
+        ports.add(this_place().port)
     assert len(ports) == 3
     monkeypatch.setenv("MASTER_PORT", "4711")
-    assert environment(choose_hardware()).main_port == 4711
+    assert this_place().port == 4711
 
 
 def test_torchrun_in_a_job_is_torchrun(gpus: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,7 +174,7 @@ def test_torchrun_in_a_job_is_torchrun(gpus: Any, monkeypatch: pytest.MonkeyPatc
     torchrun(monkeypatch, rank=11, local=8, world=16)
     hardware = choose_hardware()
     assert (hardware.devices, hardware.nodes, this_process()) == (8, 2, 11)
-    assert (environment(hardware).world_size(), environment(hardware).global_rank()) == (16, 11)
+    assert this_place() == Place(rank=11, local_rank=3, world_size=16)
 
 
 def test_a_task_with_cores_of_its_own_does_not_share_them_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,12 +220,18 @@ def test_what_launchers_say_to_a_process_that_is_alone_is_no_matter(gpus: Any, m
     for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_PORT": "x"}.items():
         monkeypatch.setenv(name, value)
     assert this_process() == 0
-    monkeypatch.setenv("ATTENTION_TRANSFER_PROCESSES", "")  # and so it is gone after the test
-    monkeypatch.delenv("ATTENTION_TRANSFER_PROCESSES")
-    starts = environment(choose_hardware(devices=2))
-    assert not starts.creates_processes_externally
-    assert (starts.local_rank(), starts.main_address) == (0, "127.0.0.1")
-    assert starts.main_port > 0
+    assert this_place() == Place()
+    assert launched_processes() is None
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"), [("node7", "node7"), ("n[01-12],m3", "n01"), ("a-b[2,4],c", "a-b2"), ("gpu[5],x1", "gpu5")]
+)
+def test_the_first_machine_of_a_list_is_where_a_step_meets(
+    nodes: str, first: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slurm(monkeypatch, **{**JOB, **STEP, "STEP_NODELIST": nodes})
+    assert this_place().address == first
 
 
 def test_thousands_of_processes_are_refused(gpus: Any) -> None:

@@ -15,10 +15,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from attention_transfer.data import ArrayImages, FileImages, ImageSet
-from attention_transfer.training import ResolvedRecipe, read_metrics
-from attention_transfer.training.hardware import Hardware
-from attention_transfer.training.loading import choose_workers, evaluation_loader, training_loader
-from attention_transfer.training.samplers import (
+from attention_transfer.engine.hardware import Hardware
+from attention_transfer.engine.loading import choose_workers, evaluation_loader, training_loader
+from attention_transfer.engine.samplers import (
     SeededSampler,
     Share,
     ShareOfBatches,
@@ -26,6 +25,7 @@ from attention_transfer.training.samplers import (
     class_weights,
     share_of_batch,
 )
+from attention_transfer.training import ResolvedRecipe, read_metrics
 
 
 class Noisy(Dataset[tuple[Tensor, Tensor]]):

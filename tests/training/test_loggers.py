@@ -7,19 +7,24 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
-import lightning.pytorch.loggers.mlflow as lightning_mlflow
-import lightning.pytorch.loggers.wandb as lightning_wandb
 import pytest
 
 from attention_transfer import UserError
+from attention_transfer.engine.loggers import closing, log_row, make_loggers
 from attention_transfer.training import ResolvedRecipe, read_metrics
-from attention_transfer.training.loggers import closing, log_row, make_loggers
 
 
 class PlayedError(Exception):
     """What a service says."""
+
+
+class PlayedMetric(NamedTuple):
+    key: str
+    value: float
+    timestamp: int
+    step: int
 
 
 @dataclass
@@ -126,19 +131,12 @@ def services(monkeypatch: pytest.MonkeyPatch) -> Services:
 
     module("wandb", run=None, init=init)
     module("wandb.errors", Error=PlayedError)
-    module("wandb.sdk")
-    module("wandb.sdk.lib", RunDisabled=type("RunDisabled", (), {}))
-    module("wandb.wandb_run", Run=PlayedRun)
-    module("mlflow", set_tracking_uri=lambda uri: None)
+    module("mlflow")
     module("mlflow.exceptions", MlflowException=PlayedError)
-    context = SimpleNamespace(resolve_tags=lambda tags: tags)
-    module("mlflow.tracking", MlflowClient=lambda uri: PlayedClient(played, uri), context=context)
-    module("mlflow.tracking.context", resolve_tags=context.resolve_tags)
-    module("mlflow.utils")
-    module("mlflow.utils.mlflow_tags", MLFLOW_RUN_NAME="name")
-    module("mlflow.entities", Metric=SimpleNamespace, Param=SimpleNamespace)
-    monkeypatch.setattr(lightning_wandb, "_WANDB_AVAILABLE", True)
-    monkeypatch.setattr(lightning_mlflow, "_MLFLOW_AVAILABLE", True)
+    module("mlflow.tracking", MlflowClient=lambda uri: PlayedClient(played, uri))
+    module("mlflow.tracking.context")
+    module("mlflow.tracking.context.registry", resolve_tags=lambda: {"mlflow.user": "someone"})
+    module("mlflow.entities", Metric=PlayedMetric, Param=lambda key, value: (key, value))
     for name in ("WANDB_PROJECT", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"):
         monkeypatch.delenv(name, raising=False)
     return played
@@ -178,10 +176,9 @@ def test_each_run_has_records_of_its_own_that_end_with_it(services: Services, ti
     assert [one["mlflow"] for one in known] == list(services.mlflow)
 
 
-@pytest.mark.filterwarnings("ignore:There is a wandb run already in progress")
 def test_a_record_that_the_user_has_open_is_used_and_left_open(services: Services, tmp_path: Path) -> None:
     services.module.init(id="sweep")
-    loggers = make_loggers(["wandb"], tmp_path, "run")
+    loggers = make_loggers(["wandb"], tmp_path, "run", settings={})
     with closing(loggers):
         log_row(loggers, {"step": 1, "train/loss": 2.0})
     assert services.wandb["sweep"].steps == [1]
@@ -190,7 +187,7 @@ def test_a_record_that_the_user_has_open_is_used_and_left_open(services: Service
 
 
 def test_a_run_that_fails_leaves_failed_records(services: Services, tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), closing(make_loggers(BOTH, tmp_path, "run")):
+    with pytest.raises(KeyboardInterrupt), closing(make_loggers(BOTH, tmp_path, "run", settings={})):
         raise KeyboardInterrupt
     assert next(iter(services.wandb.values())).ended == [1]
     assert next(iter(services.mlflow.values())).ended == ["FAILED"]
@@ -199,10 +196,10 @@ def test_a_run_that_fails_leaves_failed_records(services: Services, tmp_path: Pa
 def test_mlflow_writes_into_the_run_unless_a_server_is_named(
     services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make_loggers(["mlflow"], tmp_path, "run")
+    make_loggers(["mlflow"], tmp_path, "run", settings={})
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server")
     (tmp_path / "other").mkdir()
-    make_loggers(["mlflow"], tmp_path / "other", "run")
+    make_loggers(["mlflow"], tmp_path / "other", "run", settings={})
     assert services.places == [f"sqlite:///{tmp_path}/mlflow/mlflow.db", "http://server"]
     assert not (tmp_path / "other" / "mlflow").exists()
 
@@ -211,15 +208,15 @@ def test_mlflow_writes_into_the_run_unless_a_server_is_named(
 def test_a_service_that_refuses_says_what_to_do(name: str, message: str, services: Services, tmp_path: Path) -> None:
     services.refuses = True
     with pytest.raises(UserError, match=rf"can't be used \(no key\).*{message}"):
-        make_loggers([name], tmp_path, "run")
+        make_loggers([name], tmp_path, "run", settings={})
     assert not (tmp_path / "loggers.json").exists()
 
 
 def test_a_record_that_is_not_there_any_more_is_named(services: Services, tmp_path: Path) -> None:
-    make_loggers(["mlflow"], tmp_path, "run")
+    make_loggers(["mlflow"], tmp_path, "run", settings={})
     services.mlflow.clear()
     with pytest.raises(UserError, match=r"no run run0.*remove .*loggers\.json to begin another record"):
-        make_loggers(["mlflow"], tmp_path, "run")
+        make_loggers(["mlflow"], tmp_path, "run", settings={})
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb", "mlflow"])
@@ -227,5 +224,5 @@ def test_a_folder_that_can_not_be_made_is_named(name: str, tmp_path: Path, monke
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     (tmp_path / name).write_text("in the way")
     with pytest.raises(UserError, match=f"the folder of logger {name}, {tmp_path / name}, can't be made"):
-        make_loggers([name], tmp_path, "run")
+        make_loggers([name], tmp_path, "run", settings={})
     assert (tmp_path / name).read_text() == "in the way"

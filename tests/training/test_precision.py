@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from attention_transfer.engine.precision import choose_precision
 from attention_transfer.training import precision
-from attention_transfer.training.precision import choose_precision
 
 BIG = 20_000_000
 

@@ -16,8 +16,9 @@ import pytest
 import torch
 
 from attention_transfer import UserError
-from attention_transfer.training import ObjectiveModule, RunFolder, read_metrics
-from attention_transfer.training.checkpoints import WholeCheckpoints
+from attention_transfer.engine.checkpoints import best_checkpoint, write_checkpoint
+from attention_transfer.engine.loop import Loop
+from attention_transfer.training import read_metrics
 
 # Each training is a process of its own, forked after the imports, and killed at a random moment after its next
 # checkpoint; the last is left to end.
@@ -80,15 +81,14 @@ def test_killed_again_and_again_a_run_ends_with_the_numbers_of_an_uninterrupted_
 def played(monkeypatch: pytest.MonkeyPatch, values: list[float]) -> None:
     """Let validations have these accuracies, one after the other, by epoch."""
 
-    def evaluate(module: Any, stage: str, batch: Any) -> None:
-        value = values[module.current_epoch] if stage == "validation" else 0.0
-        module.log(f"{stage}/accuracy", value, logger=False, on_epoch=True)
+    def evaluate(loop: Loop, images: Any) -> dict[str, float]:
+        return {"accuracy": values[loop.epoch - 1] if images is loop.training.validation else 0.0}
 
-    monkeypatch.setattr(ObjectiveModule, "_evaluate", evaluate)
+    monkeypatch.setattr(Loop, "_evaluate", evaluate)
 
 
 def epoch_of(path: Path) -> int:
-    return int(torch.load(path, weights_only=True)["epoch"]) + 1
+    return int(torch.load(path, weights_only=True)["epoch"])
 
 
 def test_the_last_checkpoint_is_of_the_last_validation_and_the_best_of_the_best(
@@ -96,11 +96,10 @@ def test_the_last_checkpoint_is_of_the_last_validation_and_the_best_of_the_best(
 ) -> None:
     played(monkeypatch, [0.2, 0.5, 0.4, 0.5, 0.1, 0.3])
     fitted = tiny.fit(tiny.objective("distill"), tmp_path, replace(tiny.recipe, epochs=6))
-    folder = RunFolder(tmp_path)
-    assert fitted.best_epoch == epoch_of(folder.best_checkpoint) == 2  # the first of equals
+    assert fitted.best_epoch == epoch_of(best_checkpoint(tmp_path)) == 2  # the first of equals
     assert epoch_of(tmp_path / "checkpoints" / "last.ckpt") == 6
-    assert {p.name for p in folder.checkpoints.iterdir()} == {"best.ckpt", "last.ckpt"}
-    kept = torch.load(folder.best_checkpoint, weights_only=True)
+    assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    kept = torch.load(best_checkpoint(tmp_path), weights_only=True)
     own = sum(p.numel() for p in tiny.build(2).parameters())
     assert sum(value.numel() for value in kept["state_dict"].values()) == own  # and none of the teacher's
 
@@ -129,7 +128,8 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = tmp_path / "last.ckpt"
-    WholeCheckpoints().save_checkpoint({"epoch": 1}, target)
+    first: Any = {"epoch": 1}
+    write_checkpoint(first, target)
 
     def fill(content: Any, file: Any) -> None:
         file.write(b"half")
@@ -137,10 +137,10 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_nothing_else(
 
     monkeypatch.setattr(torch, "save", fill)
     with pytest.raises(OSError, match="No space left on device") as caught:
-        WholeCheckpoints().save_checkpoint({"epoch": 2}, target)
+        write_checkpoint(first | {"epoch": 2}, target)
     assert caught.value.filename == str(target)
     monkeypatch.undo()
-    assert WholeCheckpoints().load_checkpoint(target) == {"epoch": 1}
+    assert torch.load(target, weights_only=True) == {"epoch": 1}
     assert list(tmp_path.iterdir()) == [target]
 
 

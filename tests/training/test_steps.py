@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,9 +14,10 @@ from torch import Tensor, nn
 
 from attention_transfer import AttentionTransfer, UserError
 from attention_transfer.config.mixing import Mixing
-from attention_transfer.training import ObjectiveModule, Recipe, ResolvedRecipe, Supervised
-from attention_transfer.training.callbacks import AveragedWeights
-from attention_transfer.training.memory import checkpointed_gradients
+from attention_transfer.engine.hardware import Hardware
+from attention_transfer.engine.memory import checkpointed_gradients
+from attention_transfer.engine.optimiser import AveragedWeights
+from attention_transfer.training import Objective, Recipe, ResolvedRecipe, Supervised
 
 
 class Double(nn.Module):
@@ -25,7 +27,7 @@ class Double(nn.Module):
         return pixels.double()
 
 
-class Breaking(nn.Module):
+class Breaking(Objective):
     """An objective whose forward is replaced; `seen` are the sizes of its micro-batches in training."""
 
     def __init__(self, inner: Supervised) -> None:
@@ -68,7 +70,7 @@ class Poisoned(Breaking):
         self.steps += self.training
         if self.training and self.steps == 8:  # of 3 steps an epoch
             task = output.losses["task"] * float("nan")
-            return replace(output, loss=output.loss + task, losses={**output.losses, "task": task})
+            return output._replace(loss=output.loss + task, losses={**output.losses, "task": task})
         return output
 
 
@@ -123,12 +125,11 @@ def test_what_was_loaded_in_evaluation_mode_is_trained_in_training_mode(tiny: An
     assert not what.transfer.teacher.training
 
 
-def test_the_average_is_made_where_the_weights_will_be(tiny: Any) -> None:
-    callback = AveragedWeights(0.5)
-    trainer: Any = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("meta")))
-    callback.setup(trainer, ObjectiveModule(tiny.objective("scratch"), ResolvedRecipe(), steps=1), "fit")
-    average: Any = callback._average_model
-    assert {parameter.device.type for parameter in average.parameters()} == {"meta"}
+def test_the_average_is_made_where_the_weights_are(tiny: Any) -> None:
+    average = AveragedWeights(tiny.objective("scratch").to("meta"), 0.5)
+    with average.applied():
+        average.update()
+    assert {tensor.device.type for tensor in average._average} == {"meta"}
 
 
 def test_the_logged_norm_is_that_of_all_gradients_before_clipping(tiny: Any, tmp_path: Path) -> None:
@@ -149,7 +150,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_its_terms(tin
         tiny.fit(what, tmp_path)
     assert all(weight.isfinite().all() for weight in tiny.weights(what).values())
     last = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
-    assert last["epoch"] == 1
+    assert last["epoch"] == 2
     assert all(value.isfinite().all() for value in last["state_dict"].values())
 
 
@@ -159,7 +160,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step_though_the_loss_is(
             output = super().forward(pixels, targets)
             self.steps += self.training
             cliff = (output.loss - output.loss.detach()).abs().sqrt()  # 0, and its gradient is not a number
-            return replace(output, loss=output.loss + cliff) if self.training and self.steps == 3 else output
+            return output._replace(loss=output.loss + cliff) if self.training and self.steps == 3 else output
 
     what = Steep(tiny.objective("scratch"))
     with pytest.raises(UserError, match="not finite in epoch 1, step 3: gradient norm is nan; the checkpoints"):
@@ -224,6 +225,39 @@ def test_fp16_on_the_cpu_is_refused(tiny: Any, tmp_path: Path) -> None:
         tiny.fit(tiny.objective("scratch"), tmp_path, replace(tiny.recipe, precision="fp16"))
 
 
+class Overflowing(Breaking):
+    """Gives gradients that overflow float16, at a step."""
+
+    def forward(self, pixels: Tensor, targets: Tensor) -> Any:
+        output = super().forward(pixels, targets)
+        self.steps += self.training
+        cliff = (output.loss - output.loss.detach()) * (1e38 if self.training and self.steps == 5 else 0.0)
+        return output._replace(loss=output.loss + cliff)
+
+
+def test_fp16_scales_the_loss_skips_steps_that_overflow_and_is_resumed(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Hardware, "problems", lambda *_: [])  # which refuses fp16 on the CPU, where it is slow
+    recipe = replace(tiny.recipe, precision="fp16")
+    what = Overflowing(tiny.objective("distill"))
+    tiny.fit(what, tmp_path / "whole", recipe)
+    assert {weight.dtype for weight in tiny.weights(what).values()} == {torch.float32}
+    assert all(weight.isfinite().all() for weight in tiny.weights(what).values())
+    tiny.fit(Breaking(tiny.objective("distill")), tmp_path / "full")
+    losses = [tiny.history(tmp_path / name)[0]["train/loss"] for name in ("whole", "full")]
+    assert losses[0] == pytest.approx(losses[1], rel=0.1)
+    last = torch.load(tmp_path / "whole" / "checkpoints" / "last.ckpt", weights_only=True)
+    skipped = round(math.log2(2**16 / last["scaler"]["scale"]))  # each halves the scale
+    assert skipped >= 1
+    assert {int(state["step"]) for state in last["optimizer"]["state"].values()} == {9 - skipped}
+    cut = Overflowing(tiny.objective("distill"))
+    tiny.fit(cut, tmp_path / "cut", replace(recipe, epochs=2), test=None)
+    tiny.fit(cut, tmp_path / "cut", recipe, test=None)
+    resumed = torch.load(tmp_path / "cut" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert resumed["scaler"] == last["scaler"]
+
+
 def test_checkpointed_gradients_are_the_same_gradients(tiny: Any, tmp_path: Path) -> None:
     for name, on in (("plain", False), ("again", True)):
         what = tiny.objective("copy")
@@ -248,22 +282,20 @@ def test_a_network_that_can_not_run_blocks_again_is_refused(tmp_path: Path) -> N
 def test_a_compiled_objective_learns_the_same_and_keeps_its_names(
     tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def quick(module: nn.Module, **_: Any) -> None:
-        module._compiled_call_impl = torch.compile(module._call_impl, backend=counting)
-
     def counting(graph: Any, inputs: Any) -> Any:
         graphs.append(graph)
         return graph
 
     graphs: list[Any] = []
-    monkeypatch.setattr(nn.Module, "compile", quick)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counting))
     what = Supervised(AttentionTransfer(None, tiny.build(2, depth=1)))
     names = list(what.state_dict())
     tiny.fit(what, tmp_path / "compiled", replace(tiny.recipe, compile=True), number=16, test=None)
     assert len(graphs) == 2  # one for training and one for evaluation, whatever the step
     best = torch.load(tmp_path / "compiled" / "checkpoints" / "best.ckpt", weights_only=True)
-    assert [name.removeprefix("objective.") for name in best["state_dict"]] == names
-    assert what._compiled_call_impl is None
+    assert list(best["state_dict"]) == names
+    what(*tiny.images(4).tensors)
+    assert len(graphs) == 2  # the objective itself is not compiled
     tiny.fit(Supervised(AttentionTransfer(None, tiny.build(2, depth=1))), tmp_path / "plain", number=16, test=None)
     close(tiny.history(tmp_path / "compiled"), tiny.history(tmp_path / "plain"), 1e-4)
 

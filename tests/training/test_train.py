@@ -11,36 +11,22 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pytest
 import timm
 import torch
 from torch import Tensor, nn
 
-from attention_transfer import (
-    PRESETS,
-    AttentionTransfer,
-    Copy,
-    Guide,
-    Pairing,
-    UserError,
-    load_run,
-    load_vit,
-    pretrain,
-    train,
-)
+from attention_transfer import PRESETS, Copy, Guide, Pairing, UserError, load_run, load_vit, pretrain, train
 from attention_transfer.data import digits, eval_transform
+from attention_transfer.engine.optimiser import AveragedWeights
+from attention_transfer.engine.progress import Bar
 from attention_transfer.plain_yaml import read_mapping
 from attention_transfer.training import (
     Interrupted,
-    ObjectiveModule,
     Recipe,
-    ResolvedRecipe,
     Run,
-    Supervised,
     read_metrics,
 )
-from attention_transfer.training.callbacks import AveragedWeights, ShowProgress
 from attention_transfer.vit import save_vit
 
 RECIPE = Recipe(epochs=6, batch_size=8, validate_every=2)
@@ -123,12 +109,14 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(
     whole = train_tiny(teacher, tmp_path / "whole")
     handler = signal.getsignal(signal.SIGINT)
 
-    def press_ctrl_c(callback: ShowProgress, trainer: L.Trainer, *rest: object) -> None:
-        if trainer.global_step == 11:  # in the middle of the fourth epoch: the checkpoint is that of the second
+    def press_ctrl_c(bar: Bar) -> None:
+        steps.append(None)
+        if len(steps) == 11:  # in the middle of the fourth epoch: the checkpoint is that of the second
             os.kill(os.getpid(), signal.SIGINT)
 
+    steps: list[None] = []
     with monkeypatch.context() as patch:
-        patch.setattr(ShowProgress, "on_train_batch_end", press_ctrl_c)
+        patch.setattr(Bar, "advance", press_ctrl_c)
         with pytest.raises(Interrupted):
             train_tiny(teacher, tmp_path / "cut")
     assert signal.getsignal(signal.SIGINT) is handler
@@ -232,17 +220,18 @@ def test_more_shots_than_images_are_refused_before_anything_is_written(teacher: 
 
 def test_averaged_weights_follow_the_warmed_up_decay() -> None:
     network = nn.Linear(1, 1, bias=False)
-    callback = AveragedWeights(decay=0.5)
-    averaged = torch.optim.swa_utils.AveragedModel(network, **callback._kwargs)
+    average = AveragedWeights(network, 0.5)
     weights = [3.0, 5.0, -1.0, 7.0, 2.0]
     expected = weights[0]
     for count, weight in enumerate(weights):
         network.weight.data.fill_(weight)
-        averaged.update_parameters(network)
+        average.update()
         if count > 0:
             decay = min(0.5, (1 + count) / (10 + count))
             expected = decay * expected + (1 - decay) * weight
-        assert averaged.state_dict()["module.weight"].item() == pytest.approx(expected)
+        with average.applied():
+            assert network.weight.item() == pytest.approx(expected)
+        assert network.weight.item() == weight
 
 
 def weights_of(path: Path) -> dict[str, Tensor]:
@@ -283,16 +272,14 @@ def test_the_teacher_is_fine_tuned_first_where_that_is_asked_for(teacher: str, t
 
 
 @pytest.mark.parametrize("epochs", [0, 1])
-def test_in_the_first_epochs_the_head_alone_is_trained(epochs: int, teacher: str) -> None:
-    student = load_vit(teacher, num_classes=10).train()
-    objective = Supervised(AttentionTransfer(None, student))
-    module = ObjectiveModule(objective, ResolvedRecipe(head_epochs=epochs), steps=2, classes=10)
-    for parameter in student.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    module.on_before_optimizer_step(torch.optim.SGD(student.parameters(), 0.1))  # of epoch 0
-    trained = {name for name, parameter in student.named_parameters() if parameter.grad is not None}
-    every = {name for name, _ in student.named_parameters()}
-    assert trained == ({"head.weight", "head.bias"} if epochs else every)
+def test_in_the_first_epochs_the_head_alone_is_trained(epochs: int, teacher: str, tmp_path: Path) -> None:
+    run = train_tiny(teacher, tmp_path / "run", "finetune", recipe=replace(RECIPE, epochs=2, head_epochs=epochs))
+    weights = torch.load(run.path / "checkpoints" / "last.ckpt", weights_only=True)
+    first = min(weights["optimizer"]["state"].values(), key=lambda state: state["step"])
+    steps = {name: int(state["step"]) for name, state in weights["optimizer"]["state"].items()}
+    heads = {name for name in steps if ".head." in name}
+    assert {steps[name] for name in heads} == {6}
+    assert {steps[name] for name in steps.keys() - heads} == {int(first["step"])} == {6 - 3 * epochs}
 
 
 def test_mixed_batches_change_the_training_and_not_the_validation(teacher: str, tmp_path: Path) -> None:

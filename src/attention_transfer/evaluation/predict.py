@@ -14,6 +14,7 @@ from torch import Tensor
 from attention_transfer.artifacts import MODEL_FILES
 from attention_transfer.config.verbs import Predict
 from attention_transfer.data import Normalise, Transform, eval_pixels, read_image
+from attention_transfer.engine.hardware import choose_hardware
 from attention_transfer.errors import UserError, raise_all
 from attention_transfer.evaluation.classifier import LoadedRun, load_classifier
 from attention_transfer.evaluation.image_files import ImageFile, find_images
@@ -21,7 +22,6 @@ from attention_transfer.evaluation.overlay import Overlays, overlay_problems, pi
 from attention_transfer.evaluation.predictions import Prediction, as_csv, as_json, show
 from attention_transfer.places import expanded, out_problems
 from attention_transfer.training import Display
-from attention_transfer.training.hardware import choose_hardware
 from attention_transfer.writing import write_whole
 
 log = logging.getLogger("attention_transfer")

@@ -21,12 +21,12 @@ from rich.table import Table
 from attention_transfer.artifacts import is_bench
 from attention_transfer.config.base import parts_of
 from attention_transfer.config.verbs import MeasureCost
+from attention_transfer.engine.memory import ran_out_of_memory
 from attention_transfer.errors import UserError, raise_all
 from attention_transfer.experiments.runners import Runner, runner
 from attention_transfer.experiments.steps import METHODS, Bench, check_methods, teacher_of
 from attention_transfer.places import check_writable, expanded, folder_problems
 from attention_transfer.training import Display, choose_hardware
-from attention_transfer.training.memory import ran_out_of_memory
 from attention_transfer.ui import Console
 from attention_transfer.viewing import cost_chart, save
 from attention_transfer.vit import describe

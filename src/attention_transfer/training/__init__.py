@@ -1,4 +1,4 @@
-"""The engine: a typed recipe, one Lightning module for every objective, run folders, and the verbs that train."""
+"""The verbs that train, their run folders, and the engine's public names."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ if TYPE_CHECKING:
     from attention_transfer.config.files import read_config as read_config
     from attention_transfer.config.recipe import Recipe as Recipe
     from attention_transfer.config.recipe import ResolvedRecipe as ResolvedRecipe
+    from attention_transfer.engine.compiler import compiler_problems as compiler_problems
+    from attention_transfer.engine.fit import fit as fit
+    from attention_transfer.engine.fit import fit_problems as fit_problems
+    from attention_transfer.engine.hardware import choose_hardware as choose_hardware
+    from attention_transfer.engine.optimiser import parameter_groups as parameter_groups
+    from attention_transfer.engine.optimiser import warmup_cosine as warmup_cosine
+    from attention_transfer.engine.progress import Display as Display
+    from attention_transfer.engine.training import Training as Training
+    from attention_transfer.engine.training import TrainingResult as TrainingResult
     from attention_transfer.errors import Interrupted as Interrupted
+    from attention_transfer.objectives import Objective as Objective
+    from attention_transfer.objectives import ObjectiveOutput as ObjectiveOutput
+    from attention_transfer.objectives import Supervised as Supervised
     from attention_transfer.training.card import model_card as model_card
-    from attention_transfer.training.compiler import compiler_problems as compiler_problems
-    from attention_transfer.training.engine import Fitted as Fitted
-    from attention_transfer.training.engine import fit as fit
-    from attention_transfer.training.engine import fit_problems as fit_problems
-    from attention_transfer.training.hardware import choose_hardware as choose_hardware
     from attention_transfer.training.inputs import input_problems as input_problems
     from attention_transfer.training.log import logging_to as logging_to
-    from attention_transfer.training.module import ObjectiveModule as ObjectiveModule
-    from attention_transfer.training.module import parameter_groups as parameter_groups
-    from attention_transfer.training.module import warmup_cosine as warmup_cosine
-    from attention_transfer.training.objective import Objective as Objective
-    from attention_transfer.training.objective import StepOutput as StepOutput
-    from attention_transfer.training.objective import Supervised as Supervised
-    from attention_transfer.training.progress import Display as Display
     from attention_transfer.training.run_files import read_metrics as read_metrics
     from attention_transfer.training.run_folder import RunFolder as RunFolder
     from attention_transfer.training.run_folder import differences as differences

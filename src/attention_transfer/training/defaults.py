@@ -14,7 +14,7 @@ from typing import Any, Literal
 from attention_transfer.config.choices import AUTO
 from attention_transfer.config.recipe import Recipe, ResolvedRecipe, completed
 from attention_transfer.data import choose_augment
-from attention_transfer.training.precision import choose_precision
+from attention_transfer.engine.precision import choose_precision
 from attention_transfer.vit import Part, ViTSpec
 
 Start = Literal["random", "pretrained", "head", "mae"]

@@ -30,7 +30,7 @@ from attention_transfer.data import (
     keep_pixels,
     train_pixels,
 )
-from attention_transfer.training.hardware import this_process
+from attention_transfer.engine.launchers import this_process
 from attention_transfer.training.run_folder import RunFolder
 from attention_transfer.vit import ViTSpec, size_problems
 from attention_transfer.writing import write_whole

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from attention_transfer.engine.launchers import this_process
 from attention_transfer.errors import Interrupted, UserError, note_log
 from attention_transfer.streams import readable
-from attention_transfer.training.hardware import this_process
 from attention_transfer.writing import writing
 
 

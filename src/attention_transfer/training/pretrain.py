@@ -10,17 +10,19 @@ from attention_transfer.config.choices import AUTO
 from attention_transfer.config.recipe import Recipe, with_values
 from attention_transfer.config.training import Pretrain
 from attention_transfer.data import data_slug, load_data
+from attention_transfer.engine.compiler import compiler_problems
+from attention_transfer.engine.fit import fit, fit_problems
+from attention_transfer.engine.hardware import choose_hardware
+from attention_transfer.engine.launchers import this_process
+from attention_transfer.engine.seeds import seeded
+from attention_transfer.engine.training import Training
 from attention_transfer.errors import raise_all
-from attention_transfer.pretraining import MaskedAutoencoder
-from attention_transfer.training.compiler import compiler_problems
+from attention_transfer.objectives import MaskedAutoencoder
 from attention_transfer.training.defaults import Facts, explained, resolve
 from attention_transfer.training.digits_recipe import MAE, fits
-from attention_transfer.training.engine import fit, fit_problems
-from attention_transfer.training.hardware import choose_hardware, this_process
 from attention_transfer.training.inputs import input_problems, inputs_for, keep_overlap
 from attention_transfer.training.log import logging_to
 from attention_transfer.training.run_folder import RunFolder
-from attention_transfer.training.seeds import seeded
 from attention_transfer.training.train import Run
 from attention_transfer.vit import describe, initialise, load_vit, save_vit, set_drop_path
 
@@ -88,10 +90,10 @@ def _pretrain(config: Pretrain, *, overwrite: bool) -> Run:
             overlap = keep_overlap(splits, folder, data=config.data, effect=_FLATTERED)
             images = inputs_for(spec, splits, recipe)
             log.debug("masked autoencoding of %d images by %s", len(splits.train.labels), spec)
-            fitted = fit(
-                mae,
-                folder,
-                recipe,
+            training = Training(
+                objective=mae,
+                folder=folder.path,
+                recipe=recipe,
                 train=images.train,
                 validation=images.validation,
                 prepare=images.prepare,
@@ -99,6 +101,7 @@ def _pretrain(config: Pretrain, *, overwrite: bool) -> Run:
                 name="teacher (MAE)",
                 **config.place,
             )
+            fitted = fit(training)
             if this_process() == 0:
                 save_vit(encoder, folder.model)
             summary = {

@@ -6,15 +6,13 @@ A file that does not fit, because it is damaged or not a run's, is named in one 
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from attention_transfer.errors import UserError
 from attention_transfer.plain_yaml import read_mapping
-
-log = logging.getLogger("attention_transfer")
+from attention_transfer.text_files import read_json
 
 Shape = type | tuple[type, ...] | dict[str, Any]
 """What a value must be: of a type, or an object with at least these keys."""
@@ -98,21 +96,6 @@ def read_summary(path: Path) -> dict[str, Any]:
 _AGAIN = "remove it, and the command that began the run writes it again"
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object from a file.
-
-    Raises:
-        UserError: it holds something else.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged ({_reason(error)}); {_AGAIN}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is damaged (it has no names with values); {_AGAIN}")
-    return content
-
-
 def read_metrics(path: Path) -> list[dict[str, float]]:
     """Read the rows of a `metrics.jsonl`, one an epoch; none if there is no such file yet.
 
@@ -129,11 +112,6 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     return rows
 
 
-def readable_metrics(path: Path) -> list[dict[str, float]]:
-    """As `read_metrics`, but damaged lines are left out."""
-    return list(_rows(path, lambda line: log.debug("%s: line %d is damaged", path, line)))
-
-
 def _rows(path: Path, damaged: Callable[[int], None]) -> Iterator[dict[str, float]]:
     if not path.is_file():
         return
@@ -147,7 +125,3 @@ def _rows(path: Path, damaged: Callable[[int], None]) -> Iterator[dict[str, floa
             damaged(number)
         else:
             yield row
-
-
-def _reason(error: Exception) -> str:
-    return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)[:80]

@@ -30,11 +30,11 @@ from attention_transfer.config.base import rule_as_data
 from attention_transfer.config.choices import AUTO
 from attention_transfer.config.recipe import ResolvedRecipe
 from attention_transfer.data import DATA
+from attention_transfer.engine.launchers import this_process
 from attention_transfer.errors import UserError, raise_all
 from attention_transfer.locking import LOCK, locked
 from attention_transfer.places import check_writable, expanded, folder_problems
 from attention_transfer.plain_yaml import read_mapping
-from attention_transfer.training.hardware import this_process
 from attention_transfer.training.run_files import read_config_of_run, read_summary
 from attention_transfer.transfer import FeatureKD, LossRule
 from attention_transfer.transfer.rule_data import read_rules
@@ -264,7 +264,7 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def environment() -> dict[str, Any]:
     """What a result depends on besides the configuration."""
-    packages = ("attention-transfer", "torch", "torchvision", "timm", "lightning", "numpy", "scikit-learn")
+    packages = ("attention-transfer", "torch", "torchvision", "timm", "numpy", "scikit-learn")
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),

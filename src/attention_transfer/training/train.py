@@ -20,19 +20,20 @@ from attention_transfer.config.presets import preset as find_preset
 from attention_transfer.config.recipe import Recipe, ResolvedRecipe, with_values
 from attention_transfer.config.training import Train
 from attention_transfer.data import Splits, data_slug, labelled_subset, load_data
+from attention_transfer.engine.fit import fit, fit_problems, sharding_problems
+from attention_transfer.engine.hardware import choose_hardware
+from attention_transfer.engine.launchers import this_process
+from attention_transfer.engine.seeds import seeded
+from attention_transfer.engine.training import Training, TrainingResult
 from attention_transfer.errors import raise_all
+from attention_transfer.objectives import Supervised
 from attention_transfer.training.card import model_card
 from attention_transfer.training.defaults import Facts, explained, resolve, start_of
 from attention_transfer.training.digits_recipe import DIGITS, NAME, fits
-from attention_transfer.training.engine import fit, fit_problems, sharding_problems
-from attention_transfer.training.hardware import choose_hardware, this_process
 from attention_transfer.training.inputs import inputs_for, keep_overlap, subset_lines
-from attention_transfer.training.job import Fitted
 from attention_transfer.training.log import logging_to
 from attention_transfer.training.networks import bind, make_networks, trained_network, warn_of_lost_pixels
-from attention_transfer.training.objective import Supervised
 from attention_transfer.training.run_folder import RunFolder
-from attention_transfer.training.seeds import seeded
 from attention_transfer.training.train_problems import train_problems
 from attention_transfer.training.tune import TrialScore, tuned
 from attention_transfer.transfer import NetworkRule, OperandRule
@@ -275,13 +276,13 @@ def _fitted(
     *,
     name: str,
     tested: bool,
-) -> Fitted:
+) -> TrainingResult:
     """Train into a folder, and let go of the networks; the test split is read only where it is asked for."""
     images = inputs_for(built.spec, splits, built.recipe, subset=subset)
-    fitted = fit(
-        built.objective,
-        folder,
-        built.recipe,
+    training = Training(
+        objective=built.objective,
+        folder=folder.path,
+        recipe=built.recipe,
         train=images.train,
         validation=images.validation,
         test=images.test if tested else None,
@@ -291,8 +292,9 @@ def _fitted(
         name=name,
         **config.place,
     )
-    built.objective.transfer.release()
-    return fitted
+    result = fit(training)
+    built.transfer.release()
+    return result
 
 
 def _trial(plan: _Plan, recipe: ResolvedRecipe, place: str, *, splits: Splits, subset: NDArray[np.int64]) -> TrialScore:

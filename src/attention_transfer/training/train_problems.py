@@ -9,8 +9,8 @@ from attention_transfer.config.choices import AUTO
 from attention_transfer.config.recipe import Recipe
 from attention_transfer.config.training import Train
 from attention_transfer.data import check_subset
-from attention_transfer.training.compiler import compiler_problems
-from attention_transfer.training.engine import fit_problems
+from attention_transfer.engine.compiler import compiler_problems
+from attention_transfer.engine.fit import fit_problems
 from attention_transfer.training.inputs import input_problems
 from attention_transfer.training.run_folder import RunFolder
 from attention_transfer.training.tune import tune_problems

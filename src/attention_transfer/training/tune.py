@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from attention_transfer.config.choices import Devices, Tune
 from attention_transfer.config.recipe import ResolvedRecipe
-from attention_transfer.training.hardware import launched_processes
+from attention_transfer.engine.launchers import launched_processes
 
 log = logging.getLogger("attention_transfer")
 

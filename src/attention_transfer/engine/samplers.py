@@ -9,17 +9,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, Dataset, DistributedSampler, Sampler, TensorDataset
 
 from attention_transfer.data import class_balanced_weights
+from attention_transfer.engine.seeds import drawn_from, seed_everything
 from attention_transfer.errors import UserError
-from attention_transfer.training.seeds import drawn_from
-
-Images = Dataset[tuple[Tensor, ...]]
+from attention_transfer.objectives import Images
 
 
 class Draw(NamedTuple):
@@ -32,8 +30,7 @@ class Draw(NamedTuple):
 class SeededSampler(DistributedSampler[Any]):
     """Makes all randomness of an epoch a function of the seed and the epoch: order, augmentation, masks, dropout.
 
-    So a resumed run draws what the uninterrupted one would have drawn, with no generator states to save. It hangs on
-    the sampler because Lightning announces every epoch to it, and makes the first epoch's iterator before any hook.
+    So a resumed run draws what the uninterrupted one would have drawn, with no generator states to save.
 
     Args:
         images: what is drawn from; all processes have the same order.
@@ -44,8 +41,7 @@ class SeededSampler(DistributedSampler[Any]):
 
     def __init__(self, images: Images, *, seed: int, weights: Tensor | None = None, process: int = 0) -> None:
         super().__init__(images, num_replicas=1, rank=0, shuffle=True, seed=seed)
-        # The loader draws the seeds of its workers from here. Drawn from torch's own generator they would depend on
-        # when the iterator was made, which is another moment in the first epoch of a resumed run.
+        # The loader draws the seeds of its workers from here, and not from the generator that the network draws from.
         self.generator = torch.Generator()
         self.weights = weights
         self.process = process
@@ -62,7 +58,7 @@ class SeededSampler(DistributedSampler[Any]):
         super().set_epoch(epoch)
         seed = self.seed * 1_000_003 + epoch
         self.generator.manual_seed(seed)
-        L.seed_everything((seed + self.process * 1_000_000_007) % 2**32, workers=True, verbose=False)
+        seed_everything((seed + self.process * 1_000_000_007) % 2**32)
 
 
 @dataclass(frozen=True)

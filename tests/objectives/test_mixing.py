@@ -21,19 +21,35 @@ from torchvision.models import VisionTransformer
 
 from attention_transfer.config.mixing import Mixing
 from attention_transfer.errors import UserError, UserErrors
-from attention_transfer.training.mixing import (
-    Mixed,
-    MixedLoss,
+from attention_transfer.objectives import ObjectiveOutput, Supervised
+from attention_transfer.objectives.mixing import (
+    MixedBatch,
+    MixedTargets,
     mix,
     mixed_cross_entropy,
     row_of_last_block,
     transmix_weight,
 )
-from attention_transfer.training.objective import Supervised
 from attention_transfer.transfer import AttentionTransfer, Copy, Distill, Guide, LogitKD, Rule
 from attention_transfer.vit import Pairing, Tokens, capture
 
 Build = Callable[..., Any]
+
+
+class MixedLoss:
+    """Mixes a batch as the engine does, and runs an objective on it."""
+
+    def __init__(self, transfer: AttentionTransfer, mixing: Mixing, *, label_smoothing: float = 0.0) -> None:
+        self.objective = Supervised(transfer, mixing=mixing, label_smoothing=label_smoothing)
+        self.objective.training = True  # labels are smoothed, and networks are as they were
+        self.mixing = mixing
+
+    def __call__(self, images: Tensor, targets: Tensor) -> tuple[ObjectiveOutput, Tensor]:
+        """What the objective gives, and the task's loss."""
+        output = self.objective(*mix(images, targets, self.mixing))
+        return output, output.losses["task"]
+
+
 TARGETS = torch.tensor([0, 1, 2, 3])
 ALWAYS_BOXED = Mixing(cutmix=1.0, transmix="student")
 BY_TEACHER = Mixing(cutmix=1.0, transmix="teacher")
@@ -86,17 +102,19 @@ def test_nothing_is_mixed_where_nothing_is_on_or_the_draw_says_so(images: Tensor
     for mixing in (Mixing(), Mixing(cutmix=1.0, mix_probability=0.0)):
         mixed = mix(images, TARGETS, mixing)
         assert torch.equal(mixed.images, images)
-        assert torch.equal(mixed.targets_a, mixed.targets_b)
-        assert (mixed.lam, mixed.mask) == (1.0, None)
+        assert torch.equal(mixed.targets.first, mixed.targets.second)
+        assert (mixed.targets.lam, mixed.targets.mask) == (1.0, None)
 
 
 def test_mixup_blends_each_image_with_the_one_before(images: Tensor) -> None:
     before = images.clone()
     mixed = mix(images, TARGETS, Mixing(mixup=1.0))
-    assert 0 < mixed.lam < 1
-    assert mixed.mask is None
-    assert mixed.targets_b.tolist() == [3, 0, 1, 2]
-    torch.testing.assert_close(mixed.images, mixed.lam * images + (1 - mixed.lam) * images[[3, 0, 1, 2]])
+    assert 0 < mixed.targets.lam < 1
+    assert mixed.targets.mask is None
+    assert mixed.targets.second.tolist() == [3, 0, 1, 2]
+    torch.testing.assert_close(
+        mixed.images, mixed.targets.lam * images + (1 - mixed.targets.lam) * images[[3, 0, 1, 2]]
+    )
     assert torch.equal(images, before)
 
 
@@ -104,12 +122,12 @@ def test_cutmix_keeps_the_first_image_where_the_mask_is_true(images: Tensor) -> 
     before, seen = images.clone(), 0
     for _ in range(20):
         mixed = mix(images, TARGETS, Mixing(cutmix=1.0))
-        assert mixed.mask is not None
-        assert mixed.lam == mixed.mask.double().mean().item()
+        assert mixed.targets.mask is not None
+        assert mixed.targets.lam == mixed.targets.mask.double().mean().item()
         others = images[[3, 0, 1, 2]]
-        assert torch.equal(mixed.images[..., mixed.mask], images[..., mixed.mask])
-        assert torch.equal(mixed.images[..., ~mixed.mask], others[..., ~mixed.mask])
-        rows, columns = torch.nonzero(~mixed.mask, as_tuple=True)
+        assert torch.equal(mixed.images[..., mixed.targets.mask], images[..., mixed.targets.mask])
+        assert torch.equal(mixed.images[..., ~mixed.targets.mask], others[..., ~mixed.targets.mask])
+        rows, columns = torch.nonzero(~mixed.targets.mask, as_tuple=True)
         if len(rows):
             seen += 1
             area = (rows.max() - rows.min() + 1) * (columns.max() - columns.min() + 1)
@@ -121,15 +139,15 @@ def test_cutmix_keeps_the_first_image_where_the_mask_is_true(images: Tensor) -> 
 def test_probability_and_switch_are_shares_of_the_batches(images: Tensor) -> None:
     mixing = Mixing(mixup=1.0, cutmix=1.0, mix_probability=0.5, mix_switch=0.2)
     batches = [mix(images, TARGETS, mixing) for _ in range(2000)]
-    changed = [mixed for mixed in batches if mixed.targets_b is not mixed.targets_a]
-    boxed = [mixed for mixed in changed if mixed.mask is not None]
+    changed = [mixed for mixed in batches if mixed.targets.second is not mixed.targets.first]
+    boxed = [mixed for mixed in changed if mixed.targets.mask is not None]
     assert len(changed) / len(batches) == pytest.approx(0.5, abs=0.04)  # over 3 standard deviations
     assert len(boxed) / len(changed) == pytest.approx(0.2, abs=0.05)
 
 
 @pytest.mark.parametrize("alpha", [0.01, 0.2, 1.0, 1000.0])
 def test_shares_follow_a_symmetric_beta_distribution(images: Tensor, alpha: float) -> None:
-    shares = torch.tensor([mix(images[:1], TARGETS[:1], Mixing(mixup=alpha)).lam for _ in range(2000)])
+    shares = torch.tensor([mix(images[:1], TARGETS[:1], Mixing(mixup=alpha)).targets.lam for _ in range(2000)])
     variance = 1 / (4 * (2 * alpha + 1))
     assert shares.mean().item() == pytest.approx(0.5, abs=4 * math.sqrt(variance / 2000))
     assert shares.var().item() == pytest.approx(variance, rel=0.15)
@@ -192,7 +210,7 @@ def test_the_weight_equals_the_formula_in_float64(tokens: Tokens, grid: tuple[in
     total = len(tokens.prefix) + grid[0] * grid[1] + tokens.suffix
     for _ in range(10):
         rows = (2 * torch.randn(5, 3, total)).softmax(dim=-1)
-        mask = mix(torch.zeros(1, 1, 16, 24), torch.zeros(1), Mixing(cutmix=1.0)).mask
+        mask = mix(torch.zeros(1, 1, 16, 24), torch.zeros(1), Mixing(cutmix=1.0)).targets.mask
         assert mask is not None
         weight = transmix_weight(rows, mask, tokens=tokens, grid=grid)
         expected = reference(rows.numpy(), mask.numpy(), len(tokens.prefix), tokens.suffix, grid)
@@ -268,7 +286,7 @@ def test_attention_to_another_number_of_patches_is_refused() -> None:
 def test_the_loss_is_the_usual_one_where_nothing_is_mixed(images: Tensor, label_smoothing: float) -> None:
     logits = torch.randn(4, 5)
     mixed = mix(images, TARGETS, Mixing())
-    loss = mixed_cross_entropy(logits, mixed, mixed.lam, label_smoothing=label_smoothing)
+    loss = mixed_cross_entropy(logits, mixed.targets, mixed.targets.lam, label_smoothing=label_smoothing)
     torch.testing.assert_close(loss, F.cross_entropy(logits, TARGETS, label_smoothing=label_smoothing))
 
 
@@ -279,7 +297,7 @@ def test_the_loss_is_the_cross_entropy_with_soft_labels(weight: Tensor | float, 
     first, second = TARGETS, torch.tensor([4, 1, 0, 0])
     share = torch.as_tensor(weight).expand(4)[:, None]
     soft = share * F.one_hot(first, 5) + (1 - share) * F.one_hot(second, 5)
-    mixed = Mixed(torch.zeros(4, 1, 8, 8), first, second, lam=0.5)
+    mixed = MixedTargets(first, second, lam=0.5)
     loss = mixed_cross_entropy(logits, mixed, weight, label_smoothing=label_smoothing)
     torch.testing.assert_close(loss, F.cross_entropy(logits, soft, label_smoothing=label_smoothing))
 
@@ -303,19 +321,19 @@ def test_a_call_without_class_token_has_no_row(tiny_vit: Build, images: Tensor) 
         row_of_last_block(calls[0])
 
 
-def by_hand(maps: Tensor, logits: Tensor, mixed: Mixed) -> Tensor:
+def by_hand(maps: Tensor, logits: Tensor, mixed: MixedBatch) -> Tensor:
     """The task's loss from maps of the last block, (B, H, N, N), with one class token."""
-    assert mixed.mask is not None
-    weight = transmix_weight(maps[:, :, 0], mixed.mask, tokens=Tokens(), grid=(2, 2))
-    return mixed_cross_entropy(logits, mixed, weight, label_smoothing=0.1)
+    assert mixed.targets.mask is not None
+    weight = transmix_weight(maps[:, :, 0], mixed.targets.mask, tokens=Tokens(), grid=(2, 2))
+    return mixed_cross_entropy(logits, mixed.targets, weight, label_smoothing=0.1)
 
 
-def boxed(images: Tensor, mixing: Mixing) -> Mixed:
+def boxed(images: Tensor, mixing: Mixing) -> MixedBatch:
     """What the next batch will be: some patches of the first image and some of the second, so that attention counts."""
     for seed in range(100):
         torch.manual_seed(seed)
         mixed = mix(images, TARGETS, mixing)
-        if mixed.mask is not None and 0 < mixed.mask[::4, ::4].double().mean() < 1:
+        if mixed.targets.mask is not None and 0 < mixed.targets.mask[::4, ::4].double().mean() < 1:
             torch.manual_seed(seed)
             return mixed
     raise AssertionError
@@ -338,7 +356,7 @@ def test_the_students_own_forward_gives_the_weight(
     assert len(forwards) == 1
     expected = transfer(mixed.images)
     assert torch.equal(output.logits, expected.logits)
-    assert list(output.losses) == list(expected.losses)
+    assert list(output.losses) == ["task", *expected.losses]
     with capture(student, layers=[-1]) as calls:
         transfer(mixed.images)
     torch.testing.assert_close(task, by_hand(calls[0].maps().detach(), output.logits, mixed))
@@ -381,9 +399,9 @@ def test_the_teachers_own_grid_and_tokens_count(tiny_vit: Build, images: Tensor)
     with capture(teacher, layers=[-1]) as calls:
         teacher(F.interpolate(mixed.images, size=(8, 16), mode="bicubic", antialias=True))
     row = calls[0].maps()[:, :, 0]
-    assert mixed.mask is not None
-    weight = transmix_weight(row, mixed.mask, tokens=Tokens(("class", "register", "register")), grid=(2, 4))
-    torch.testing.assert_close(task, mixed_cross_entropy(output.logits, mixed, weight))
+    assert mixed.targets.mask is not None
+    weight = transmix_weight(row, mixed.targets.mask, tokens=Tokens(("class", "register", "register")), grid=(2, 4))
+    torch.testing.assert_close(task, mixed_cross_entropy(output.logits, mixed.targets, weight))
 
 
 @pytest.mark.parametrize(
@@ -399,9 +417,11 @@ def test_registers_oblong_grids_and_a_distillation_token_of_a_student(
     with capture(student, layers=[-1]) as calls:
         student(mixed.images)
     row = calls[0].maps()[:, :, 0].detach().numpy()
-    assert mixed.mask is not None
-    weight = reference(row, mixed.mask.numpy(), student.num_prefix_tokens, 0, student.patch_embed.grid_size)
-    torch.testing.assert_close(task, mixed_cross_entropy(output.logits, mixed, torch.from_numpy(weight).float()))
+    assert mixed.targets.mask is not None
+    weight = reference(row, mixed.targets.mask.numpy(), student.num_prefix_tokens, 0, student.patch_embed.grid_size)
+    torch.testing.assert_close(
+        task, mixed_cross_entropy(output.logits, mixed.targets, torch.from_numpy(weight).float())
+    )
 
 
 def test_torchvision_networks_are_seen_too(images: Tensor) -> None:
@@ -434,9 +454,9 @@ def test_mixup_and_unmixed_batches_are_weighed_by_their_share(tiny_vit: Build, i
     mixed = mix(images, TARGETS, mixing)
     torch.manual_seed(5)
     output, task = loss(images, TARGETS)
-    assert mixed.mask is None
-    torch.testing.assert_close(task, mixed_cross_entropy(output.logits, mixed, mixed.lam))
-    _, unmixed = MixedLoss(loss.transfer, Mixing(cutmix=1.0, mix_probability=0.0))(images, TARGETS)
+    assert mixed.targets.mask is None
+    torch.testing.assert_close(task, mixed_cross_entropy(output.logits, mixed.targets, mixed.targets.lam))
+    _, unmixed = MixedLoss(loss.objective.transfer, Mixing(cutmix=1.0, mix_probability=0.0))(images, TARGETS)
     torch.testing.assert_close(unmixed, F.cross_entropy(student(images), TARGETS))
 
 
@@ -469,7 +489,7 @@ def test_gradient_checkpointing_changes_nothing(
         loss = MixedLoss(AttentionTransfer(tiny_vit(1), student, rules), ALWAYS_BOXED)
         boxed(images, ALWAYS_BOXED)
         output, task = loss(images, TARGETS)
-        output.total(task).backward()
+        output.loss.backward()
         tasks.append(task)
     torch.testing.assert_close(tasks[1], tasks[0])
     for plain, again in zip(students[0].parameters(), students[1].parameters(), strict=True):
@@ -534,11 +554,11 @@ def test_a_compiled_step_is_one_graph_with_the_same_loss(
 ) -> None:
     torch.compiler.reset()
     loss, counter = MixedLoss(AttentionTransfer(tiny_vit(1), tiny_vit(2), rules), mixing), CompileCounter()
-    compiled = torch.compile(loss.of, backend=counter)
+    compiled = torch.compile(loss.objective, backend=counter)
     tasks: list[tuple[Tensor, Tensor]] = []
     for _ in range(2):
         mixed = boxed(images, mixing)
-        tasks.append((loss.of(mixed)[1], compiled(mixed)[1]))
+        tasks.append((loss.objective(*mixed).losses["task"], compiled(*mixed).losses["task"]))
     assert counter.frame_count == 1
     for plain, traced in tasks:
         torch.testing.assert_close(traced, plain)
@@ -549,8 +569,8 @@ def test_copies_share_the_teacher(tiny_vit: Build, images: Tensor) -> None:
     transfer = AttentionTransfer(teacher, tiny_vit(2), [Distill()])
     loss = MixedLoss(transfer, BY_TEACHER)
     twin = copy.deepcopy(loss)
-    assert twin.transfer is not transfer
-    assert twin.transfer.teacher is teacher
+    assert twin.objective.transfer is not transfer
+    assert twin.objective.transfer.teacher is teacher
     tasks = []
     for each in (loss, twin):
         boxed(images, BY_TEACHER)
@@ -562,7 +582,7 @@ def test_a_copy_of_an_objective_learns_by_itself(tiny_vit: Build, images: Tensor
     objective = Supervised(AttentionTransfer(tiny_vit(1), tiny_vit(2), [Distill()]), mixing=ALWAYS_BOXED).train()
     twin = copy.deepcopy(objective)
     boxed(images, ALWAYS_BOXED)
-    twin(images, TARGETS).loss.backward()
+    twin(*mix(images, TARGETS, ALWAYS_BOXED)).loss.backward()
     assert all(parameter.grad is None for parameter in objective.parameters())
     assert any(parameter.grad is not None for parameter in twin.parameters())
 

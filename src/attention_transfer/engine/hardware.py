@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import get_args
 
 import torch
-from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
-from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-from lightning.pytorch.strategies import DDPStrategy
 
-from attention_transfer.config.choices import Device, Devices, Precision, Strategy
+from attention_transfer.config.choices import Device, Devices, Strategy
 from attention_transfer.config.recipe import Recipe
+from attention_transfer.engine.launchers import launched_processes
 from attention_transfer.errors import UserError, nearest, raise_all
-from attention_transfer.training.sharding import Sharded
-from attention_transfer.training.slurm import SlurmStep, numbers
-
-_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
 @dataclass(frozen=True)
@@ -83,28 +76,6 @@ class Hardware:
             found.append("strategy fsdp can't be compiled as a whole; leave recipe.compile or strategy out")
         return found
 
-    def trainer_arguments(self, precision: Precision) -> dict[str, Any]:
-        """What Lightning's trainer is told."""
-        arguments: dict[str, Any] = {
-            "accelerator": self.device,
-            "devices": self.devices,
-            "num_nodes": self.nodes,
-            "precision": _PRECISION[precision],
-            "use_distributed_sampler": False,
-        }
-        if self.sharded:
-            arguments["strategy"] = Sharded(self.processes)
-        elif self.processes > 1:
-            # Copying leaves some students' query and key projections without gradients, and evaluation may give
-            # processes unequal numbers of batches, in which a broadcast of buffers would wait for ever.
-            arguments["strategy"] = DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
-        # Not left to Lightning, to which a job's script or shell, where a command runs once, looks like its tasks.
-        launcher = _launcher()
-        if launcher is None and self.processes > 1:
-            OwnProcesses.begin(self.processes)
-        arguments["plugins"] = [(launcher or OwnProcesses)()]
-        return arguments
-
 
 def choose_hardware(
     device: Device = "auto", devices: Devices = None, nodes: int | None = None, strategy: Strategy = "ddp"
@@ -148,106 +119,6 @@ def choose_hardware(
     if there is not None and own > there:
         raise UserError(f"{launcher} started {own} processes a machine, but this one has {there} of {kind}")
     return Hardware(kind, own, machines, f"{reason}; processes by {launcher}", strategy)
-
-
-def launched_processes() -> tuple[str, tuple[int, int]] | None:
-    """Who started this process among others, and how many: (a machine, machines); `None` where nobody did.
-
-    Raises:
-        UserError: the machines have unequal numbers of processes, or the environment says but a part of this.
-    """
-    launcher = _launcher()
-    if launcher is TorchElasticEnvironment:
-        local, machines, world = numbers("torchrun", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "WORLD_SIZE")
-        if local * machines != world:
-            raise UserError(
-                f"torchrun started {world} processes on {machines} machines, and {local} of them on this one; "
-                "give all machines the same --nproc-per-node"
-            )
-        return "torchrun", (local, machines)
-    return ("SLURM", SlurmStep.tasks()) if launcher is SlurmStep else None
-
-
-def this_process() -> int:
-    """Rank of this process among those that train together; 0 where it is alone, and for the one that writes.
-
-    Raises:
-        UserError: the environment says but a part of what a launcher says.
-    """
-    launcher = _launcher()
-    if launcher is TorchElasticEnvironment:
-        return numbers("torchrun", "RANK")[0]
-    if launcher is SlurmStep:
-        return numbers("srun", "SLURM_PROCID")[0]
-    return OwnProcesses().local_rank()
-
-
-class OwnProcesses(LightningEnvironment):
-    """Processes on this machine that this command starts itself, by running the whole command again.
-
-    Lightning's own takes `LOCAL_RANK`, `MASTER_ADDR` and `MASTER_PORT` from the environment, where they may be left
-    over from anything; here only those count that the first process has set for the others.
-    """
-
-    MARK = "ATTENTION_TRANSFER_PROCESSES"
-
-    @classmethod
-    def begin(cls, processes: int) -> None:
-        """Mark what processes inherit that are started from here on."""
-        if cls.MARK not in os.environ:
-            os.environ.pop("LOCAL_RANK", None)
-            os.environ[cls.MARK] = str(processes)
-
-    @property
-    def creates_processes_externally(self) -> bool:
-        """Whether the others were started before."""
-        return self.MARK in os.environ and "LOCAL_RANK" in os.environ
-
-    @property
-    def main_address(self) -> str:
-        """Of this machine."""
-        return os.environ["MASTER_ADDR"] if self.creates_processes_externally else "127.0.0.1"
-
-    @property
-    def main_port(self) -> int:
-        """Where they meet; a free one, for the first process."""
-        if not self.creates_processes_externally:
-            os.environ.pop("MASTER_PORT", None)
-        return super().main_port
-
-    def local_rank(self) -> int:
-        """Of this process; 0 where it is alone."""
-        return numbers("attention-transfer", "LOCAL_RANK")[0] if self.creates_processes_externally else 0
-
-
-def _launcher() -> type[ClusterEnvironment] | None:
-    """What started this process among others; `None` where nothing, or this command, did.
-
-    Raises:
-        UserError: it looks as if something had, but it does not say what.
-    """
-    for launcher in (TorchElasticEnvironment, SlurmStep):
-        if launcher.detect():
-            if launcher is TorchElasticEnvironment:
-                numbers("torchrun", *_OF_TORCHRUN)
-            return launcher
-    if OwnProcesses.MARK not in os.environ:
-        told = {name: os.environ[name] for name in _ALONE if os.environ.get(name, _ALONE[name]) != _ALONE[name]}
-        if told:
-            raise UserError(
-                f"{', '.join(f'{name} is {value!r}' for name, value in told.items())} in the environment, as for one "
-                "of several processes, but neither torchrun nor srun has started this one; "
-                f"start it by one of them, or give: unset {' '.join(told)}"
-            )
-    return None
-
-
-_OF_TORCHRUN = ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE")
-_ALONE = {
-    **dict.fromkeys(("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "SLURM_PROCID"), "0"),
-    **dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE"), "1"),
-}
-"""What launchers say to a process that is alone. Lightning, too, takes each of these for itself."""
 
 
 def _problems(device: str, devices: Devices, nodes: int | None, strategy: str) -> list[str]:

@@ -7,21 +7,16 @@ from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from math import log as ln
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
-import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from attention_transfer.attention import attention_js
 from attention_transfer.errors import UserError
-from attention_transfer.training.module import ObjectiveModule
-from attention_transfer.training.objective import Supervised
-from attention_transfer.training.samplers import Images
-from attention_transfer.training.sharding import Sharded
+from attention_transfer.objectives.base import Images
 from attention_transfer.viewing import SheetRow, attention_sheet, save_sheet
 from attention_transfer.vit import (
     AttentionCall,
@@ -35,6 +30,9 @@ from attention_transfer.vit import (
     patch_attention,
 )
 
+if TYPE_CHECKING:
+    from attention_transfer.objectives.supervised import Supervised
+
 log = logging.getLogger("attention_transfer")
 
 _LOOKED_AT = 8  # validation images; the cost is that of a forward pass of these
@@ -45,60 +43,39 @@ _DIGITS = 5  # of an agreement; those after are rounding
 _Patches = NDArray[np.float32]
 
 
-class WatchAttention(Callback):
-    """Measures the agreement of attention and draws it, with the weights that are validated; the first process does.
+class WatchAttention:
+    """Measures how far a student attends as its teacher does, and draws where both look.
 
     The agreement of a layer is 1 - JS(P_student, P_teacher) / ln 2 with the Jensen–Shannon divergence of the attention
     maps, mean over images, heads and query rows: 1 where the maps are equal, 0 where they share no key. The student is
-    run with its rules, so that copied attention counts as its own. Nothing is drawn at random, nothing stays on the
-    models, and nothing goes into checkpoints. Must follow the callback that puts averaged weights in.
-
-    Args:
-        objective: what is trained.
-        validation: (pixels, label) items; a few, evenly spaced, are looked at.
-        picture: the file that is replaced at each validation.
-        name: what to call the run in the log.
-        batch: images a forward pass at most.
+    run with its rules, so that copied attention counts as its own. Nothing is drawn at random, and nothing stays on the
+    models. The arguments are those of [`Objective.watch`][attention_transfer.objectives.Objective.watch]; a few
+    images, evenly spaced, are looked at.
     """
 
-    def __init__(self, objective: Supervised, validation: Images, picture: Path, *, name: str, batch: int) -> None:
-        self._agreement: dict[str, float] = {}
+    def __init__(
+        self, objective: Supervised, images: Images, picture: Path | None, *, name: str, batch_size: int
+    ) -> None:
         self._objective = objective
-        self._validation = validation
+        self._images = images
         self._picture = picture
         self._name = name
-        self._batch = min(batch, _LOOKED_AT)
+        self._batch_size = min(batch_size, _LOOKED_AT)
         self._pixels: Tensor | None = None
         self._pair: _Pair | None = None
 
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
-        """Forget the last validation."""
-        self._agreement = {}
-
-    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Look: the averaged weights are in, and they will be out when the epoch's end is announced."""
-        if not trainer.is_global_zero and not isinstance(trainer.strategy, Sharded):  # shares need all who hold them
-            return
-        module = cast(ObjectiveModule, pl_module)
-        module.evaluating = True
-        if self._pixels is None:
-            self._pixels = _some(self._validation)
-        if self._pair is None:
-            self._pair = _Pair.of(self._objective, self._name)
-        with torch.no_grad(), trainer.precision_plugin.forward_context():
-            looks = [
-                self._pair.look(self._objective, module.prepare(pixels.to(module.device)))
-                for pixels in self._pixels.split(self._batch)
-            ]
-        for layer in looks[0].divergences:
-            mean = torch.cat([look.divergences[layer] for look in looks]).mean()
-            self._agreement[f"layer_{layer + 1}"] = _agreement(float(mean))
-        if trainer.is_global_zero:
-            _draw(self._picture, self._pixels, looks, self._pair)
-
-    def values(self) -> dict[str, float]:
-        """The agreement of `layer_1` and so on; none in epochs without a validation, or without a teacher."""
-        return self._agreement
+    @torch.no_grad()
+    def __call__(self, prepare: nn.Module) -> dict[str, float]:
+        """The agreement of each layer as `agreement/layer_1` and so on; nothing without a teacher."""
+        if self._pixels is None or self._pair is None:
+            self._pixels, self._pair = _some(self._images), _Pair.of(self._objective, self._name)
+        device = next(self._objective.parameters()).device
+        pair, parts = self._pair, self._pixels.split(self._batch_size)
+        looks = [pair.look(self._objective, prepare(pixels.to(device))) for pixels in parts]
+        if self._picture is not None:
+            _draw(self._picture, self._pixels, looks, pair)
+        means = {layer: torch.cat([look.divergences[layer] for look in looks]).mean() for layer in looks[0].divergences}
+        return {f"agreement/layer_{layer + 1}": _agreement(float(mean)) for layer, mean in means.items()}
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,36 +16,40 @@ from torch.nn import functional as F
 from torchvision.transforms import v2
 
 from attention_transfer.config.mixing import Mixing
-from attention_transfer.errors import UserError, raise_all
+from attention_transfer.errors import UserError
 from attention_transfer.transfer import AttentionTransfer, TransferOutput
-from attention_transfer.vit import AttentionCall, Tokens, ViTSpec, describe, hook_attention
+from attention_transfer.vit import AttentionCall, Tokens, ViTSpec, describe
 
 
-@dataclass(frozen=True, eq=False)
-class Mixed:
-    """A batch in which each image is mixed with the one before it, and the first with the last.
+class MixedTargets(NamedTuple):
+    """The labels of a batch in which each image is mixed with the one before it, and the first with the last.
 
     Attributes:
-        images: mixed images, (B, C, H, W).
-        targets_a: classes of the images that were mixed into, (B,).
-        targets_b: classes of the images that were mixed in, (B,).
+        first: classes of the images that were mixed into, (B,).
+        second: classes of the images that were mixed in, (B,).
         lam: share of the first image in each, in [0, 1]: of the pixels' values (mixup) or of the area (CutMix).
-        mask: (H, W), true where a pixel is the first image's; `None` where CutMix was not at work.
+        mask: (H, W), true where a pixel is the first image's; `None` unless CutMix was applied.
     """
 
-    images: Tensor
-    targets_a: Tensor
-    targets_b: Tensor
+    first: Tensor
+    second: Tensor
     lam: float
     mask: Tensor | None = None
 
-    def split(self, size: int) -> list[Mixed]:
-        """In parts of so many images, with the share and the box of the whole."""
-        parts = zip(self.images.split(size), self.targets_a.split(size), self.targets_b.split(size), strict=True)
-        return [replace(self, images=images, targets_a=a, targets_b=b) for images, a, b in parts]
+    def split(self, size: int) -> list[MixedTargets]:
+        """Parts of so many images, with the share and the box of the whole."""
+        parts = zip(self.first.split(size), self.second.split(size), strict=True)
+        return [self._replace(first=first, second=second) for first, second in parts]
 
 
-def mix(images: Tensor, targets: Tensor, mixing: Mixing) -> Mixed:
+class MixedBatch(NamedTuple):
+    """Mixed images, (B, C, H, W), and their labels."""
+
+    images: Tensor
+    targets: MixedTargets
+
+
+def mix(images: Tensor, targets: Tensor, mixing: Mixing) -> MixedBatch:
     """Mix a batch by settings that have no problems.
 
     All randomness is drawn from torch's default generator of the CPU.
@@ -59,15 +60,15 @@ def mix(images: Tensor, targets: Tensor, mixing: Mixing) -> Mixed:
         mixing: what is mixed, and how often.
     """
     if not mixing.on or torch.rand(()).item() >= mixing.mix_probability:
-        return Mixed(images, targets, targets, lam=1.0)
+        return MixedBatch(images, MixedTargets(targets, targets, lam=1.0))
     # Batches are shuffled, so that a neighbour is a random partner.
-    partners, targets_b = images.roll(1, 0), targets.roll(1, 0)
+    partners, second = images.roll(1, 0), targets.roll(1, 0)
     if mixing.cutmix > 0 and (mixing.mixup == 0 or torch.rand(()).item() < mixing.mix_switch):
         kept = _cutmix_mask(images, mixing.cutmix)
         lam, mask = kept.double().mean().item(), kept.to(images.device)
-        return Mixed(torch.where(mask, images, partners), targets, targets_b, lam, mask)
+        return MixedBatch(torch.where(mask, images, partners), MixedTargets(targets, second, lam, mask))
     lam = Beta(mixing.mixup, mixing.mixup).sample().item()
-    return Mixed(torch.lerp(partners, images, lam), targets, targets_b, lam)
+    return MixedBatch(torch.lerp(partners, images, lam), MixedTargets(targets, second, lam))
 
 
 def _cutmix_mask(images: Tensor, alpha: float) -> Tensor:
@@ -125,104 +126,61 @@ def transmix_weight(rows_BHN: Tensor, mask_HW: Tensor, *, tokens: Tokens, grid: 
 
 
 def mixed_cross_entropy(
-    logits: Tensor, mixed: Mixed, weight: Tensor | float, *, label_smoothing: float = 0.0
+    logits: Tensor, targets: MixedTargets, weight: Tensor | float, *, label_smoothing: float = 0.0
 ) -> Tensor:
     """Cross-entropy with the two labels of each image, a scalar in nats, mean over the batch.
 
     Args:
         logits: (B, K).
-        mixed: the batch; its targets are read.
+        targets: the two classes of each image.
         weight: of the first label, in [0, 1]: one for all, or (B,); the second label has the rest.
         label_smoothing: share of the labels that is spread evenly over all classes.
     """
     first_B, second_B = (
-        F.cross_entropy(logits, targets, reduction="none", label_smoothing=label_smoothing)
-        for targets in (mixed.targets_a, mixed.targets_b)
+        F.cross_entropy(logits, classes, reduction="none", label_smoothing=label_smoothing)
+        for classes in (targets.first, targets.second)
     )
     return (weight * first_B + (1 - weight) * second_B).mean()
 
 
-class _Rows:
-    """Hears a network's last block, and keeps its class token's attention in the forwards inside a `with` block."""
+class TransMixWeight:
+    """Runs an `AttentionTransfer` once, and weighs CutMix's labels by the attention of its student or its teacher.
 
-    def __init__(self) -> None:
-        self._kept: list[Tensor] | None = None
+    Raises:
+        UserError: the network that is named does not run, or has no class token.
+    """
+
+    def __init__(self, transfer: AttentionTransfer, whose: Literal["student", "teacher"]) -> None:
+        self._transfer, self._whose = transfer, whose
+        network, self._spec = _weighed_by(transfer, whose)
+        self._rows: list[Tensor] | None = None
         self._thread = 0
+        # Attached for good, not for each step, since nothing can be attached in a step that is compiled.
+        transfer.attach(hook_attention(network, {self._spec.depth - 1: self._keep_row}))
 
-    @contextmanager
-    def kept(self) -> Iterator[list[Tensor]]:
-        """The rows, (B, H, N), one a forward; those of other threads are not heard."""
+    def __call__(self, images: Tensor, mask_HW: Tensor) -> tuple[TransferOutput, Tensor]:
+        """What the transfer gives for mixed images (B, C, H, W), and the weight of the first label of each, (B,)."""
         rows: list[Tensor] = []
-        self._kept = rows
+        self._rows = rows
         if not torch.compiler.is_compiling():
             self._thread = threading.get_ident()
         try:
-            yield rows
+            output = self._transfer(images)
         finally:
-            self._kept = None
+            self._rows = None
+        # The last row: on the first batch, a forward that matches heads may have come before.
+        weight_B = transmix_weight(rows[-1], mask_HW, tokens=self._spec.tokens, grid=self._spec.grid)
+        return output, weight_B
 
-    def __call__(self, call: AttentionCall) -> AttentionCall:
-        if self._kept is not None and (torch.compiler.is_compiling() or self._thread == threading.get_ident()):
-            self._kept.append(row_of_last_block(call))
+    def _keep_row(self, call: AttentionCall) -> AttentionCall:
+        """Keep the class token's row in the forwards of `__call__`, and not in those of other threads."""
+        if self._rows is not None and (torch.compiler.is_compiling() or self._thread == threading.get_ident()):
+            self._rows.append(row_of_last_block(call))
         return call
 
-
-class MixedLoss:
-    """Mixes a batch, runs an `AttentionTransfer` on it once, and gives the task's loss.
-
-    Args:
-        transfer: what is trained.
-        mixing: how batches are mixed.
-        label_smoothing: share of each label that is spread over all classes.
-
-    Raises:
-        UserError: the settings are wrong, or the attention that they name is not there; every reason is listed.
-
-    Example:
-        ```python
-        mixed_loss = MixedLoss(transfer, Mixing(cutmix=1.0, transmix="student"))
-        output, task = mixed_loss(images, targets)
-        output.total(task).backward()
-        ```
-    """
-
-    def __init__(self, transfer: AttentionTransfer, mixing: Mixing, *, label_smoothing: float = 0.0) -> None:
-        raise_all(mixing.problems())
-        self.transfer = transfer
-        self.mixing = mixing
-        self.label_smoothing = label_smoothing
-        self._spec: ViTSpec | None = None
-        self._rows = _Rows()
-        if mixing.transmix != "off":
-            network, self._spec = _weighed_by(transfer, mixing.transmix)
-            # For good, and not in each step, as nothing can be attached in one that is compiled.
-            transfer.attach(hook_attention(network, {self._spec.depth - 1: self._rows}))
-
-    def __call__(self, images: Tensor, targets: Tensor) -> tuple[TransferOutput, Tensor]:
-        """What `transfer` gives for the mixed images, and the cross-entropy with the mixed labels, a scalar.
-
-        Args:
-            images: (B, C, H, W), normalised for the student.
-            targets: classes, (B,).
-        """
-        return self.of(mix(images, targets, self.mixing))
-
-    def of(self, mixed: Mixed) -> tuple[TransferOutput, Tensor]:
-        """The same for images that are mixed already, or for a part of them."""
-        weight: Tensor | float = mixed.lam
-        if self._spec is None or mixed.mask is None:
-            output = self.transfer(mixed.images)
-        else:
-            with self._rows.kept() as rows:
-                output = self.transfer(mixed.images)
-            row_BHN = rows[-1]  # the last: on the first batch, heads may be matched before
-            weight = transmix_weight(row_BHN, mixed.mask, tokens=self._spec.tokens, grid=self._spec.grid)
-        return output, mixed_cross_entropy(output.logits, mixed, weight, label_smoothing=self.label_smoothing)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> MixedLoss:
-        """A copy with a student of its own."""
-        transfer = copy.deepcopy(self.transfer, memo)
-        return MixedLoss(transfer, self.mixing, label_smoothing=self.label_smoothing)
+    def __deepcopy__(self, memo: dict[int, Any]) -> TransMixWeight:
+        """A copy that is attached to the copied transfer."""
+        return TransMixWeight(copy.deepcopy(self._transfer, memo), self._whose)
 
 
 def _weighed_by(transfer: AttentionTransfer, whose: Literal["student", "teacher"]) -> tuple[nn.Module, ViTSpec]:

@@ -5,7 +5,6 @@ Shapes: B batch, L patches, K visible patches, C width, P pixels of a patch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,37 +13,12 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from attention_transfer.errors import UserError
+from attention_transfer.objectives.base import Objective, ObjectiveOutput
+from attention_transfer.objectives.mixing import MixedTargets
 from attention_transfer.vit import describe
 
 
-@dataclass(frozen=True)
-class MAEOutput:
-    """Loss of one batch: the mean squared error of the masked patches, each normalised to mean 0 and variance 1.
-
-    Attributes:
-        loss: the error of the prediction, a scalar.
-        zero: the error of answering 0, which is what a network that has learnt nothing does: 1, less the share of
-            patches of one colour.
-    """
-
-    loss: Tensor
-    zero: Tensor
-
-    @property
-    def losses(self) -> dict[str, Tensor]:
-        """The loss and what it is measured against, by name."""
-        return {"reconstruction": self.loss, "zero": self.zero}
-
-    @property
-    def logits(self) -> None:
-        """There are no labels, hence no logits."""
-        return None
-
-
-torch.utils._pytree.register_dataclass(MAEOutput)  # fully_shard looks for tensors in outputs
-
-
-class MaskedAutoencoder(nn.Module):
+class MaskedAutoencoder(Objective):
     """Hides most patches of an image and learns to paint them from the rest.
 
     Args:
@@ -92,9 +66,11 @@ class MaskedAutoencoder(nn.Module):
         trunc_normal_(self.mask_token, std=0.02)
         trunc_normal_(self.positions, std=0.02)
 
-    def forward(self, images: Tensor, targets: Tensor | None = None) -> MAEOutput:  # noqa: ARG002
-        """Reconstruction loss of images (B, channels, height, width); targets are not looked at.
+    def forward(self, images: Tensor, targets: Tensor | MixedTargets | None = None) -> ObjectiveOutput:  # noqa: ARG002
+        """The reconstruction loss of images (B, channels, height, width); targets are not read.
 
+        The loss is the mean squared error of the hidden patches, each normalised to mean 0 and variance 1. `zero` is
+        the error of answering 0, as a network does that has learnt nothing: 1, less the share of uniform patches.
         In training mode the hidden patches are drawn at random, in eval mode they are the same at every call.
         """
         visible_BK = self._visible(len(images), images.device)
@@ -104,7 +80,8 @@ class MaskedAutoencoder(nn.Module):
         error_BL = (prediction_BLP - target_BLP).square().mean(dim=-1)
         zero_BL = target_BLP.square().mean(dim=-1)
         share_BL = hidden_BL / hidden_BL.sum()
-        return MAEOutput((error_BL * share_BL).sum(), (zero_BL * share_BL).sum())
+        loss = (error_BL * share_BL).sum()
+        return ObjectiveOutput(loss, {"reconstruction": loss, "zero": (zero_BL * share_BL).sum()})
 
     @property
     def vit(self) -> nn.Module:

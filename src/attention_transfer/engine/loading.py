@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.data import suggested_max_num_workers
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from attention_transfer.config.recipe import ResolvedRecipe
 from attention_transfer.data import ArrayImages
-from attention_transfer.training.hardware import Hardware
-from attention_transfer.training.samplers import (
+from attention_transfer.engine.hardware import Hardware
+from attention_transfer.engine.launchers import cores_of_this_process
+from attention_transfer.engine.samplers import (
     EqualBatches,
-    Images,
     SeededItems,
     SeededSampler,
     ShareOfBatches,
     Unrepeated,
 )
-from attention_transfer.training.slurm import SlurmStep
+from attention_transfer.errors import UserError
+from attention_transfer.objectives import Images
 
 _SMALL = 64 * 64  # pixels; below, another process costs more than it saves
 _MOST_WORKERS = 8  # a device
@@ -35,8 +37,20 @@ def choose_workers(images: Images, asked: int | None, hardware: Hardware) -> tup
         return 0, "tensors in memory"
     if isinstance(inner, ArrayImages) and inner.pixels.shape[1] * inner.pixels.shape[2] <= _SMALL:
         return 0, "small images in memory"
-    free = suggested_max_num_workers(1 if SlurmStep.bound() else hardware.devices)
+    free = max(1, cores_of_this_process(hardware.devices) - 1)
     return min(free, _MOST_WORKERS), f"{free} free cores a device, at most {_MOST_WORKERS} are used"
+
+
+@contextmanager
+def readable_errors() -> Iterator[None]:
+    """Raise what a process that loads images says to the user without the traceback that torch puts around it."""
+    try:
+        yield
+    except UserError as error:
+        message = str(error)
+        if not message.startswith("Caught UserError in DataLoader worker"):
+            raise
+        raise UserError(message.strip().rpartition("\n")[2].rpartition("UserError: ")[2]) from error
 
 
 def training_loader(

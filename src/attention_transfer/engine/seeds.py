@@ -6,16 +6,22 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import lightning as L
 import numpy as np
 import torch
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the generators of torch, on all devices, numpy and python by a number of 32 bits."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Draw from `seed` inside the block, and leave the generators of the caller as they were."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    L.seed_everything(seed, workers=True, verbose=False)
+    seed_everything(seed)
     try:
         yield
     finally:

@@ -28,6 +28,17 @@ class OutOfMemory(RuntimeError):
         self.evaluating = evaluating
 
 
+@contextmanager
+def telling_of_memory(*, evaluating: bool) -> Iterator[None]:
+    """Raise what says that memory ran out inside the block as `OutOfMemory`, and all other errors as they are."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, OutOfMemory) or not ran_out_of_memory(error):
+            raise
+        raise OutOfMemory(error, evaluating=evaluating) from error
+
+
 def can_checkpoint(vit: nn.Module) -> list[str]:
     """Why a network can't compute activations again, a sentence; nothing where it can."""
     inner: Any = unwrapped(vit)

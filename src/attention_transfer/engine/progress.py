@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from rich.progress import Progress, TaskID
 
-from attention_transfer.training.hardware import this_process
+from attention_transfer.engine.launchers import this_process
 from attention_transfer.ui import bars
 
 

@@ -18,3 +18,8 @@ from attention_transfer.evaluation.network import load_classifier as load_classi
 from attention_transfer.evaluation.network import load_run as load_run
 from attention_transfer.evaluation.predict import predict as predict
 from attention_transfer.evaluation.predictions import Prediction as Prediction
+from attention_transfer.evaluation.profile import LayerProfile as LayerProfile
+from attention_transfer.evaluation.profile import attention_profile as attention_profile
+from attention_transfer.evaluation.similarity import HeadMatchings as HeadMatchings
+from attention_transfer.evaluation.similarity import Similarity as Similarity
+from attention_transfer.evaluation.similarity import similarity as similarity

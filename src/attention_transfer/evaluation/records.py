@@ -1,0 +1,121 @@
+"""Forward passes over images, and what was seen in them: attention calls, and Gram matrices of block outputs.
+
+Shapes: B images of a batch, L blocks, H heads, R query rows, M keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from attention_transfer.attention import attention_logits
+from attention_transfer.data import Normalise
+from attention_transfer.errors import UserError
+from attention_transfer.vit import AttentionCall, Indices, anatomy, capture, describe, select
+
+
+class ImageSequence(Protocol):
+    """Images by index: a list, or the `images` of a `Split`."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+
+    def __getitem__(self, index: int, /) -> Image.Image:
+        """The image at an index."""
+
+
+@dataclass(frozen=True, eq=False)
+class ForwardRecord:
+    """What one forward pass showed.
+
+    Attributes:
+        images: indices of the images of this batch.
+        calls: the attention of the chosen blocks, in order.
+        grams: inner products between the images' centred block outputs, flattened over tokens, float64 (L, B, B); empty
+            where they were not asked for.
+    """
+
+    images: range
+    calls: Sequence[AttentionCall]
+    grams: Tensor
+
+
+@torch.no_grad()
+def forward_records(
+    network: nn.Module,
+    vit: nn.Module,
+    images: ImageSequence,
+    *,
+    pixels: Callable[[Image.Image], Tensor],
+    layers: Indices = None,
+    batch: int = 16,
+    grams: bool = False,
+) -> Iterator[ForwardRecord]:
+    """Run a network on images, a batch at a time; nothing of a batch is kept after it was yielded.
+
+    Args:
+        network: what is run.
+        vit: the vision transformer in it that is looked at.
+        images: as many as one likes.
+        pixels: makes uint8 (channels, height, width) of an image, at the network's size.
+        layers: blocks that are looked at.
+        batch: images a forward pass.
+        grams: also compute the Gram matrices of the blocks' outputs.
+
+    Raises:
+        UserError: there are no images, the network is in training mode, or a layer is out of range.
+    """
+    if not len(images):
+        raise UserError("there are no images to run the network on; give at least one")
+    if network.training:
+        raise UserError("the network is in training mode, in which dropout changes its attention; call .eval() first")
+    device = next(network.parameters()).device
+    prepare = Normalise(describe(vit)).to(device)
+    blocks = anatomy(vit).blocks
+    chosen = select(layers, len(blocks), "layers")
+    for start in range(0, len(images), batch):
+        places = range(start, min(start + batch, len(images)))
+        inputs = prepare(torch.stack([pixels(images[i]) for i in places]).to(device))
+        found: dict[int, Tensor] = {}
+        with capture(vit, layers=chosen) as calls, ExitStack() as stack:
+            for layer in chosen if grams else ():
+                handle = blocks[layer].register_forward_hook(partial(_keep_gram, found, layer))
+                stack.callback(handle.remove)
+            network(inputs)
+        yield ForwardRecord(places, calls, torch.stack([found[i] for i in chosen]) if grams else torch.empty(0))
+
+
+def log_maps(calls: Sequence[AttentionCall], image: int, rows: Tensor) -> Tensor:
+    """Logarithms of some rows of one image's attention maps, (L, H, R, M), float32 or wider.
+
+    Args:
+        calls: the attention of L blocks.
+        image: index in the batch.
+        rows: indices of query tokens, (R,).
+    """
+    return torch.stack([_log_map(call, image, rows.to(call.q.device)) for call in calls])
+
+
+def _log_map(call: AttentionCall, image: int, rows: Tensor) -> Tensor:
+    wide = torch.promote_types(call.q.dtype, torch.float32)
+    k_HMD = call.k[image].to(wide)
+    mask = call.mask
+    if mask is not None:
+        mask = mask.broadcast_to(*call.q.shape[:-1], k_HMD.shape[-2])[image][:, rows]
+    logits_HRM = attention_logits(call.q[image][:, rows].to(wide), k_HMD, scale=call.scale, mask=mask)
+    return logits_HRM.log_softmax(dim=-1)
+
+
+def _keep_gram(found: dict[int, Tensor], layer: int, _block: nn.Module, _inputs: Any, output: Any) -> None:
+    tokens_BNC: Tensor = output if isinstance(output, Tensor) else output[0]
+    flat_BF = tokens_BNC.flatten(1).float()
+    # The debiased HSIC does not change with the features' mean, but a large one costs digits.
+    flat_BF = flat_BF - flat_BF.mean(dim=0)
+    found[layer] = (flat_BF @ flat_BF.T).double()

@@ -61,7 +61,7 @@ def attention_profile(
     *,
     vit: nn.Module | None = None,
     layers: Indices = None,
-    rows: Rows = 16,
+    rows: Rows = 8,
     batch: int = 16,
     seed: int = 0,
 ) -> tuple[LayerProfile, ...]:

@@ -100,7 +100,7 @@ def similarity(
     vit_a: nn.Module | None = None,
     vit_b: nn.Module | None = None,
     layers: Indices = None,
-    rows: Rows = 16,
+    rows: Rows = 8,
     batch: int = 16,
     seed: int = 0,
 ) -> Similarity:

@@ -1,5 +1,8 @@
 """Vision transformers seen from outside: capture, loading, description, students, and whether a pair fits."""
 
+from attention_transfer.vit.attribution import relevance as relevance
+from attention_transfer.vit.attribution import rollout as rollout
+from attention_transfer.vit.attribution import rollout_of as rollout_of
 from attention_transfer.vit.call import POOL as POOL
 from attention_transfer.vit.call import AttentionCall as AttentionCall
 from attention_transfer.vit.capture import capture as capture

@@ -12,6 +12,10 @@ from attention_transfer.evaluation.export import export as export
 from attention_transfer.evaluation.foreground import Looks as Looks
 from attention_transfer.evaluation.foreground import foreground as foreground
 from attention_transfer.evaluation.foreground import looks as looks
+from attention_transfer.evaluation.intervals import Estimate as Estimate
+from attention_transfer.evaluation.intervals import PairedDifference as PairedDifference
+from attention_transfer.evaluation.intervals import bca as bca
+from attention_transfer.evaluation.intervals import paired_difference as paired_difference
 from attention_transfer.evaluation.network import LoadedRun as LoadedRun
 from attention_transfer.evaluation.network import Network as Network
 from attention_transfer.evaluation.network import load_classifier as load_classifier
@@ -20,6 +24,8 @@ from attention_transfer.evaluation.predict import predict as predict
 from attention_transfer.evaluation.predictions import Prediction as Prediction
 from attention_transfer.evaluation.profile import LayerProfile as LayerProfile
 from attention_transfer.evaluation.profile import attention_profile as attention_profile
+from attention_transfer.evaluation.segmentation import Segmentation as Segmentation
+from attention_transfer.evaluation.segmentation import segment as segment
 from attention_transfer.evaluation.similarity import HeadMatchings as HeadMatchings
 from attention_transfer.evaluation.similarity import Similarity as Similarity
 from attention_transfer.evaluation.similarity import similarity as similarity

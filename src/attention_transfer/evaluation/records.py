@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from attention_transfer.attention import attention_logits
 from attention_transfer.data import Normalise
 from attention_transfer.errors import UserError
-from attention_transfer.vit import AttentionCall, Indices, anatomy, capture, describe, select
+from attention_transfer.vit import AttentionCall, Indices, ViTSpec, anatomy, capture, describe, select
 
 
 class ImageSequence(Protocol):
@@ -47,6 +47,26 @@ class ForwardRecord:
     grams: Tensor
 
 
+def input_batches(
+    network: nn.Module, spec: ViTSpec, images: ImageSequence, pixels: Callable[[Image.Image], Tensor], batch: int
+) -> Iterator[tuple[range, list[Image.Image], Tensor]]:
+    """Batches of indices, images, and a network's normalised input on its device.
+
+    Raises:
+        UserError: there are no images, or the network is in training mode.
+    """
+    if not len(images):
+        raise UserError("there are no images to run the network on; give at least one")
+    if network.training:
+        raise UserError("the network is in training mode, in which dropout changes what it does; call .eval() first")
+    device = next(network.parameters()).device
+    prepare = Normalise(spec).to(device)
+    for start in range(0, len(images), batch):
+        places = range(start, min(start + batch, len(images)))
+        pictures = [images[i] for i in places]
+        yield places, pictures, prepare(torch.stack([pixels(picture) for picture in pictures]).to(device))
+
+
 @torch.no_grad()
 def forward_records(
     network: nn.Module,
@@ -72,17 +92,9 @@ def forward_records(
     Raises:
         UserError: there are no images, the network is in training mode, or a layer is out of range.
     """
-    if not len(images):
-        raise UserError("there are no images to run the network on; give at least one")
-    if network.training:
-        raise UserError("the network is in training mode, in which dropout changes its attention; call .eval() first")
-    device = next(network.parameters()).device
-    prepare = Normalise(describe(vit)).to(device)
     blocks = anatomy(vit).blocks
     chosen = select(layers, len(blocks), "layers")
-    for start in range(0, len(images), batch):
-        places = range(start, min(start + batch, len(images)))
-        inputs = prepare(torch.stack([pixels(images[i]) for i in places]).to(device))
+    for places, _, inputs in input_batches(network, describe(vit), images, pixels, batch):
         found: dict[int, Tensor] = {}
         with capture(vit, layers=chosen) as calls, ExitStack() as stack:
             for layer in chosen if grams else ():

@@ -97,7 +97,7 @@ def paired_difference(a: Values, b: Values, *, resamples: int = 2000, seed: int 
     differing = differences[differences != 0]
     return PairedDifference(
         difference=bca(differences, resamples=resamples, seed=seed),
-        p=_sign_flip(differing, seed) if len(differing) else 1.0,
+        p=_sign_flip(differing, seed) if len(differing) > 1 else 1.0,
         images=len(differences),
         differing=len(differing),
     )

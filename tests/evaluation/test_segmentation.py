@@ -15,9 +15,18 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from attention_transfer import UserError, capture, describe, relevance, rollout
+from attention_transfer import (
+    AttentionTransfer,
+    Copy,
+    UserError,
+    capture,
+    describe,
+    relevance,
+    rollout,
+    student_like,
+)
 from attention_transfer.data import Normalise
-from attention_transfer.evaluation import paired_difference, segment
+from attention_transfer.evaluation import Network, paired_difference, segment
 
 Build = Callable[..., Any]
 Scenes = tuple[list[Image.Image], list[NDArray[np.uint8]]]
@@ -51,7 +60,8 @@ def head_maps(model: nn.Module, images: list[Image.Image], layer: int = -1) -> T
         model(inputs(model, images))
     logits, spec = calls[0].logits(), describe(model)
     row = logits[:, :, 0] if spec.class_token else logits[:, :, spec.prefix_tokens :].mean(dim=2)
-    return row.softmax(-1)[..., spec.prefix_tokens :].unflatten(-1, (6, 6))
+    maps: Tensor = row.softmax(-1)[..., spec.prefix_tokens :].unflatten(-1, (6, 6))
+    return maps
 
 
 def smallest_set(attention: Tensor, mass: float) -> Tensor:
@@ -61,7 +71,7 @@ def smallest_set(attention: Tensor, mass: float) -> Tensor:
     kept = values.cumsum(0) > 1 - mass
     found = torch.zeros(len(flat), dtype=torch.bool)
     found[order] = kept
-    return found.view_as(attention)
+    return found.view(attention.shape)
 
 
 def jaccard(found: NDArray[np.bool_], mask: NDArray[np.uint8], value: int, void: bool) -> float:
@@ -121,7 +131,7 @@ def test_every_protocol_is_what_counting_pixels_gives(
     for name, merged in (("merged-mean", maps.mean(1, keepdim=True)), ("merged-max", maps.amax(1, keepdim=True))):
         assert found.per_image[name] == pytest.approx([row[0] for row in scores(merged, masks, mass, void)], abs=1e-9)
     training = np.mean(scores(head_maps(model, learnt[0], layer), learnt[1], mass, void), axis=0)[:-1]
-    assert found.head == training.argmax()
+    assert found.head is not None and found.head == training.argmax()
     assert found.per_image["fixed-head"] == pytest.approx([row[found.head] for row in expected], abs=1e-9)
     assert found.scores["dino"].value == pytest.approx(np.mean([row[-1] for row in expected]))
     best, fixed = found.scores["dino"].value, found.scores["fixed-head"].value
@@ -174,6 +184,14 @@ def test_255_may_be_an_object(tiny_vit: Build) -> None:
     mask[4:12, 5:20] = 255
     found = segment(model, images[2:3], [mask], void=None)[0]
     assert found.per_image == segment(model, images[2:3], [mask > 0])[0].per_image
+
+
+def test_a_copied_student_finds_what_its_teacher_finds(tiny_vit: Build) -> None:
+    teacher, (images, masks) = colour_vit(tiny_vit), scenes()
+    student = student_like(teacher, num_classes=3).eval()
+    network = Network(AttentionTransfer(teacher, student, [Copy()])).eval()
+    found = segment(network, images, masks, vit=student)[0]
+    assert found.per_image == segment(teacher, images, masks)[0].per_image
 
 
 def test_mistakes_are_said(tiny_vit: Build) -> None:

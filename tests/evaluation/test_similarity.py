@@ -17,10 +17,11 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
+from torchvision.models import VisionTransformer as TorchvisionViT
 
-from attention_transfer import UserError, capture
+from attention_transfer import AttentionTransfer, Copy, UserError, capture, student_like
 from attention_transfer.data import Normalise, eval_pixels
-from attention_transfer.evaluation import attention_profile, similarity
+from attention_transfer.evaluation import Network, attention_profile, similarity
 from attention_transfer.evaluation.cka import MinibatchCKA, hsic
 from attention_transfer.evaluation.similarity import match_heads
 from attention_transfer.vit import describe
@@ -57,7 +58,7 @@ def js(p: Array, q: Array) -> float:
 def mean_over(divergence: Callable[[Array, Array], float], p: Array, q: Array) -> float:
     """Over images and rows of maps (images, rows, keys)."""
     count = p.shape[0] * p.shape[1]
-    return sum(divergence(p[i, r], q[i, r]) for i in range(p.shape[0]) for r in range(p.shape[1])) / count
+    return sum((divergence(p[i, r], q[i, r]) for i in range(p.shape[0]) for r in range(p.shape[1])), 0.0) / count
 
 
 @pytest.mark.parametrize("divergence", [js, kl])
@@ -212,9 +213,39 @@ def test_a_patch_that_everything_attends_to_is_a_sink(tiny_vit: Build, unfused_m
 def test_heads_are_matched_where_the_best_is_taken_twice() -> None:
     pairs = np.array([[[[0.1, 0.5]], [[0.2, 0.9]]]])  # both heads are nearest to head 0
     found = match_heads(pairs, np.array([[0.3]]))
-    assert found.best == ((pytest.approx(0.15),),)
-    assert found.optimal == ((pytest.approx(0.35),),)
-    assert found.same == ((pytest.approx(0.5),),)
+    assert found.same is not None
+    assert found.best[0] == pytest.approx([0.15])
+    assert found.optimal[0] == pytest.approx([0.35])
+    assert found.same[0] == pytest.approx([0.5])
+
+
+def test_networks_of_unlike_libraries_are_compared() -> None:
+    transformers = pytest.importorskip("transformers")
+    size: dict[str, int] = {"image_size": 8, "patch_size": 4}
+    a = TorchvisionViT(**size, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=16).eval()
+    options = {"hidden_size": 32, "intermediate_size": 16, "num_hidden_layers": 3, "num_attention_heads": 4}
+    b = transformers.ViTModel(transformers.ViTConfig(**size, **options)).eval()
+    found = similarity(a, b, pictures(5), batch=5)
+    assert (found.tokens, found.js.same) == ("all", None)
+    assert np.shape(found.js.best) == np.shape(found.cka) == (2, 3)
+    assert np.isfinite(found.cka).all()
+
+
+def test_a_copied_student_has_its_teachers_attention(tiny_vit: Build) -> None:
+    teacher = tiny_vit()
+    student = student_like(teacher, num_classes=3).eval()
+    network = Network(AttentionTransfer(teacher, student, [Copy()])).eval()
+    found = similarity(teacher, network, pictures(2), vit_b=student)
+    assert found.js.same is not None
+    assert np.diagonal(found.js.same) == pytest.approx([0, 0, 0], abs=1e-6)
+    assert np.diagonal(similarity(teacher, student, pictures(2)).js.averaged).min() > 1e-3
+
+
+def test_half_precision_networks_run_in_their_own(tiny_vit: Build) -> None:
+    a, b = tiny_vit(), tiny_vit().bfloat16()
+    found = similarity(a, b, pictures(2))
+    assert found.js.same is not None
+    assert 0 < found.js.same[0][0] < 0.02
 
 
 def test_mistakes_are_said(tiny_vit: Build) -> None:

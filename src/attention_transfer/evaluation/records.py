@@ -59,12 +59,13 @@ def input_batches(
         raise UserError("there are no images to run the network on; give at least one")
     if network.training:
         raise UserError("the network is in training mode, in which dropout changes what it does; call .eval() first")
-    device = next(network.parameters()).device
-    prepare = Normalise(spec).to(device)
+    weights = next(p for p in network.parameters() if p.is_floating_point())
+    prepare = Normalise(spec).to(weights.device)
     for start in range(0, len(images), batch):
         places = range(start, min(start + batch, len(images)))
         pictures = [images[i] for i in places]
-        yield places, pictures, prepare(torch.stack([pixels(picture) for picture in pictures]).to(device))
+        inputs = prepare(torch.stack([pixels(picture) for picture in pictures]).to(weights.device))
+        yield places, pictures, inputs.to(weights.dtype)
 
 
 @torch.no_grad()

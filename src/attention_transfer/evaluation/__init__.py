@@ -21,6 +21,7 @@ from attention_transfer.evaluation.intervals import PairedDifference as PairedDi
 from attention_transfer.evaluation.intervals import bca as bca
 from attention_transfer.evaluation.intervals import paired_difference as paired_difference
 from attention_transfer.evaluation.metrics import ClassificationScores as ClassificationScores
+from attention_transfer.evaluation.metrics import ImageScores as ImageScores
 from attention_transfer.evaluation.metrics import ReliabilityBin as ReliabilityBin
 from attention_transfer.evaluation.metrics import classification as classification
 from attention_transfer.evaluation.metrics import image_scores as image_scores

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from attention_transfer import (
     student_like,
 )
 from attention_transfer.data import Normalise
-from attention_transfer.evaluation import Network, paired_difference, segment
+from attention_transfer.evaluation import MaskFiles, Network, paired_difference, segment
 
 Build = Callable[..., Any]
 Scenes = tuple[list[Image.Image], list[NDArray[np.uint8]]]
@@ -184,6 +185,22 @@ def test_255_may_be_an_object(tiny_vit: Build) -> None:
     mask[4:12, 5:20] = 255
     found = segment(model, images[2:3], [mask], void=None)[0]
     assert found.per_image == segment(model, images[2:3], [mask > 0])[0].per_image
+
+
+def test_masks_are_read_from_palette_and_grey_files(tiny_vit: Build, tmp_path: Path) -> None:
+    model, (images, masks) = colour_vit(tiny_vit), scenes()
+    paths = [tmp_path / f"{i}.png" for i in range(4)]
+    for i, (path, mask) in enumerate(zip(paths, masks, strict=True)):
+        file = Image.fromarray(mask)
+        if i % 2:
+            file = file.convert("P")
+            file.putdata(mask.flatten().tolist())
+            file.putpalette(list(range(255, -1, -1)) * 3)
+        file.save(path)
+    assert segment(model, images, MaskFiles(paths)) == segment(model, images, masks)
+    images[0].save(paths[0])
+    with pytest.raises(UserError, match=r"0\.png is in colour"):
+        segment(model, images, MaskFiles(paths))
 
 
 def test_a_copied_student_finds_what_its_teacher_finds(tiny_vit: Build) -> None:

@@ -210,6 +210,24 @@ def test_a_patch_that_everything_attends_to_is_a_sink(tiny_vit: Build, unfused_m
     assert max(count for image in expected for _, count in image) == 1
 
 
+def test_patches_of_high_norm_are_counted(tiny_vit: Build) -> None:
+    model, images = tiny_vit(img_size=24), pictures(3, 24)
+    with torch.no_grad():
+        model.pos_embed[:, 8:11] *= 40
+    shares: list[list[float]] = []
+    for block in model.blocks:
+        outputs: list[Tensor] = []
+        hook = block.register_forward_hook(lambda m, i, o, kept=outputs: kept.append(o))
+        with torch.no_grad():
+            model(inputs(model, images))
+        hook.remove()
+        norms = np.linalg.norm(outputs[0][:, 1:].numpy(), axis=-1)
+        shares.append([float(np.mean([x > 3 * sorted(image)[17] for x in image])) for image in norms])
+    found = [profile.high_norm for profile in attention_profile(model, images, rows=1)]
+    assert found == pytest.approx([np.mean(image) for image in shares])
+    assert found[0] == pytest.approx(3 / 36)
+
+
 def test_heads_are_matched_where_the_best_is_taken_twice() -> None:
     pairs = np.array([[[[0.1, 0.5]], [[0.2, 0.9]]]])  # both heads are nearest to head 0
     found = match_heads(pairs, np.array([[0.3]]))

@@ -11,7 +11,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from attention_transfer import UserError, describe, relevance, rollout
+from attention_transfer import AttentionTransfer, Copy, UserError, describe, relevance, rollout, student_like
 
 Build = Callable[..., Any]
 Maps = Callable[[nn.Module, Tensor], list[Tensor]]
@@ -93,6 +93,17 @@ def test_torchvisions_attention_and_weights_gradients_stay(images: Tensor) -> No
     found = relevance(model, images.expand(-1, 3, -1, -1), 1)
     assert found.shape == (4, 2, 2) and bool((found >= 0).all()) and float(found.sum()) > 0
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_copied_student_has_a_rollout_but_no_relevance(tiny_vit: Build, images: Tensor, tapped: Tapped) -> None:
+    teacher = tiny_vit()
+    student = student_like(teacher, num_classes=3).eval()
+    transfer = AttentionTransfer(teacher, student, [Copy()]).eval()
+    torch.testing.assert_close(rollout(transfer, images, vit=student), rollout(teacher, images))
+    held = tapped(student)
+    with pytest.raises(UserError):
+        relevance(transfer, images, vit=student)
+    assert tapped(student) == held
 
 
 def test_mistakes_are_said(tiny_vit: Build, images: Tensor) -> None:

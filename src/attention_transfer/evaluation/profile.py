@@ -25,6 +25,9 @@ MASS = 0.95
 SINK = 10.0
 """A patch is a sink where it gets this many times its even share of the attention, on average over rows and heads."""
 
+HIGH_NORM = 3.0
+"""A patch is an artefact where the norm of its block output is this many times the median of the image's patches."""
+
 _TILE = 16  # rows of all blocks that are in memory at once
 _CHUNK = 1 << 17  # elements of a product that stay in a core's cache
 
@@ -43,6 +46,8 @@ class LayerProfile:
         prefix_mass: what a row gives to prefix tokens (class, distillation, registers), in [0, 1].
         sink_mass: what a row gives to patches that are sinks, in [0, 1].
         sinks: how many patches of an image are sinks.
+        high_norm: share of the patches whose output norm is more than 3 times the median of its image, in [0, 1]:
+            artefacts, which hold facts of the whole image in place of their own (Darcet et al. 2024).
     """
 
     layer: int
@@ -53,6 +58,7 @@ class LayerProfile:
     prefix_mass: float
     sink_mass: float
     sinks: float
+    high_norm: float
 
 
 def attention_profile(
@@ -88,7 +94,7 @@ def attention_profile(
             for place, image in enumerate(record.images):
                 for tile in row_tiles(rows, spec.sequence, seed, image):
                     sums.add(log_maps(record.calls, place, tile), tile)
-                sums.end_image()
+                sums.end_image(record.norms[:, place])
     return sums.profiles(select(layers, spec.depth, "layers"))
 
 
@@ -148,9 +154,11 @@ class ProfileSums:
         self._column_sums = columns if self._column_sums is None else self._column_sums + columns
         self._column_rows += p.shape[2]
 
-    def end_image(self) -> None:
-        """Close an image, all of whose rows were added: its sinks can be told now."""
+    def end_image(self, norms_LN: Tensor) -> None:
+        """Close an image, all of whose rows were added, with the norms of its tokens in the blocks' outputs."""
         assert self._column_sums is not None
+        norms = norms_LN[:, self.spec.tokens.patches(norms_LN.shape[-1])]
+        self._add("high_norm", (norms > HIGH_NORM * norms.median(dim=-1, keepdim=True).values).to(norms.dtype))
         got_LM = self._column_sums / self._column_rows
         patches = got_LM[:, self.spec.tokens.patches(got_LM.shape[-1])]
         sinks = patches > SINK / got_LM.shape[-1]

@@ -1,6 +1,6 @@
-"""Forward passes over images, and what was seen in them: attention calls, and Gram matrices of block outputs.
+"""Forward passes over images, and what was seen in them: attention calls, and figures of the blocks' outputs.
 
-Shapes: B images of a batch, L blocks, H heads, R query rows, M keys.
+Shapes: B images of a batch, L blocks, H heads, N tokens, R query rows, M keys.
 """
 
 from __future__ import annotations
@@ -38,13 +38,14 @@ class ForwardRecord:
     Attributes:
         images: indices of the images of this batch.
         calls: the attention of the chosen blocks, in order.
-        grams: inner products between the images' centred block outputs, flattened over tokens, float64 (L, B, B); empty
-            where they were not asked for.
+        grams: inner products between the images' centred block outputs, flattened over tokens, float64 (L, B, B).
+        norms: of the tokens in the blocks' outputs, float32 (L, B, N).
     """
 
     images: range
     calls: Sequence[AttentionCall]
     grams: Tensor
+    norms: Tensor
 
 
 def input_batches(
@@ -77,7 +78,6 @@ def forward_records(
     pixels: Callable[[Image.Image], Tensor],
     layers: Indices = None,
     batch: int = 16,
-    grams: bool = False,
 ) -> Iterator[ForwardRecord]:
     """Run a network on images, a batch at a time; nothing of a batch is kept after it was yielded.
 
@@ -88,7 +88,6 @@ def forward_records(
         pixels: makes uint8 (channels, height, width) of an image, at the network's size.
         layers: blocks that are looked at.
         batch: images a forward pass.
-        grams: also compute the Gram matrices of the blocks' outputs.
 
     Raises:
         UserError: there are no images, the network is in training mode, or a layer is out of range.
@@ -96,13 +95,14 @@ def forward_records(
     blocks = anatomy(vit).blocks
     chosen = select(layers, len(blocks), "layers")
     for places, _, inputs in input_batches(network, describe(vit), images, pixels, batch):
-        found: dict[int, Tensor] = {}
+        grams: list[Tensor] = []
+        norms: list[Tensor] = []
         with capture(vit, layers=chosen) as calls, ExitStack() as stack:
-            for layer in chosen if grams else ():
-                handle = blocks[layer].register_forward_hook(partial(_keep_gram, found, layer))
+            for layer in chosen:
+                handle = blocks[layer].register_forward_hook(partial(_measure_output, grams, norms))
                 stack.callback(handle.remove)
             network(inputs)
-        yield ForwardRecord(places, calls, torch.stack([found[i] for i in chosen]) if grams else torch.empty(0))
+        yield ForwardRecord(places, calls, torch.stack(grams), torch.stack(norms))
 
 
 def log_maps(calls: Sequence[AttentionCall], image: int, rows: Tensor) -> Tensor:
@@ -126,9 +126,11 @@ def _log_map(call: AttentionCall, image: int, rows: Tensor) -> Tensor:
     return logits_HRM.log_softmax(dim=-1)
 
 
-def _keep_gram(found: dict[int, Tensor], layer: int, _block: nn.Module, _inputs: Any, output: Any) -> None:
-    tokens_BNC: Tensor = output if isinstance(output, Tensor) else output[0]
-    flat_BF = tokens_BNC.flatten(1).float()
+def _measure_output(
+    grams: list[Tensor], norms: list[Tensor], _block: nn.Module, _inputs: Any, output: Tensor | Sequence[Tensor]
+) -> None:
+    tokens_BND = (output if isinstance(output, Tensor) else output[0]).float()
     # The debiased HSIC does not change with the features' mean, but a large one costs digits.
-    flat_BF = flat_BF - flat_BF.mean(dim=0)
-    found[layer] = (flat_BF @ flat_BF.T).double()
+    centred_BF = (tokens_BND - tokens_BND.mean(dim=0)).flatten(1)
+    grams.append((centred_BF @ centred_BF.T).double())
+    norms.append(tokens_BND.norm(dim=-1))

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -46,6 +47,29 @@ class MaskSequence(Protocol):
 
     def __getitem__(self, index: int, /) -> NDArray[Any]:
         """The mask at an index, of integers or bool."""
+
+
+@dataclass(frozen=True)
+class MaskFiles:
+    """Masks in image files of one channel: palettes (as VOC's) and grey levels count as the numbers that they are.
+
+    Attributes:
+        paths: the files, in the order of the images.
+    """
+
+    paths: Sequence[Path]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> NDArray[Any]:
+        with Image.open(self.paths[index]) as file:
+            mask = np.asarray(file)
+        if mask.ndim != 2:
+            raise UserError(
+                f"{self.paths[index]} is in colour; give masks with one number a pixel (a palette, or grey)"
+            )
+        return mask
 
 
 @dataclass(frozen=True)

@@ -134,7 +134,7 @@ def similarity(
 
     def records(network: nn.Module, vit: nn.Module, spec: ViTSpec) -> Iterator[ForwardRecord]:
         pixels = eval_pixels(spec)
-        return forward_records(network, vit, images, pixels=pixels, layers=layers, batch=batch, grams=True)
+        return forward_records(network, vit, images, pixels=pixels, layers=layers, batch=batch)
 
     for seen_a, seen_b in zip(records(a, vit_a, spec_a), records(b, vit_b, spec_b), strict=True):
         cka.add(seen_a.grams, seen_b.grams.to(seen_a.grams.device))
@@ -149,8 +149,8 @@ def similarity(
                         m[..., s].log_softmax(dim=-1) for m, s in ((maps_a, shared_a), (maps_b, shared_b))
                     )
                 pairs.add(maps_a, maps_b.to(maps_a))
-            sums_a.end_image()
-            sums_b.end_image()
+            sums_a.end_image(seen_a.norms[:, place])
+            sums_b.end_image(seen_b.norms[:, place])
     js, kl = pairs.result()
     layers_a, layers_b = (select(layers, spec.depth, "layers") for spec in (spec_a, spec_b))
     alignment = cka.result()

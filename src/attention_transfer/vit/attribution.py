@@ -91,8 +91,8 @@ def relevance(
         Not negative, float32 or wider, (B, R, C). The gradients of the model's weights stay as they are.
 
     Raises:
-        UserError: the model has no such class, is no plain vision transformer, or has no class token where one is asked
-            for.
+        UserError: the model has no such class, is no plain vision transformer, has no class token where one is asked
+            for, or its attention is replaced by an `AttentionTransfer`, whose teacher's maps no class depends on.
     """
     vit = model if vit is None else vit
     spec = describe(vit)

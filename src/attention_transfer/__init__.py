@@ -74,6 +74,8 @@ if TYPE_CHECKING:
     from attention_transfer.vit import check_transfer as check_transfer
     from attention_transfer.vit import describe as describe
     from attention_transfer.vit import load_vit as load_vit
+    from attention_transfer.vit import relevance as relevance
+    from attention_transfer.vit import rollout as rollout
     from attention_transfer.vit import student_from as student_from
     from attention_transfer.vit import student_like as student_like
 

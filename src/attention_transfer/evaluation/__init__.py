@@ -19,6 +19,28 @@ if TYPE_CHECKING:
     from attention_transfer.evaluation.export import ExportReport as ExportReport
     from attention_transfer.evaluation.foreground import Looks as Looks
     from attention_transfer.evaluation.foreground import looks as looks
+    from attention_transfer.evaluation.frozen import LinearProbe as LinearProbe
+    from attention_transfer.evaluation.frozen import frozen_features as frozen_features
+    from attention_transfer.evaluation.frozen import knn as knn
+    from attention_transfer.evaluation.frozen import linear_probe as linear_probe
+    from attention_transfer.evaluation.intervals import Estimate as Estimate
+    from attention_transfer.evaluation.intervals import PairedDifference as PairedDifference
+    from attention_transfer.evaluation.intervals import bca as bca
+    from attention_transfer.evaluation.intervals import paired_difference as paired_difference
+    from attention_transfer.evaluation.metrics import ClassificationScores as ClassificationScores
+    from attention_transfer.evaluation.metrics import ImageScores as ImageScores
+    from attention_transfer.evaluation.metrics import ReliabilityBin as ReliabilityBin
+    from attention_transfer.evaluation.metrics import classification as classification
+    from attention_transfer.evaluation.metrics import image_scores as image_scores
+    from attention_transfer.evaluation.metrics import reliability as reliability
     from attention_transfer.evaluation.predictions import Prediction as Prediction
+    from attention_transfer.evaluation.profile import LayerProfile as LayerProfile
+    from attention_transfer.evaluation.profile import attention_profile as attention_profile
+    from attention_transfer.evaluation.segmentation import MaskFiles as MaskFiles
+    from attention_transfer.evaluation.segmentation import Segmentation as Segmentation
+    from attention_transfer.evaluation.segmentation import segment as segment
+    from attention_transfer.evaluation.similarity import HeadMatchings as HeadMatchings
+    from attention_transfer.evaluation.similarity import Similarity as Similarity
+    from attention_transfer.evaluation.similarity import similarity as similarity
 
 __all__, __getattr__ = lazily(__name__)

@@ -18,7 +18,7 @@ from torchvision.transforms import v2
 from attention_transfer.config.mixing import Mixing
 from attention_transfer.errors import UserError
 from attention_transfer.transfer import AttentionTransfer, TransferOutput
-from attention_transfer.vit import AttentionCall, Tokens, ViTSpec, describe
+from attention_transfer.vit import AttentionCall, Tokens, ViTSpec, describe, hook_attention
 
 
 class MixedTargets(NamedTuple):

@@ -7,6 +7,9 @@ from attention_transfer.attention import Tokens as Tokens
 from attention_transfer.config.choices import Part as Part
 from attention_transfer.config.choices import Pool as Pool
 from attention_transfer.config.choices import wrong_choices as wrong_choices
+from attention_transfer.vit.attribution import relevance as relevance
+from attention_transfer.vit.attribution import rollout as rollout
+from attention_transfer.vit.attribution import rollout_of as rollout_of
 from attention_transfer.vit.capture import AttentionProbe as AttentionProbe
 from attention_transfer.vit.capture import OutputWatch as OutputWatch
 from attention_transfer.vit.capture import Watched as Watched

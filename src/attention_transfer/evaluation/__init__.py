@@ -20,5 +20,5 @@ if TYPE_CHECKING:
     from attention_transfer.evaluation.network import load_classifier as load_classifier
     from attention_transfer.evaluation.network import load_run as load_run
     from attention_transfer.evaluation.predictions import Prediction as Prediction
-
-__all__, __getattr__ = lazily(__name__)
+else:
+    __all__, __getattr__ = lazily(__name__)

@@ -91,8 +91,8 @@ def test_a_verb_has_the_signature_of_its_settings() -> None:
 
 def test_every_setting_of_every_verb_says_what_it_is() -> None:
     for found in VERBS.values():
-        for name, setting in options_of(found.config).items():  # type: ignore[arg-type] # a dataclass
+        for name, setting in options_of(found.config).items():
             top, _, inner = name.partition(".")
-            group = options_of(found.config)[top].group  # type: ignore[arg-type]
-            docs = docs_of(group) if inner and group else docs_of(found.config)  # type: ignore[arg-type]
+            group = options_of(found.config)[top].group
+            docs = docs_of(group) if inner and group else docs_of(found.config)
             assert docs.get(inner or top, "").endswith("."), (found.name, setting)

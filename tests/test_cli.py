@@ -132,7 +132,7 @@ def test_a_flag_imports_no_rule_that_is_not_known() -> None:
 
 
 def test_every_verb_with_a_device_takes_all_of_them(capsys: pytest.CaptureFixture[str]) -> None:
-    for name in [name for name, verb in VERBS.items() if "device" in options_of(verb.config)]:  # type: ignore[arg-type]
+    for name in [name for name, verb in VERBS.items() if "device" in options_of(verb.config)]:
         with pytest.raises(SystemExit):
             parse([name, "--help"])
         assert "--device auto|cpu|cuda|mps" in capsys.readouterr().out, name
@@ -315,7 +315,7 @@ def test_the_help_of_a_preset_shows_its_own_recipe(
 def test_the_flags_are_these() -> None:
     """A new flag is a promise: it changes this list, the docs and the changelog together."""
     flags = {
-        name: {f"--{option.replace('_', '-')}" for option in options_of(verb.config)  # type: ignore[arg-type]
+        name: {f"--{option.replace('_', '-')}" for option in options_of(verb.config)
                if "." not in option and option not in ("recipe", *verb.words)}
         for name, verb in VERBS.items()
     }  # fmt: skip

@@ -11,9 +11,8 @@ import re
 from collections.abc import Callable
 from dataclasses import MISSING
 from pathlib import Path
-from typing import Any
 
-from attention_transfer.config.base import Config, Setting, docs_of, holds_rules, settings_of
+from attention_transfer.config.base import Setting, docs_of, holds_rules, settings_of
 from attention_transfer.config.recipe import Recipe
 from attention_transfer.help_text import default_words, type_words
 from attention_transfer.verbs import VERBS
@@ -26,13 +25,13 @@ _TABLE = re.compile(r"<!-- (flags|config|group): (\w+) -->\n.*?<!-- end -->", re
 def flags(name: str) -> str:
     """A row for each flag of a verb."""
     verb = VERBS[name]
-    rows = [_row(_flag(s, verb.words), docs_of(_config(name))[s.name], s) for s in settings_of(_config(name)).values()]
+    rows = [_row(_flag(s, verb.words), docs_of(verb.config)[s.name], s) for s in settings_of(verb.config).values()]
     return _table("flag", rows)
 
 
 def config(name: str) -> str:
     """A row for each name in a run's `config.yaml`."""
-    kind = _config(name)
+    kind = VERBS[name].config
     left = kind.kept_elsewhere
     rows = [_row(f"`{s.name}`", docs_of(kind)[s.name], s) for s in settings_of(kind).values() if s.name not in left]
     return _table("name", rows)
@@ -53,11 +52,6 @@ def written(page: str) -> str:
         return f"<!-- {found[1]}: {found[2]} -->\n{makers[found[1]](found[2])}\n<!-- end -->"
 
     return _TABLE.sub(table, page)
-
-
-def _config(name: str) -> type[Config]:
-    kind: Any = VERBS[name].config  # a dataclass, called by its fields
-    return kind  # type: ignore[no-any-return]
 
 
 def _flag(setting: Setting, words: tuple[str, ...]) -> str:

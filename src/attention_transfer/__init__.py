@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 from attention_transfer.lazy import lazily
 
+__all__: list[str]
+
 if TYPE_CHECKING:
     from attention_transfer.attention import attention_cross_entropy as attention_cross_entropy
     from attention_transfer.attention import attention_js as attention_js
@@ -78,5 +80,5 @@ if TYPE_CHECKING:
     from attention_transfer.vit import rollout as rollout
     from attention_transfer.vit import student_from as student_from
     from attention_transfer.vit import student_like as student_like
-
-__all__, __getattr__ = lazily(__name__)
+else:
+    __all__, __getattr__ = lazily(__name__)

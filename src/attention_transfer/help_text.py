@@ -49,12 +49,12 @@ def of_verb(verb: Verb[..., object], group_default: Callable[[str], Any]) -> str
     lines = [f"Usage: attention-transfer {verb.name} {loose + ' ' if loose else ''}[flags]", ""]
     lines += _wrapped(str(verb.__doc__).split("\n\nReturns:", 1)[0])
     if verb.words:
-        docs = docs_of(verb.config)  # type: ignore[arg-type] # a dataclass
+        docs = docs_of(verb.config)
         lines += ["", *_columns({name.upper(): docs[name] for name in verb.words})]
     lines += ["", "Flags:", *_columns(_OF_ALL)]
-    for name, setting in settings_of(verb.config).items():  # type: ignore[arg-type] # a dataclass
+    for name, setting in settings_of(verb.config).items():
         if name not in verb.words:
-            lines += _flags(name, setting, docs_of(verb.config)[name], group_default)  # type: ignore[arg-type]
+            lines += _flags(name, setting, docs_of(verb.config)[name], group_default)
     return "\n".join(lines)
 
 

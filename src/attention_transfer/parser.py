@@ -54,8 +54,7 @@ class _Command:
     """The words and files of one command, as values of its verb's settings."""
 
     def __init__(self, verb: Verb[..., object], problems: list[str]) -> None:
-        self.kind: type[Config] = verb.config  # type: ignore[assignment] # a dataclass, called by its fields
-        self.verb, self.problems = verb, problems
+        self.verb, self.kind, self.problems = verb, verb.config, problems
         self.options = options_of(self.kind)
         self.given: dict[str, Any] = {}
         self.rules: dict[str, list[dict[str, Any]]] = {}

@@ -13,7 +13,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import cache
-from importlib.metadata import entry_points
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
@@ -71,8 +70,8 @@ class Verb(Generic[P, R]):
         resumes: bool = False,
         extra: str = "",
     ) -> None:
-        self.config, self.body, self.name, self.words, self.resumes = config, body, name, words, resumes
-        self.extra = extra
+        self.config: type[Config] = config  # type: ignore[assignment] # a class is called by its fields, as P says
+        self.body, self.name, self.words, self.resumes, self.extra = body, name, words, resumes, extra
         self.__name__, self.__doc__, self.__wrapped__ = body.__name__, inspect.getdoc(body), body
         self.__signature__ = inspect.signature(config).replace(return_annotation=body.__annotations__["return"])
 
@@ -320,6 +319,8 @@ VERBS: dict[str, Verb[..., Any]] = {own.name: own for own in _OWN}
 @cache
 def of_other_packages() -> dict[str, Verb[..., Any]]:
     """Verbs that other packages registered, by name."""
+    from importlib.metadata import entry_points  # which takes longer than all else here
+
     found: dict[str, Verb[..., Any]] = {}
     for entry in entry_points(group=GROUP):
         loaded = entry.load() if entry.name not in VERBS else None

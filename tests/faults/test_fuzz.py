@@ -277,7 +277,7 @@ def _options() -> dict[str, list[str]]:
     """The flags of each verb."""
     own = ["--help", "--config", "--print_config", "--rules+", "--rules.weight", "--rules.help"]
     return {
-        name: [*own, *(f"--{option.replace('_', '-')}" for option in options_of(verb.config))]  # type: ignore[arg-type]
+        name: [*own, *(f"--{option.replace('_', '-')}" for option in options_of(verb.config))]
         for name, verb in VERBS.items()
     }
 

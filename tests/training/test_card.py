@@ -12,7 +12,8 @@ from huggingface_hub import ModelCard
 from torch import nn
 
 from attention_transfer import PRESETS, describe
-from attention_transfer.training import Recipe, rule_config
+from attention_transfer.config.base import rule_as_data
+from attention_transfer.training import Recipe
 from attention_transfer.training.card import interval, model_card
 
 SUMMARY: dict[str, Any] = {
@@ -37,7 +38,7 @@ def _config(preset: str = "copy", **options: Any) -> dict[str, Any]:
         "init": method.init,
         "init_parts": list(method.init_parts),
         "trained": list(method.trained),
-        "rules": [rule_config(rule) for rule in method.rules],
+        "rules": [rule_as_data(rule) for rule in method.rules],
         "recipe": {**asdict(Recipe()), "lr": 0.0123},
         **options,
     }

@@ -11,10 +11,11 @@ import pytest
 import yaml
 
 from attention_transfer import Distill, Recipe, Run, UserError, train
+from attention_transfer.config.base import rule_as_data
 from attention_transfer.engine.loop import Loop
 from attention_transfer.errors import Interrupted
 from attention_transfer.plain_yaml import read_mapping
-from attention_transfer.training import read_metrics, rule_config
+from attention_transfer.training import read_metrics
 
 RELEASED = Path(__file__).parent / "released"
 RECIPE = Recipe(epochs=4, batch_size=10, validate_every=1, lr=3e-3, workers=0)
@@ -81,7 +82,7 @@ def test_an_unfinished_run_that_lacks_settings_of_today_goes_on(
 def test_a_run_whose_weights_had_another_meaning_is_not_gone_on_with(run: Path) -> None:
     """Losses were sums over layers, and are means since: the rest of the run would have another loss."""
     config = read_mapping(run / "config.yaml")
-    config["rules"] = [rule_config(Distill(weight=1.0))]
+    config["rules"] = [rule_as_data(Distill(weight=1.0))]
     (run / "config.yaml").write_text(yaml.safe_dump(config | {"preset": "distill"}))
     with pytest.raises(UserError, match=r"an earlier version began the run .* finish it with that version"):
         train("distill", teacher="teacher", shots=2, recipe=RECIPE, rules=[Distill(weight=1.0)], loggers=[], out="run")

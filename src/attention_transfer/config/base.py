@@ -110,6 +110,11 @@ def members(kind: Any) -> tuple[Any, ...]:
 
 def docs_of(kind: type) -> dict[str, str]:
     """The docstrings below the fields of a dataclass and its bases, by name."""
+    return _docs_of(kind)
+
+
+@cache
+def _docs_of(kind: type) -> dict[str, str]:
     found: dict[str, str] = {}
     for base in reversed(kind.__mro__):
         if not is_dataclass(base):

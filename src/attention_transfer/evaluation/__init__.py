@@ -42,5 +42,5 @@ if TYPE_CHECKING:
     from attention_transfer.evaluation.similarity import HeadMatchings as HeadMatchings
     from attention_transfer.evaluation.similarity import Similarity as Similarity
     from attention_transfer.evaluation.similarity import similarity as similarity
-
-__all__, __getattr__ = lazily(__name__)
+else:
+    __all__, __getattr__ = lazily(__name__)

@@ -32,5 +32,5 @@ if TYPE_CHECKING:
     from attention_transfer.training.run_folder import differences as differences
     from attention_transfer.training.train import Run as Run
     from attention_transfer.transfer.rule_data import read_rules as read_rules
-
-__all__, __getattr__ = lazily(__name__)
+else:
+    __all__, __getattr__ = lazily(__name__)

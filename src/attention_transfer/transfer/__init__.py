@@ -27,5 +27,5 @@ if TYPE_CHECKING:
     from attention_transfer.transfer.rule import OperandRule as OperandRule
     from attention_transfer.transfer.rule import Rule as Rule
     from attention_transfer.transfer.rule import Seen as Seen
-
-__all__, __getattr__ = lazily(__name__)  # so that rules can be looked up by name without loading torch
+else:
+    __all__, __getattr__ = lazily(__name__)  # so that rules can be looked up by name without loading torch

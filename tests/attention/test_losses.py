@@ -439,7 +439,8 @@ def test_logits_of_ten_thousand_neither_overflow_nor_lose_the_row(loss: Loss, im
     value, gradients = value_and_gradients(lambda *qk: loss(*qk, impl=impl), inputs)
     expected = naive(loss, inputs, (None, None), (None, None))
     # Weights are 0, 1 or equal; a distance in nats is rounded as the logits are, and theirs as their squares.
-    largest = {attention_cross_entropy: 2e4, attention_kl: 2e4, logit_l2: 4e8}.get(loss, 1.0)
+    scales: dict[Loss, float] = {attention_cross_entropy: 2e4, attention_kl: 2e4, logit_l2: 4e8}
+    largest = scales.get(loss, 1.0)
     assert np.abs(value.double().numpy() - expected).max() <= 4 * torch.finfo(dtype).eps * largest
     assert all(gradient.isfinite().all() for gradient in gradients)
 

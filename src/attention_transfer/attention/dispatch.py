@@ -16,7 +16,7 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-from attention_transfer.attention import flex, fused, triton_kernels
+from attention_transfer.attention import flex, fused
 from attention_transfer.attention.operands import AttentionCall
 from attention_transfer.errors import UserError, nearest
 
@@ -110,6 +110,8 @@ def _obstacle(impl: str, loss: str, s: AttentionCall, t: AttentionCall, v_s: Ten
     if loss not in _FUSED:
         return "this distance has no fused form"
     if impl == "triton":
+        from attention_transfer.attention import triton_kernels  # loads Triton
+
         return triton_kernels.available() or triton_kernels.obstacle(s, t, v_s)
     if s.mask is not None or t.mask is not None:
         return "there is a mask or bias"

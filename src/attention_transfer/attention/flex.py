@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import AuxRequest, flex_attention
 
 
 def obstacle(q_BHND: Tensor, k_BHMD: Tensor) -> str | None:
@@ -54,6 +53,8 @@ def _compiled() -> Any:
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    from torch.nn.attention.flex_attention import AuxRequest, flex_attention  # loads the compiler
+
     def add(logit: Tensor, image: Tensor, head: Tensor, _: Tensor, key: Tensor) -> Tensor:
         assert key_bias is not None
         return logit + key_bias[image, head, key]

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import handle_torch_function, has_torch_function
 
-from attention_transfer.attention import flash, fused, rows, triton_kernels
+from attention_transfer.attention import flash, fused, rows
 from attention_transfer.attention.dispatch import Impl, choose
 from attention_transfer.attention.operands import AttentionCall, under_autocast
 from attention_transfer.attention.tiles import in_tiles
@@ -86,6 +86,8 @@ class Distance:
             cross_entropy = flash.cross_entropy(s, t, kernels=kernels)
             return cross_entropy - flash.entropy(t, kernels=kernels) if self is attention_kl else cross_entropy
         if chosen == "triton":
+            from attention_transfer.attention import triton_kernels  # loads Triton
+
             return triton_kernels.kl(s, t) if self is attention_kl else triton_kernels.cross_entropy(s, t)
         if chosen == "reference":
             return self.of_logits(s.wide_logits(), t.wide_logits())
@@ -215,6 +217,8 @@ def distilled(s: AttentionCall, t: AttentionCall, *, impl: Impl = "auto", mean: 
     if chosen in _KERNELS:
         return flash.distilled(s, t, mean=mean, kernels=_KERNELS[chosen])
     if chosen == "triton":
+        from attention_transfer.attention import triton_kernels
+
         out, rows_BHN = triton_kernels.distilled(s, s.v, t)
     elif chosen == "reference":
         out, rows_BHN = _distilled_by_maps(s, t)

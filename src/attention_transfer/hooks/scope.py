@@ -12,7 +12,7 @@ import copy
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -109,6 +109,7 @@ class Scope(Generic[Record]):
         self._thread: int | None = None
         self._recalled: Record | None = None
         self.recomputes = recomputes
+        self._hook = _register_hook if network is None else _outside_graphs()
         self.handles: list[HookHandle] = [] if network is None else [hook_forward(network, self._forward)]
 
     @contextmanager
@@ -133,11 +134,7 @@ class Scope(Generic[Record]):
     def recall(self, tensor: Tensor, record: Record | None) -> None:
         """Have this record there again when a backward pass comes through `tensor`."""
         if tensor.requires_grad and (not torch.compiler.is_compiling() or self.recomputes()):
-            self._hook(tensor, record)
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # a graph break, or an error where none is allowed
-    def _hook(self, tensor: Tensor, record: Record | None) -> None:
-        tensor.register_hook(lambda _: self._recall(record))
+            self._hook(tensor, partial(self._recall, record))
 
     def _forward(self, forward: Forward, *args: Any, **kwargs: Any) -> Any:
         self._recalled = None
@@ -147,13 +144,23 @@ class Scope(Generic[Record]):
             self.recall(tensor, record)
         return output
 
-    def _recall(self, record: Record | None) -> None:
+    def _recall(self, record: Record | None, _: Tensor) -> None:
         self._recalled = record
         # Nothing of the step outlives the backward pass: it holds the operands of all layers.
         torch.autograd.Variable._execution_engine.queue_callback(self._forget)
 
     def _forget(self) -> None:
         self._recalled = None
+
+
+def _register_hook(tensor: Tensor, hook: Callable[[Tensor], None]) -> None:
+    tensor.register_hook(hook)
+
+
+@cache
+def _outside_graphs() -> Callable[[Tensor, Callable[[Tensor], None]], None]:
+    """`_register_hook` as a graph break, or an error where none is allowed; made late, as it loads the compiler."""
+    return torch.compiler.disable(_register_hook)  # type: ignore[no-any-return]
 
 
 def compiling() -> bool:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
-from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from attention_transfer.errors import UserError, nearest
@@ -64,20 +64,18 @@ def _registered() -> dict[str, EntryPoint]:
     return {entry.name: entry for entry in entry_points(group=GROUP) if entry.name not in _OWN}
 
 
-# What torch puts around a model without changing what it computes; the model is their `.module`.
-_WRAPPERS = (
-    nn.DataParallel,
-    nn.parallel.DistributedDataParallel,
-    AveragedModel,
-    FullyShardedDataParallel,
-)
+def _wrappers() -> tuple[type[nn.Module], ...]:
+    """What torch puts around a model without changing what it computes; the model is their `.module`."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # which loads the compiler: nobody has wrapped in it before
+    sharded = () if fsdp is None else (fsdp.FullyShardedDataParallel,)
+    return (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel, *sharded)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """The ViT itself: out of `torch.compile`, `DataParallel` and its like, and any module that holds no other ViT."""
     while True:
         inner = getattr(model, "_orig_mod", None)
-        if inner is None and isinstance(model, _WRAPPERS):
+        if inner is None and isinstance(model, _wrappers()):
             inner = model.module
         if inner is None and hasattr(model, "peft_config") and hasattr(model, "get_base_model"):  # PeftModel
             inner = cast(Any, model).get_base_model()

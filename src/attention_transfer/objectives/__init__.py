@@ -6,7 +6,5 @@ from attention_transfer.objectives.base import ObjectiveOutput as ObjectiveOutpu
 from attention_transfer.objectives.base import Watch as Watch
 from attention_transfer.objectives.masked import MaskedAutoencoder as MaskedAutoencoder
 from attention_transfer.objectives.mixing import MixedTargets as MixedTargets
-from attention_transfer.objectives.mixing import Mixing as Mixing
-from attention_transfer.objectives.mixing import TransMix as TransMix
 from attention_transfer.objectives.mixing import mix as mix
 from attention_transfer.objectives.supervised import Supervised as Supervised

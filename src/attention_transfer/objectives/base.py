@@ -9,7 +9,8 @@ from typing import NamedTuple
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from attention_transfer.objectives.mixing import MixedTargets, Mixing
+from attention_transfer.config.mixing import Mixing
+from attention_transfer.objectives.mixing import MixedTargets
 
 Images = Dataset[tuple[Tensor, ...]]
 """Items of pixels, and a label where there is one."""

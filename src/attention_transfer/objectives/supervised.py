@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from attention_transfer.config.mixing import Mixing
 from attention_transfer.errors import raise_all
 from attention_transfer.objectives.base import Images, Objective, ObjectiveOutput, Watch
-from attention_transfer.objectives.mixing import MixedTargets, Mixing, TransMixWeight, mixed_cross_entropy
+from attention_transfer.objectives.mixing import MixedTargets, TransMixWeight, mixed_cross_entropy
 from attention_transfer.objectives.watch import WatchAttention
 from attention_transfer.transfer import AttentionTransfer
 from attention_transfer.vit import Pairing

@@ -29,6 +29,7 @@ from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 from torch import Tensor, nn
 
 from attention_transfer.attention import Tokens
+from attention_transfer.config.choices import Pool
 from attention_transfer.errors import UserError, nearest
 from attention_transfer.vit.files import read_state, unfit, weights_in
 from attention_transfer.vit.initialise import initialise
@@ -36,7 +37,6 @@ from attention_transfer.vit.libraries.base import (
     SUPPORTED,
     Anatomy,
     Library,
-    Pool,
     ViTSpec,
     deviation,
     missing_part,

@@ -101,7 +101,7 @@ def test_a_command_starts_its_processes_itself(teacher: str, tmp_path: Path) -> 
     command = [sys.executable, "-m", "attention_transfer", *words.split(), "--devices", "2", "--loggers", "[]"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
-    assert "2 x cpu (as asked for)" in (out / "log.txt").read_text()
+    assert "2 x cpu (no GPU is there)" in (out / "log.txt").read_text()
     summary: dict[str, Any] = json.loads((out / "summary.json").read_text())
     assert (summary["train"]["steps"], summary["test"]["images"]) == (6, 450)
     assert "Error" not in done.stderr

@@ -22,7 +22,6 @@ from attention_transfer.engine.metrics import History, Means, Row, Scores, Stopw
 from attention_transfer.engine.optimiser import (
     AveragedWeights,
     adamw,
-    decay_trained_rows,
     head_parameters,
     set_learning_rate,
     warmup_cosine,
@@ -158,7 +157,6 @@ class Loop:
             Interrupted: the user asks to stop.
         """
         self.objective.advance(self.step_number / self.steps)
-        decay_trained_rows(self.optimizer)
         self.optimizer.zero_grad()
         seen: dict[str, list[Tensor]] = {}
         parts = self._micro_batches(images, targets)

@@ -27,7 +27,9 @@ def adamw(objective: Objective, recipe: ResolvedRecipe) -> torch.optim.AdamW:
     for group in groups:
         group["peak_lr"] = group["lr"]
     fused = recipe.precision != "fp16"  # the fused one unscales gradients itself, after they were to be clipped
-    return torch.optim.AdamW(groups, lr=recipe.peak_lr, betas=(recipe.beta1, recipe.beta2), fused=fused)
+    optimizer = torch.optim.AdamW(groups, lr=recipe.peak_lr, betas=(recipe.beta1, recipe.beta2), fused=fused)
+    optimizer.register_step_pre_hook(decay_trained_rows)
+    return optimizer
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
@@ -115,8 +117,8 @@ def _with_untrained_rows(
 
 
 @torch.no_grad()
-def decay_trained_rows(optimizer: torch.optim.Optimizer) -> None:
-    """Apply decoupled weight decay to parameters of which some rows are not trained; those rows keep their values."""
+def decay_trained_rows(optimizer: torch.optim.Optimizer, *_: object) -> None:
+    """Before a step, apply decoupled weight decay to parameters with untrained rows; those rows keep their values."""
     for group in optimizer.param_groups:
         for parameter in [p for p in group["params"] if "untrained" in group and p.grad is not None]:
             factor = torch.ones(len(parameter), 1, dtype=parameter.dtype, device=parameter.device)

@@ -8,7 +8,7 @@ import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypedDict, Unpack, cast
 
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -106,6 +106,20 @@ class ViTSpec:
         return self.prefix_tokens + self.grid[0] * self.grid[1] + self.tokens.suffix
 
 
+class Sizes(TypedDict):
+    """What a model is made with in place of its own; `None` keeps that.
+
+    Attributes:
+        num_classes: outputs of the head; 0 leaves the head out.
+        image_size: input pixels (height, width).
+        patch_size: pixels of a patch's side.
+    """
+
+    num_classes: int | None
+    image_size: tuple[int, int] | None
+    patch_size: int | None
+
+
 # What projections are called in timm and in transformers.
 _GIVES = {
     "qkv": "qkv",
@@ -149,15 +163,7 @@ class Library(ABC):
         """What it is."""
 
     @abstractmethod
-    def build(
-        self,
-        name: str,
-        *,
-        pretrained: bool,
-        num_classes: int | None,
-        image_size: tuple[int, int] | None,
-        patch_size: int | None,
-    ) -> nn.Module:
+    def build(self, name: str, *, pretrained: bool, **sizes: Unpack[Sizes]) -> nn.Module:
         """Make a model from its name."""
 
     @abstractmethod
@@ -172,24 +178,16 @@ class Library(ABC):
     def head_names(self, model: nn.Module) -> tuple[str, ...]:
         """Beginnings of the names of weights that belong to the head and may be new."""
 
-    def open(
-        self,
-        folder: Path,
-        *,
-        pretrained: bool,
-        num_classes: int | None,
-        image_size: tuple[int, int] | None,
-        patch_size: int | None,
-    ) -> nn.Module:
+    def open(self, folder: Path, *, pretrained: bool, **sizes: Unpack[Sizes]) -> nn.Module:
         """Make a model from a folder with its `config.json` and weights, as `save` wrote it."""
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        sizes: dict[str, Any] = {"image_size": image_size, "patch_size": patch_size}
-        model: Any = self.build(config["name"], pretrained=False, num_classes=config["classes"], **sizes)
+        own: Sizes = {**sizes, "num_classes": config["classes"]}
+        model: Any = self.build(config["name"], pretrained=False, **own)
         if pretrained:
             model.load_state_dict(read_state(weights_in(folder)))
         model.label_names = config["label_names"]
-        changed = num_classes is not None and num_classes != config["classes"]
-        return self.with_head(model, num_classes or 0) if changed else cast(nn.Module, model)
+        kept = sizes["num_classes"] in (None, config["classes"])
+        return cast(nn.Module, model) if kept else self.with_head(model, sizes["num_classes"] or 0)
 
     def save(self, model: nn.Module, folder: Path, labels: list[str] | None) -> None:
         """Write weights and configuration into an empty folder."""

@@ -8,7 +8,7 @@ import logging
 import re
 import sys
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Unpack, cast
 
 import timm
 from timm.data import resolve_data_config
@@ -37,6 +37,7 @@ from attention_transfer.vit.libraries.base import (
     Anatomy,
     Library,
     Pool,
+    Sizes,
     ViTSpec,
     deviation,
     missing_part,
@@ -112,17 +113,9 @@ class Timm(Library):
             components=_components(vit, attention),
         )
 
-    def build(
-        self,
-        name: str,
-        *,
-        pretrained: bool,
-        num_classes: int | None,
-        image_size: tuple[int, int] | None,
-        patch_size: int | None,
-    ) -> nn.Module:
+    def build(self, name: str, *, pretrained: bool, **sizes: Unpack[Sizes]) -> nn.Module:
         """`timm.create_model`, with its failures said in a sentence."""
-        options: dict[str, Any] = {"num_classes": num_classes, "img_size": image_size, "patch_size": patch_size}
+        options, num_classes, image_size = _options(sizes), sizes["num_classes"], sizes["image_size"]
         if re.match(r"hf[-_]hub:", name):
             return _from_hub(name, num_classes, pretrained=pretrained, **options)
         architecture = name.split(".", maxsplit=1)[0]
@@ -146,18 +139,9 @@ class Timm(Library):
                 "give a local file with --pretrained FILE, or random weights with --pretrained false"
             ) from error
 
-    def open(
-        self,
-        folder: Path,
-        *,
-        pretrained: bool,
-        num_classes: int | None,
-        image_size: tuple[int, int] | None,
-        patch_size: int | None,
-    ) -> nn.Module:
+    def open(self, folder: Path, *, pretrained: bool, **sizes: Unpack[Sizes]) -> nn.Module:
         """Timm's `local-dir:` form."""
-        options = {"num_classes": num_classes, "img_size": image_size, "patch_size": patch_size}
-        given = {key: value for key, value in options.items() if value is not None}
+        given = {key: value for key, value in _options(sizes).items() if value is not None}
         if pretrained:
             read_state(weights_in(folder))  # says in a sentence what timm would say in a traceback
         try:
@@ -172,7 +156,7 @@ class Timm(Library):
                 settings["mean"],
                 settings["std"],
             )
-        return _named(model, num_classes)
+        return _named(model, sizes["num_classes"])
 
     def with_head(self, model: nn.Module, num_classes: int) -> nn.Module:
         """`reset_classifier` on a copy."""
@@ -284,6 +268,15 @@ class Timm(Library):
             model_config={"pretrained_cfg": {"label_names": labels, "num_classes": len(labels)} if labels else {}},
             safe_serialization=True,
         )
+
+
+def _options(sizes: Sizes) -> dict[str, Any]:
+    """As `timm.create_model` calls them."""
+    return {
+        "num_classes": sizes["num_classes"],
+        "img_size": sizes["image_size"],
+        "patch_size": sizes["patch_size"],
+    }
 
 
 def _from_hub(name: str, classes: int | None, **options: Any) -> nn.Module:

@@ -148,6 +148,16 @@ class Library(ABC):
     # Positions that attention reads may be shared by all blocks, or lie in the block beside the attention module.
     attention_positions = re.compile(r"(^|[._])(rel_pos|relative_position|rope)")
     pools = re.compile(r"(^|\.)(attn_pool|pooler)\.")
+    # Weights of a backbone, which must not be left over when a file is read: a model without them is another network.
+    backbone = re.compile(
+        r"^(blocks|layers|encoder|model\.layer|patch_embed|embeddings|conv_proj|embeds|norm_pre|rel_pos_bias)\."
+        r"|^(cls_token|class_token|pos_embed|reg_token|register_tokens|dist_token|rope\.freqs)$"
+    )
+    # What is computed from the architecture, or belongs to pre-training only. The frequencies of a RoPE may be learned.
+    derived = re.compile(
+        r"relative_position_index$|rope\.(?!freqs$)|mask_token$|masked_embed$|attn\.k_bias$|(^|\.)decoder"
+        r"|position_ids$|periods$"
+    )
     not_decayed = re.compile(r"token|position|pos_embed|class_embedding")
 
     @abstractmethod
@@ -211,6 +221,14 @@ class Library(ABC):
     def adapted(self, state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:  # noqa: ARG002
         """Weights of a published layout under this model's names and in its shapes."""
         return state
+
+    def arranged(self, state: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:  # noqa: ARG002
+        """Weights of a file, split or joined as those that the model has, before they are `adapted`."""
+        return state
+
+    def is_backbone(self, name: str) -> bool:
+        """Whether a weight is one that a model can't be without."""
+        return bool(self.backbone.search(name)) and not self.derived.search(name)
 
     def projections(self, attention: nn.Module) -> Projections:
         """The linear layers of an attention module by what they give: "q", "k", "v" or, in this order in one, "qkv"."""

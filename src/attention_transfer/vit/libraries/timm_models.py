@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Unpack, cast
 
 import timm
+import torch
 from timm.data import resolve_data_config
 from timm.layers import (
     AttentionPoolLatent,
@@ -175,6 +176,19 @@ class Timm(Library):
         pooled = ("fc_norm.", "attn_pool.") if getattr(model, "global_pool", "token") != "token" else ()
         return ("head.", "head_dist.", *pooled)
 
+    def arranged(self, state: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Separate q, k and v as the one weight `qkv`; BEiT's one table of all blocks as each block's own."""
+        state = _expanded(dict(state), wanted)
+        for key in wanted:
+            match = re.match(r"(.+\.)qkv\.(weight|bias)$", key)
+            if match is None or key in state:
+                continue
+            for pattern in ("{}", "{}_proj", "to_{}", "w{}"):
+                parts = [f"{match[1]}{pattern.format(letter)}.{match[2]}" for letter in "qkv"]
+                if all(part in state for part in parts):
+                    state[key] = torch.cat([state.pop(part) for part in parts])
+        return state
+
     def adapted(self, state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
         """Timm's own reading of published layouts, which resamples position embeddings and patch kernels too."""
         if hasattr(cast(Any, model).blocks[0], "ls1"):  # DeiT-3 publishes LayerScale under the names of BEiT
@@ -268,6 +282,16 @@ class Timm(Library):
             model_config={"pretrained_cfg": {"label_names": labels, "num_classes": len(labels)} if labels else {}},
             safe_serialization=True,
         )
+
+
+def _expanded(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+    """BEiT's one relative position bias of all blocks as each block's own, where the model has these."""
+    shared = "rel_pos_bias.relative_position_bias_table"
+    tables = [key for key in wanted if key.endswith("attn.relative_position_bias_table")]
+    if shared not in state or shared in wanted or not tables:
+        return state  # without tables it is refused as left over
+    kept = {key: value for key, value in state.items() if not key.startswith("rel_pos_bias.")}
+    return {**kept, **{key: state[shared].clone() for key in tables}}
 
 
 def _options(sizes: Sizes) -> dict[str, Any]:

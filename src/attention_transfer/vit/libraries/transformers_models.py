@@ -173,9 +173,9 @@ class Transformers(Library):
     def recompute(self, model: nn.Module, *, on: bool) -> None:
         """Without re-entrance, which would hide queries and keys from the rules."""
         if on:
-            cast(Any, model).gradient_checkpointing_enable({"use_reentrant": False})
+            cast(Any, model).activation_checkpointing_enable({"use_reentrant": False})
         else:
-            cast(Any, model).gradient_checkpointing_disable()
+            cast(Any, model).activation_checkpointing_disable()
 
     def save(self, model: nn.Module, folder: Path, labels: list[str] | None) -> None:
         """`save_pretrained`, and a preprocessor file with size and normalisation."""

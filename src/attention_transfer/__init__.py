@@ -1,8 +1,8 @@
 """Transfer the attention of a pre-trained vision transformer: copy it, distil it, or be guided by it.
 
 Everything is loaded when it is first used: the library for a training loop of one's own (`capture`,
-`AttentionTransfer`, the rules, the losses) loads torch and timm only, the verbs (`train`, `compare`, `predict`,
-`export` and others) the rest when they are called.
+`AttentionTransfer`, the rules, the losses) loads torch, and timm when a model is first met; the verbs (`train`,
+`compare`, `predict`, `export` and others) the rest when they are called.
 """
 
 from __future__ import annotations

@@ -125,9 +125,9 @@ class AttentionTransfer(nn.Module):
         taught = any(rule.needs_teacher for rule in rules)
         self._teacher = _Unregistered(teacher if taught else None)
         self._input: nn.Module = nn.Identity() if self.teacher is None else input_for(self.teacher, student)
+        plan = self._plan()
         network_rules = named([rule for rule in rules if isinstance(rule, NetworkRule)])
         self.networks = NetworkLosses(teacher, student, network_rules, self.pairing) if network_rules else None
-        plan = self._plan()
         self.head_pairs = HeadPairs(plan.student.depth, plan.student.heads) if plan and plan.matches_heads else None
         self._hooks = _Hooks(self, plan)  # attaches to the networks; nothing is refused from here on
         if self.teacher is not None:

@@ -14,7 +14,7 @@ from attention_transfer.vit.pairing import Pairing
 
 # Qin et al. 2026 (arXiv 2605.07191) traced failing teachers to these.
 _KNOWN_TO_MATTER = {"LayerScale", "registers", "pre-norm", "relative position bias"}
-_MEND = "make the student with student_like(teacher, num_classes=…)"
+_FIX = "make the student with student_like(teacher, num_classes=…)"
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,12 @@ class TransferReport:
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """Differences that make the transfer impossible, a sentence each with its mend."""
+        """Differences that make the transfer impossible, a sentence each that says what to do."""
         return self._messages("prevents")
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Differences that are known to harm it, a sentence each with its mend."""
+        """Differences that are known to harm it, a sentence each that says what to do."""
         return self._messages("harms")
 
     @property
@@ -86,10 +86,10 @@ def check_transfer(teacher: nn.Module, student: nn.Module, *, pairing: Pairing |
     pairing = pairing or Pairing()
     problems = pairing.problems(t, s)
     if t.channels != s.channels:
-        problems.append(f"teacher {t.name} has input channels {t.channels} but the student has {s.channels}; {_MEND}")
+        problems.append(f"teacher {t.name} has input channels {t.channels} but the student has {s.channels}; {_FIX}")
     lacking = t.components - s.components
     warnings = [
-        f"the student lacks the teacher's {', '.join(sorted(some))}, which {verdict}; {_MEND}"
+        f"the student lacks the teacher's {', '.join(sorted(some))}, which {verdict}; {_FIX}"
         for some, verdict in (
             (lacking & _KNOWN_TO_MATTER, "is known to break attention transfer (Qin et al. 2026)"),
             (lacking - _KNOWN_TO_MATTER, "may harm the transfer: it was not studied"),

@@ -116,7 +116,7 @@ def freeze(model: nn.Module, parts: Sequence[Part], *, but: Sequence[Part] = ())
 
     Freeze before the optimiser and any `DistributedDataParallel` are made. Where rows are frozen, the optimiser must
     not decay their weights (see `Frozen.rows`), and a deep copy of the model does not have them frozen. The mode of the
-    modules stays as it is: dropout and the running statistics of batch norms go on in train mode.
+    modules stays as it is: dropout and the running statistics of batch norms continue in train mode.
 
     Args:
         model: a plain vision transformer.
@@ -187,10 +187,10 @@ class _Network:
             found |= {name: rows if found.get(name, rows) == rows else None for name, rows in own.items()}
         return {name: found[name] for name in self.parameters if name in found}
 
-    def without(self, chosen: dict[str, Rows], spared: dict[str, Rows]) -> dict[str, Rows]:
-        """What is chosen and not spared. Rows of a part that are not all are those of queries and keys, the first."""
-        rest = {name: rows for name, rows in chosen.items() if name not in spared}
-        for name, rows in spared.items():
+    def without(self, chosen: dict[str, Rows], kept: dict[str, Rows]) -> dict[str, Rows]:
+        """What is chosen and not kept. Rows of a part that are not all are those of queries and keys, the first."""
+        rest = {name: rows for name, rows in chosen.items() if name not in kept}
+        for name, rows in kept.items():
             if rows is not None and name in chosen and chosen[name] is None:
                 rest[name] = slice(rows.stop, len(self.parameters[name]))
         return {name: rest[name] for name in chosen if name in rest}
@@ -317,5 +317,5 @@ def _check_values(student: _Network, wanted: dict[str, _Value], given: dict[str,
         here, there = tuple(wanted[key].tensor.shape), tuple(given[key].tensor.shape)
         if here != there:
             of_head = wanted[key].name in _head(student)
-            mend = "leave the head out, which is for other classes" if of_head else "take other parts"
-            raise UserError(f"{wanted[key].name} is {here} in the student and {there} in the source; {mend}")
+            fix = "leave the head out, which is for other classes" if of_head else "take other parts"
+            raise UserError(f"{wanted[key].name} is {here} in the student and {there} in the source; {fix}")

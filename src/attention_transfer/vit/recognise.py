@@ -77,16 +77,16 @@ def architecture_of(network: Network, path: Path, image_size: tuple[int, int] | 
 
 def _refuse_unreadable(state: State, path: Path) -> None:
     library = "torchvision" if "conv_proj.weight" in state else "timm"
-    mend = f"name the architecture and give the file as its weights: {library}/<name> --pretrained {path}"
+    fix = f"name the architecture and give the file as its weights: {library}/<name> --pretrained {path}"
     if any(sign in key for key in state for sign in _UNTOLD):
         raise UserError(
             f"{path} holds a network whose details can't be read from its weights (a BEiT, an EVA, a CLIP, or one with "
-            f"rotary or relative positions or a pooling head); {mend}"
+            f"rotary or relative positions or a pooling head); {fix}"
         )
     kernel = state.get("patch_embed.proj.weight")
     hidden = any(f"blocks.0.mlp.{name}.weight" in state for name in ("w12", "fc1"))
     if kernel is None or kernel.dim() != 4 or not hidden or not all(key in state for key in _NEEDED):
-        raise UserError(f"the architecture of {path} can't be read from its weights; {mend}")
+        raise UserError(f"the architecture of {path} can't be read from its weights; {fix}")
 
 
 def _name(state: State) -> str:

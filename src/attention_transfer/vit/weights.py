@@ -7,24 +7,13 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from attention_transfer.errors import UserError
 from attention_transfer.vit.files import read_state
-from attention_transfer.vit.libraries import library_of, unwrapped
+from attention_transfer.vit.libraries import Library, library_of, unwrapped
 
 log = logging.getLogger("attention_transfer")
-
-# Weights of a backbone, which must not be left over: a model without them would be another network.
-_BACKBONE = re.compile(
-    r"^(blocks|layers|encoder|model\.layer|patch_embed|embeddings|conv_proj|embeds|norm_pre|rel_pos_bias)\."
-    r"|^(cls_token|class_token|pos_embed|reg_token|register_tokens|dist_token|rope\.freqs)$"
-)
-# What is computed from the architecture, or belongs to pre-training only. The frequencies of a RoPE may be learned.
-_DERIVED = re.compile(
-    r"relative_position_index$|rope\.(?!freqs$)|mask_token$|masked_embed$|attn\.k_bias$|(^|\.)decoder|position_ids$|periods$"
-)
 
 
 def load_weights(model: nn.Module, path: Path, name: str, *, network: str | None = None) -> None:
@@ -40,18 +29,19 @@ def take_weights(model: nn.Module, state: dict[str, Tensor], path: Path, name: s
     """As [`load_weights`][attention_transfer.vit.weights.load_weights], for a file that was read already."""
     bare = unwrapped(model)
     library, wanted = library_of(bare), bare.state_dict()
-    state = _fused(_expanded(state, wanted), wanted)
+    state = library.arranged(state, wanted)
     before = {key: tuple(value.shape) for key, value in state.items()}
     try:
         state = library.adapted(state, bare)
     except (RuntimeError, ValueError, KeyError, AttributeError, AssertionError) as error:
         raise UserError(
-            f"{path} holds another architecture than {name} ({_difference(state, wanted, error)})"
+            f"{path} holds another architecture than {name} ({_difference(library, state, wanted, error)})"
         ) from error
     heads = library.head_names(bare)
     used = {key: state[key] for key in wanted if key in state and state[key].shape == wanted[key].shape}
-    optional = {key for key in wanted if key.startswith(heads) or _DERIVED.search(key)}
-    _refuse(path, name, wanted, state, used, optional)
+    optional = {key for key in wanted if key.startswith(heads) or library.derived.search(key)}
+    left = sorted(key for key in state if key not in wanted and library.is_backbone(key))
+    _refuse(path, name, wanted, state, used, optional, left)
     bare.load_state_dict(used, strict=False)
     for key, value in used.items():
         if key in before and before[key] != tuple(value.shape):
@@ -60,10 +50,10 @@ def take_weights(model: nn.Module, state: dict[str, Tensor], path: Path, name: s
     log.debug("%s: %d weights loaded; new: %s; left over: %s", path, len(used), new, _listed(set(state) - set(used)))
 
 
-def _difference(state: dict[str, Tensor], wanted: dict[str, Tensor], error: Exception) -> str:
+def _difference(library: Library, state: dict[str, Tensor], wanted: dict[str, Tensor], error: Exception) -> str:
     """Which weights of the backbone are in a file or a model only; what the library said where all have a place."""
-    surplus = [key for key in state if key not in wanted and _BACKBONE.search(key) and not _DERIVED.search(key)]
-    missing = [key for key in wanted if key not in state and _BACKBONE.search(key) and not _DERIVED.search(key)]
+    surplus = [key for key in state if key not in wanted and library.is_backbone(key)]
+    missing = [key for key in wanted if key not in state and library.is_backbone(key)]
     if not surplus and not missing:
         return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
     kinds = ({re.sub(r"\.\d+\.", ".*.", key) for key in keys} for keys in (surplus, missing))
@@ -78,6 +68,7 @@ def _refuse(
     state: dict[str, Tensor],
     used: dict[str, Tensor],
     optional: set[str],
+    left: list[str],
 ) -> None:
     """Refuse a file whose backbone is not the model's."""
     missing = sorted(key for key in wanted if key not in state and key not in optional)
@@ -92,38 +83,11 @@ def _refuse(
             f"{path} holds another architecture than {name}: {len(missing)} weights are missing and {len(other)} have "
             f"another shape ({example}); name the architecture that it was saved from"
         )
-    dropped = sorted(key for key in state if key not in wanted and _BACKBONE.search(key) and not _DERIVED.search(key))
-    if dropped:
+    if left:
         raise UserError(
-            f"{path} has {len(dropped)} weights of the backbone that {name} has no place for ({dropped[0]}, …), so "
+            f"{path} has {len(left)} weights of the backbone that {name} has no place for ({left[0]}, …), so "
             "that it would be another network; name the architecture that it was saved from"
         )
-
-
-def _fused(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Separate q, k and v as the one weight `qkv`, where the model has it."""
-    state = dict(state)
-    for key in wanted:
-        match = re.match(r"(.+\.)qkv\.(weight|bias)$", key)
-        if match is None or key in state:
-            continue
-        for pattern in ("{}", "{}_proj", "to_{}", "w{}"):
-            parts = [f"{match[1]}{pattern.format(letter)}.{match[2]}" for letter in "qkv"]
-            if all(part in state for part in parts):
-                state[key] = torch.cat([state.pop(part) for part in parts])
-    return state
-
-
-def _expanded(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
-    """BEiT's one relative position bias of all blocks as each block's own, where the model has these."""
-    shared = "rel_pos_bias.relative_position_bias_table"
-    if shared not in state or shared in wanted:
-        return state
-    tables = [key for key in wanted if key.endswith("attn.relative_position_bias_table")]
-    if not tables:
-        return state  # it is refused as left over
-    kept = {key: value for key, value in state.items() if not key.startswith("rel_pos_bias.")}
-    return {**kept, **{key: state[shared].clone() for key in tables}}
 
 
 def _listed(names: Iterable[str], most: int = 6) -> str:

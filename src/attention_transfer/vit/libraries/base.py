@@ -8,7 +8,7 @@ import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypedDict, Unpack, cast
 
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -104,6 +104,20 @@ class ViTSpec:
         return self.prefix_tokens + self.grid[0] * self.grid[1] + self.tokens.suffix
 
 
+class Sizes(TypedDict):
+    """What a model is made with in place of its own; `None` keeps that.
+
+    Attributes:
+        num_classes: outputs of the head; 0 leaves the head out.
+        image_size: input pixels (height, width).
+        patch_size: pixels of a patch's side.
+    """
+
+    num_classes: int | None
+    image_size: tuple[int, int] | None
+    patch_size: int | None
+
+
 # What projections are called in timm and in transformers.
 _GIVES = {
     "qkv": "qkv",
@@ -132,6 +146,16 @@ class Library(ABC):
     # Positions that attention reads may be shared by all blocks, or lie in the block beside the attention module.
     attention_positions = re.compile(r"(^|[._])(rel_pos|relative_position|rope)")
     pools = re.compile(r"(^|\.)(attn_pool|pooler)\.")
+    # Weights of a backbone, which must not be left over when a file is read: a model without them is another network.
+    backbone = re.compile(
+        r"^(blocks|layers|encoder|model\.layer|patch_embed|embeddings|conv_proj|embeds|norm_pre|rel_pos_bias)\."
+        r"|^(cls_token|class_token|pos_embed|reg_token|register_tokens|dist_token|rope\.freqs)$"
+    )
+    # What is computed from the architecture, or belongs to pre-training only. The frequencies of a RoPE may be learned.
+    derived = re.compile(
+        r"relative_position_index$|rope\.(?!freqs$)|mask_token$|masked_embed$|attn\.k_bias$|(^|\.)decoder"
+        r"|position_ids$|periods$"
+    )
     not_decayed = re.compile(r"token|position|pos_embed|class_embedding")
 
     @abstractmethod
@@ -147,15 +171,7 @@ class Library(ABC):
         """What it is."""
 
     @abstractmethod
-    def build(
-        self,
-        name: str,
-        *,
-        pretrained: bool,
-        num_classes: int | None,
-        image_size: tuple[int, int] | None,
-        patch_size: int | None,
-    ) -> nn.Module:
+    def build(self, name: str, *, pretrained: bool, **sizes: Unpack[Sizes]) -> nn.Module:
         """Make a model from its name."""
 
     @abstractmethod
@@ -170,24 +186,16 @@ class Library(ABC):
     def head_names(self, model: nn.Module) -> tuple[str, ...]:
         """Beginnings of the names of weights that belong to the head and may be new."""
 
-    def open(
-        self,
-        folder: Path,
-        *,
-        pretrained: bool,
-        num_classes: int | None,
-        image_size: tuple[int, int] | None,
-        patch_size: int | None,
-    ) -> nn.Module:
+    def open(self, folder: Path, *, pretrained: bool, **sizes: Unpack[Sizes]) -> nn.Module:
         """Make a model from a folder with its `config.json` and weights, as `save` wrote it."""
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        sizes: dict[str, Any] = {"image_size": image_size, "patch_size": patch_size}
-        model: Any = self.build(config["name"], pretrained=False, num_classes=config["classes"], **sizes)
+        own: Sizes = {**sizes, "num_classes": config["classes"]}
+        model: Any = self.build(config["name"], pretrained=False, **own)
         if pretrained:
             model.load_state_dict(read_state(weights_in(folder)))
         model.label_names = config["label_names"]
-        changed = num_classes is not None and num_classes != config["classes"]
-        return self.with_head(model, num_classes or 0) if changed else cast(nn.Module, model)
+        kept = sizes["num_classes"] in (None, config["classes"])
+        return cast(nn.Module, model) if kept else self.with_head(model, sizes["num_classes"] or 0)
 
     def save(self, model: nn.Module, folder: Path, labels: list[str] | None) -> None:
         """Write weights and configuration into an empty folder."""
@@ -211,6 +219,14 @@ class Library(ABC):
     def adapted(self, state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:  # noqa: ARG002
         """Weights of a published layout under this model's names and in its shapes."""
         return state
+
+    def arranged(self, state: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:  # noqa: ARG002
+        """Weights of a file, split or joined as those that the model has, before they are `adapted`."""
+        return state
+
+    def is_backbone(self, name: str) -> bool:
+        """Whether a weight is one that a model can't be without."""
+        return bool(self.backbone.search(name)) and not self.derived.search(name)
 
     def projections(self, attention: nn.Module) -> Projections:
         """The linear layers of an attention module by what they give: "q", "k", "v" or, in this order in one, "qkv"."""

@@ -8,9 +8,10 @@ import logging
 import re
 import sys
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Unpack, cast
 
 import timm
+import torch
 from timm.data import resolve_data_config
 from timm.layers import (
     AttentionPoolLatent,
@@ -37,6 +38,7 @@ from attention_transfer.vit.libraries.base import (
     SUPPORTED,
     Anatomy,
     Library,
+    Sizes,
     ViTSpec,
     deviation,
     missing_part,
@@ -112,17 +114,9 @@ class Timm(Library):
             components=_components(vit, attention),
         )
 
-    def build(
-        self,
-        name: str,
-        *,
-        pretrained: bool,
-        num_classes: int | None,
-        image_size: tuple[int, int] | None,
-        patch_size: int | None,
-    ) -> nn.Module:
+    def build(self, name: str, *, pretrained: bool, **sizes: Unpack[Sizes]) -> nn.Module:
         """`timm.create_model`, with its failures said in a sentence."""
-        options: dict[str, Any] = {"num_classes": num_classes, "img_size": image_size, "patch_size": patch_size}
+        options, num_classes, image_size = _options(sizes), sizes["num_classes"], sizes["image_size"]
         if re.match(r"hf[-_]hub:", name):
             return _from_hub(name, num_classes, pretrained=pretrained, **options)
         architecture = name.split(".", maxsplit=1)[0]
@@ -146,18 +140,9 @@ class Timm(Library):
                 "give a local file with --pretrained FILE, or random weights with --pretrained false"
             ) from error
 
-    def open(
-        self,
-        folder: Path,
-        *,
-        pretrained: bool,
-        num_classes: int | None,
-        image_size: tuple[int, int] | None,
-        patch_size: int | None,
-    ) -> nn.Module:
+    def open(self, folder: Path, *, pretrained: bool, **sizes: Unpack[Sizes]) -> nn.Module:
         """Timm's `local-dir:` form."""
-        options = {"num_classes": num_classes, "img_size": image_size, "patch_size": patch_size}
-        given = {key: value for key, value in options.items() if value is not None}
+        given = {key: value for key, value in _options(sizes).items() if value is not None}
         if pretrained:
             read_state(weights_in(folder))  # says in a sentence what timm would say in a traceback
         try:
@@ -172,7 +157,7 @@ class Timm(Library):
                 settings["mean"],
                 settings["std"],
             )
-        return _named(model, num_classes)
+        return _named(model, sizes["num_classes"])
 
     def with_head(self, model: nn.Module, num_classes: int) -> nn.Module:
         """`reset_classifier` on a copy."""
@@ -190,6 +175,19 @@ class Timm(Library):
         """The classifier, and the norm and pooling that only a classifier has."""
         pooled = ("fc_norm.", "attn_pool.") if getattr(model, "global_pool", "token") != "token" else ()
         return ("head.", "head_dist.", *pooled)
+
+    def arranged(self, state: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Separate q, k and v as the one weight `qkv`; BEiT's one table of all blocks as each block's own."""
+        state = _expanded(dict(state), wanted)
+        for key in wanted:
+            match = re.match(r"(.+\.)qkv\.(weight|bias)$", key)
+            if match is None or key in state:
+                continue
+            for pattern in ("{}", "{}_proj", "to_{}", "w{}"):
+                parts = [f"{match[1]}{pattern.format(letter)}.{match[2]}" for letter in "qkv"]
+                if all(part in state for part in parts):
+                    state[key] = torch.cat([state.pop(part) for part in parts])
+        return state
 
     def adapted(self, state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
         """Timm's own reading of published layouts, which resamples position embeddings and patch kernels too."""
@@ -284,6 +282,25 @@ class Timm(Library):
             model_config={"pretrained_cfg": {"label_names": labels, "num_classes": len(labels)} if labels else {}},
             safe_serialization=True,
         )
+
+
+def _expanded(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+    """BEiT's one relative position bias of all blocks as each block's own, where the model has these."""
+    shared = "rel_pos_bias.relative_position_bias_table"
+    tables = [key for key in wanted if key.endswith("attn.relative_position_bias_table")]
+    if shared not in state or shared in wanted or not tables:
+        return state  # without tables it is refused as left over
+    kept = {key: value for key, value in state.items() if not key.startswith("rel_pos_bias.")}
+    return {**kept, **{key: state[shared].clone() for key in tables}}
+
+
+def _options(sizes: Sizes) -> dict[str, Any]:
+    """As `timm.create_model` calls them."""
+    return {
+        "num_classes": sizes["num_classes"],
+        "img_size": sizes["image_size"],
+        "patch_size": sizes["patch_size"],
+    }
 
 
 def _from_hub(name: str, classes: int | None, **options: Any) -> nn.Module:

@@ -6,7 +6,7 @@ import copy
 import json
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Unpack, cast
 
 import torch
 import torchvision
@@ -18,7 +18,15 @@ from torchvision.models import VisionTransformer
 from attention_transfer.attention import Tokens
 from attention_transfer.errors import UserError, nearest
 from attention_transfer.vit.files import read_state, unfit, weights_in
-from attention_transfer.vit.libraries.base import IMAGENET_MEAN, IMAGENET_STD, SUPPORTED, Anatomy, Library, ViTSpec
+from attention_transfer.vit.libraries.base import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    SUPPORTED,
+    Anatomy,
+    Library,
+    Sizes,
+    ViTSpec,
+)
 
 _POSITION = "encoder.pos_embedding"
 _ARGUMENTS = ("image_size", "patch_size", "hidden_dim", "mlp_dim", "representation_size")
@@ -67,15 +75,7 @@ class Torchvision(Library):
             components=frozenset(),
         )
 
-    def build(
-        self,
-        name: str,
-        *,
-        pretrained: bool,
-        num_classes: int | None,
-        image_size: tuple[int, int] | None,
-        patch_size: int | None,
-    ) -> nn.Module:
+    def build(self, name: str, *, pretrained: bool, **sizes: Unpack[Sizes]) -> nn.Module:
         """`torchvision.models.get_model`, with its best weights where they are wanted."""
         names = torchvision.models.list_models(include="vit_*")
         if name not in names:
@@ -87,17 +87,9 @@ class Torchvision(Library):
                 f"the weights of torchvision/{name} could not be fetched ({type(error).__name__}); connect to the "
                 "network, or give a local file with --pretrained FILE, or random weights with --pretrained false"
             ) from error
-        return self._changed(vit, num_classes, image_size, patch_size)
+        return self._changed(vit, sizes)
 
-    def open(
-        self,
-        folder: Path,
-        *,
-        pretrained: bool,
-        num_classes: int | None,
-        image_size: tuple[int, int] | None,
-        patch_size: int | None,
-    ) -> nn.Module:
+    def open(self, folder: Path, *, pretrained: bool, **sizes: Unpack[Sizes]) -> nn.Module:
         """A folder that `save` wrote."""
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         try:
@@ -111,12 +103,11 @@ class Torchvision(Library):
             raise
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
             raise unfit(folder, error) from error
-        return self._changed(vit, num_classes, image_size, patch_size)
+        return self._changed(vit, sizes)
 
-    def _changed(
-        self, vit: nn.Module, num_classes: int | None, image_size: tuple[int, int] | None, patch_size: int | None
-    ) -> nn.Module:
-        if patch_size is not None or (image_size is not None and image_size[0] != image_size[1]):
+    def _changed(self, vit: nn.Module, sizes: Sizes) -> nn.Module:
+        num_classes, image_size = sizes["num_classes"], sizes["image_size"]
+        if sizes["patch_size"] is not None or (image_size is not None and image_size[0] != image_size[1]):
             raise UserError("a torchvision model takes neither another patch size nor images that are not square")
         if image_size is not None and image_size[0] != cast(Any, vit).image_size:
             _resize(vit, image_size[0])

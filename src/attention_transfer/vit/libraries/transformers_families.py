@@ -244,7 +244,7 @@ def _preprocessor(name: str) -> dict[str, Any]:
         found = {key: content[key] for key in ("image_mean", "image_std") if content.get(key)}
         return {key: [float(value) for value in values] for key, values in found.items()}
     except (ValueError, AttributeError, TypeError) as error:
-        raise UserError(f"{path} holds no image_mean and image_std ({error}); mend it, or remove it") from error
+        raise UserError(f"{path} holds no image_mean and image_std ({error}); fix it, or remove it") from error
 
 
 def _carry_input(source: Any, target: Any) -> None:

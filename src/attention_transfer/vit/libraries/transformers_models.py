@@ -6,7 +6,7 @@ import copy
 import json
 import re
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Unpack, cast
 
 import torch
 from safetensors import SafetensorError
@@ -18,7 +18,7 @@ from attention_transfer.errors import UserError
 from attention_transfer.vit.files import read_state, unfit, weights_in
 from attention_transfer.vit.libraries import transformers_families as families
 from attention_transfer.vit.libraries import transformers_weights as weights
-from attention_transfer.vit.libraries.base import Anatomy, Library, ViTSpec, deviation, per_channel
+from attention_transfer.vit.libraries.base import Anatomy, Library, Sizes, ViTSpec, deviation, per_channel
 
 
 class BackboneClassifier(nn.Module):
@@ -104,23 +104,16 @@ class Transformers(Library):
             components=families.components(model, vision),
         )
 
-    def build(
-        self,
-        name: str,
-        *,
-        pretrained: bool,
-        num_classes: int | None,
-        image_size: tuple[int, int] | None,
-        patch_size: int | None,
-    ) -> nn.Module:
+    def build(self, name: str, *, pretrained: bool, **sizes: Unpack[Sizes]) -> nn.Module:
         """A model of the Hugging Face hub, or a folder in its layout."""
-        if patch_size is not None:
+        if sizes["patch_size"] is not None:
             raise UserError(f"hf/{name} does not take another patch size; leave it out")
         try:
             config = families.read_configuration(name)
             if pretrained and (file := weights_in(Path(name))).is_file():
                 read_state(file)  # says in a sentence what transformers would say in a traceback
-            classes = _own_classes(config) if num_classes is None else num_classes
+            wanted, image_size = sizes["num_classes"], sizes["image_size"]
+            classes = _own_classes(config) if wanted is None else wanted
             model = _pretrained(name, config, classes, self) if pretrained else _random(config, classes)
             return model if image_size is None else self._resized(model, image_size)
         except UserError:
@@ -128,21 +121,11 @@ class Transformers(Library):
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             raise unfit(Path(name), error) from error
 
-    def open(
-        self,
-        folder: Path,
-        *,
-        pretrained: bool,
-        num_classes: int | None,
-        image_size: tuple[int, int] | None,
-        patch_size: int | None,
-    ) -> nn.Module:
+    def open(self, folder: Path, *, pretrained: bool, **sizes: Unpack[Sizes]) -> nn.Module:
         """A folder that `save_pretrained` or `save_vit` wrote."""
         if pretrained and not (file := weights_in(folder)).is_file():
             raise UserError(f"there is no weights file {file}; check the path")
-        return self.build(
-            str(folder), pretrained=pretrained, num_classes=num_classes, image_size=image_size, patch_size=patch_size
-        )
+        return self.build(str(folder), pretrained=pretrained, **sizes)
 
     def with_head(self, model: nn.Module, num_classes: int) -> nn.Module:
         """A network of the same configuration with another head; the backbone's weights are the model's."""
@@ -190,9 +173,9 @@ class Transformers(Library):
     def recompute(self, model: nn.Module, *, on: bool) -> None:
         """Without re-entrance, which would hide queries and keys from the rules."""
         if on:
-            cast(Any, model).gradient_checkpointing_enable({"use_reentrant": False})
+            cast(Any, model).activation_checkpointing_enable({"use_reentrant": False})
         else:
-            cast(Any, model).gradient_checkpointing_disable()
+            cast(Any, model).activation_checkpointing_disable()
 
     def save(self, model: nn.Module, folder: Path, labels: list[str] | None) -> None:
         """`save_pretrained`, and a preprocessor file with size and normalisation."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from attention_transfer.errors import choice_problems
+from attention_transfer.errors import nearest
 from attention_transfer.training.hardware import Devices, launched_processes
 from attention_transfer.training.recipe import ResolvedRecipe
 
@@ -39,8 +39,8 @@ def tune_problems(tune: Tune | None, devices: Devices, nodes: int | None) -> lis
     """Why the search can't be run, a sentence each."""
     if tune is None:
         return []
-    if problems := choice_problems("tune", tune, get_args(Tune)):
-        return problems
+    if tune not in get_args(Tune):
+        return [f"tune is {tune!r}; {nearest(tune, get_args(Tune))}"]
     if devices not in (None, 1) or nodes not in (None, 1) or launched_processes() is not None:
         return ["tune searches on one device; search there, then give recipe.lr to the run on several"]
     return []

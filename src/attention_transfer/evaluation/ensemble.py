@@ -19,10 +19,11 @@ from torch.nn import functional as F
 from attention_transfer.arguments import verb
 from attention_transfer.artifacts import MODEL_FILES
 from attention_transfer.data import Split, eval_transform, load_data
-from attention_transfer.errors import UserError, choice_problems, raise_all
+from attention_transfer.errors import UserError, raise_all
 from attention_transfer.evaluation.averaging import (
     Mean,
     Score,
+    choice_problems,
     combined,
     fitted_weights,
     likeness,

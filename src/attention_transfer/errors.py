@@ -49,9 +49,3 @@ def nearest(name: str, options: Iterable[str]) -> str:
     known = sorted(options)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else f"choose one of: {', '.join(known)}"
-
-
-def choice_problems(what: str, value: object, options: Iterable[str]) -> list[str]:
-    """What is wrong with a value that must be one of a few, as a list of at most one sentence."""
-    known = [*options]
-    return [] if value in known else [f"{what} is {value!r}; {nearest(str(value), known)}"]

@@ -293,7 +293,7 @@ def test_runs_whose_classes_are_not_those_of_the_data_are_refused(runs: list[str
 
 def test_a_teacher_is_no_member(runs: list[str], tmp_path: Path) -> None:
     made = pretrain(epochs=1, out=str(tmp_path / "teacher"))
-    with pytest.raises(UserError, match="no classifier but a pre-trained teacher"):
+    with pytest.raises(UserError, match="a pre-trained teacher, not a classifier"):
         ensemble([runs[0], str(made.path)])
 
 

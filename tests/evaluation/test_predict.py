@@ -448,7 +448,7 @@ def test_a_model_without_classes_predicts_nothing(
     with pytest.raises(UserError, match="holds an ONNX model"):
         predict(str(tmp_path / "onnx"), [picture])
     made = pretrain(epochs=1, out=str(tmp_path / "teacher"))
-    with pytest.raises(UserError, match="no classifier but a pre-trained teacher"):
+    with pytest.raises(UserError, match="a pre-trained teacher, not a classifier"):
         predict(str(made.path), [picture])
 
 

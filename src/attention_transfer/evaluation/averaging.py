@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attention_transfer.config.choices import Mean
-from attention_transfer.errors import UserError, choice_problems, raise_all
+from attention_transfer.errors import UserError, nearest, raise_all
 from attention_transfer.evaluation.classifier import Classifier
 from attention_transfer.training.card import interval
 from attention_transfer.vit import ViTSpec, describe
@@ -149,6 +149,11 @@ def likeness(
     wrong, also = one_B != labels_B, other_B != labels_B
     either = int((wrong | also).sum())
     return float((one_B == other_B).mean()), int((wrong & also).sum()) / either if either else None
+
+
+def choice_problems(what: str, value: str, options: Sequence[str]) -> list[str]:
+    """What is wrong with a value that must be one of a few, as a list of at most one sentence."""
+    return [] if value in options else [f"{what} is {value!r}; {nearest(value, options)}"]
 
 
 def _unfit(networks: Sequence[nn.Module]) -> list[str]:

@@ -49,7 +49,7 @@ def frozen_features(
         batch: images a forward pass.
 
     Raises:
-        UserError: as `forward_records`, or the network puts out no features.
+        UserError: there are no images, the network is in training mode, or it puts out no features.
     """
     vit = network if vit is None else vit
     spec, head = describe(vit), head_of(vit)

@@ -6,20 +6,13 @@ Shapes: L blocks, H heads, R query rows, M keys.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from attention_transfer.data import eval_pixels
-from attention_transfer.errors import UserError
-from attention_transfer.evaluation.records import ImageSequence, forward_records, log_maps
+from attention_transfer.evaluation.records import ImageSequence, Rows, forward_records
 from attention_transfer.vit import Indices, ViTSpec, describe, select
-
-Rows = int | Literal["all", "class"]
-"""Query rows that are looked at: n drawn for each image, the same for every network; all of them; the class token's."""
 
 MASS = 0.95
 SINK = 10.0
@@ -28,7 +21,6 @@ SINK = 10.0
 HIGH_NORM = 3.0
 """A patch is an artefact where the norm of its block output is this many times the median of the image's patches."""
 
-_TILE = 16  # rows of all blocks that are in memory at once
 _CHUNK = 1 << 17  # elements of a product that stay in a core's cache
 
 
@@ -68,7 +60,7 @@ def attention_profile(
     vit: nn.Module | None = None,
     layers: Indices = None,
     rows: Rows = 8,
-    batch: int = 16,
+    batch: int = 8,
     seed: int = 0,
 ) -> tuple[LayerProfile, ...]:
     """Figures of a network's attention on images, for each block.
@@ -83,40 +75,20 @@ def attention_profile(
         seed: of the draw.
 
     Raises:
-        UserError: as `forward_records`, or there is no such row.
+        UserError: there are no images, no such rows or layers, or the network is in training mode.
     """
     vit = network if vit is None else vit
     spec = describe(vit)
-    check_rows(rows, spec)
-    sums = ProfileSums(spec)
+    sums, tokens = ProfileSums(spec), slice(0, spec.sequence)
     with torch.no_grad():
-        for record in forward_records(network, vit, images, pixels=eval_pixels(spec), layers=layers, batch=batch):
-            for place, image in enumerate(record.images):
-                for tile in row_tiles(rows, spec.sequence, seed, image):
-                    sums.add(log_maps(record.calls, place, tile), tile)
+        for record in forward_records(
+            network, vit, images, rows=rows, tokens=tokens, layers=layers, batch=batch, seed=seed
+        ):
+            for place in range(len(record.images)):
+                for maps, which in record.tiles(place):
+                    sums.add(maps, which)
                 sums.end_image(record.norms[:, place])
     return sums.profiles(select(layers, spec.depth, "layers"))
-
-
-def check_rows(rows: Rows, *specs: ViTSpec) -> None:
-    """Refuse rows that these networks do not have.
-
-    Raises:
-        UserError: there is no class token, or the number is not positive.
-    """
-    if rows == "class" and not all(spec.class_token for spec in specs):
-        raise UserError('a network has no class token; choose rows="all", or a number of rows')
-    if isinstance(rows, int) and rows < 1:
-        raise UserError(f'rows={rows}: choose 1 or more, "all" or "class"')
-
-
-def row_tiles(rows: Rows, total: int, seed: int, image: int) -> Iterator[Tensor]:
-    """Indices of the rows of one image, a tile after the other; a draw depends on seed and image alone."""
-    chosen = torch.arange(1 if rows == "class" else total)
-    if isinstance(rows, int) and rows < total:
-        generator = torch.Generator().manual_seed(seed + 1_000_003 * image)
-        chosen = torch.randperm(total, generator=generator)[:rows].sort().values
-    yield from chosen.split(_TILE)
 
 
 class ProfileSums:

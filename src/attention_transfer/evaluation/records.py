@@ -7,18 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from attention_transfer.attention import attention_logits
-from attention_transfer.data import Normalise
+from attention_transfer.data import Normalise, eval_pixels
 from attention_transfer.errors import UserError
 from attention_transfer.vit import AttentionCall, Indices, ViTSpec, anatomy, capture, describe, select
+
+Rows = int | Literal["all", "class"]
+"""Query rows that are looked at: n drawn for each image, the same for every network; all of them; the class token's."""
+
+_TILE = 16  # rows of all blocks' maps that are in memory at once
 
 
 class ImageSequence(Protocol):
@@ -37,15 +41,27 @@ class ForwardRecord:
 
     Attributes:
         images: indices of the images of this batch.
-        calls: the attention of the chosen blocks, in order.
+        rows: the query tokens of each image that were looked at, (B, R).
+        calls: the attention of the chosen blocks, in order, with these queries alone, and without values.
         grams: inner products between the images' centred block outputs, flattened over tokens, float64 (L, B, B).
         norms: of the tokens in the blocks' outputs, float32 (L, B, N).
     """
 
     images: range
+    rows: Tensor
     calls: Sequence[AttentionCall]
     grams: Tensor
     norms: Tensor
+
+    def tiles(self, place: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The rows of one image of the batch, some at a time.
+
+        Yields:
+            Logarithms of the maps, (L, H, rows, M), float32 or wider, and which rows they are.
+        """
+        for start in range(0, self.rows.shape[1], _TILE):
+            tile = slice(start, start + _TILE)
+            yield torch.stack([_log_map(call, place, tile) for call in self.calls]), self.rows[place, tile]
 
 
 def input_batches(
@@ -75,62 +91,92 @@ def forward_records(
     vit: nn.Module,
     images: ImageSequence,
     *,
-    pixels: Callable[[Image.Image], Tensor],
-    layers: Indices = None,
-    batch: int = 16,
+    rows: Rows,
+    tokens: slice,
+    layers: Indices,
+    batch: int,
+    seed: int,
 ) -> Iterator[ForwardRecord]:
-    """Run a network on images, a batch at a time; nothing of a batch is kept after it was yielded.
+    """Run a network on images, a batch at a time; of a batch, keys and the queries of some rows are kept.
 
     Args:
         network: what is run.
         vit: the vision transformer in it that is looked at.
-        images: as many as one likes.
-        pixels: makes uint8 (channels, height, width) of an image, at the network's size.
+        images: as many as one likes; they are resized and cropped as in evaluation.
+        rows: query rows that are looked at.
+        tokens: those of which rows are drawn.
         layers: blocks that are looked at.
         batch: images a forward pass.
+        seed: of the draw.
 
     Raises:
-        UserError: there are no images, the network is in training mode, or a layer is out of range.
+        UserError: there are no images or no such rows, the network is in training mode, or a layer is out of range.
     """
+    spec = describe(vit)
+    if rows == "class" and not spec.class_token:
+        raise UserError(f'{spec.name} has no class token; choose rows="all", or a number of rows')
+    if isinstance(rows, int) and rows < 1:
+        raise UserError(f'rows={rows}: choose 1 or more, "all" or "class"')
+    chosen = select(layers, spec.depth, "layers")
+    for places, _, inputs in input_batches(network, spec, images, eval_pixels(spec), batch):
+        chosen_rows = torch.stack([_rows_of(image, rows, tokens, seed) for image in places])
+        yield _observed(network, vit, inputs, places, chosen, chosen_rows)
+
+
+def _observed(
+    network: nn.Module, vit: nn.Module, inputs: Tensor, images: range, layers: Sequence[int], rows_BR: Tensor
+) -> ForwardRecord:
+    """One forward pass."""
     blocks = anatomy(vit).blocks
-    chosen = select(layers, len(blocks), "layers")
-    for places, _, inputs in input_batches(network, describe(vit), images, pixels, batch):
-        grams: list[Tensor] = []
-        norms: list[Tensor] = []
-        with capture(vit, layers=chosen) as calls, ExitStack() as stack:
-            for layer in chosen:
-                handle = blocks[layer].register_forward_hook(partial(_measure_output, grams, norms))
-                stack.callback(handle.remove)
-            network(inputs)
-        yield ForwardRecord(places, calls, torch.stack(grams), torch.stack(norms))
+    grams: list[Tensor] = []
+    norms: list[Tensor] = []
+    with capture(vit, layers=layers) as calls, ExitStack() as stack:
+
+        def end_block(_block: nn.Module, _inputs: Any, output: Tensor | Sequence[Tensor]) -> None:
+            calls[-1] = _with_rows(calls[-1], rows_BR)
+            gram, norm = _measured(output if isinstance(output, Tensor) else output[0])
+            grams.append(gram)
+            norms.append(norm)
+
+        for layer in layers:
+            stack.callback(blocks[layer].register_forward_hook(end_block).remove)
+        network(inputs)
+    return ForwardRecord(images, rows_BR, calls, torch.stack(grams), torch.stack(norms))
 
 
-def log_maps(calls: Sequence[AttentionCall], image: int, rows: Tensor) -> Tensor:
-    """Logarithms of some rows of one image's attention maps, (L, H, R, M), float32 or wider.
+def _rows_of(image: int, rows: Rows, tokens: slice, seed: int) -> Tensor:
+    """The query tokens of one image; a draw depends on seed and image alone."""
+    if rows == "class":
+        return torch.zeros(1, dtype=torch.long)
+    total = tokens.stop - tokens.start
+    if rows == "all" or rows >= total:
+        return torch.arange(tokens.start, tokens.stop)
+    generator = torch.Generator().manual_seed(seed + 1_000_003 * image)
+    drawn: Tensor = tokens.start + torch.randperm(total, generator=generator)[:rows].sort().values
+    return drawn
 
-    Args:
-        calls: the attention of L blocks.
-        image: index in the batch.
-        rows: indices of query tokens, (R,).
-    """
-    return torch.stack([_log_map(call, image, rows.to(call.q.device)) for call in calls])
 
-
-def _log_map(call: AttentionCall, image: int, rows: Tensor) -> Tensor:
-    wide = torch.promote_types(call.q.dtype, torch.float32)
-    k_HMD = call.k[image].to(wide)
+def _with_rows(call: AttentionCall, rows_BR: Tensor) -> AttentionCall:
+    """The call with some queries of each image; nothing else of the block's operands is kept alive by it."""
+    index = rows_BR.to(call.q.device)[:, None, :, None]
     mask = call.mask
     if mask is not None:
-        mask = mask.broadcast_to(*call.q.shape[:-1], k_HMD.shape[-2])[image][:, rows]
-    logits_HRM = attention_logits(call.q[image][:, rows].to(wide), k_HMD, scale=call.scale, mask=mask)
-    return logits_HRM.log_softmax(dim=-1)
+        mask = mask.broadcast_to(*call.q.shape[:-1], call.k.shape[-2]).take_along_dim(index, dim=2)
+    q_BHRD = call.q.take_along_dim(index, dim=2)
+    return replace(call, q=q_BHRD, k=call.k.clone(), v=call.v.new_empty(0), mask=mask)
 
 
-def _measure_output(
-    grams: list[Tensor], norms: list[Tensor], _block: nn.Module, _inputs: Any, output: Tensor | Sequence[Tensor]
-) -> None:
-    tokens_BND = (output if isinstance(output, Tensor) else output[0]).float()
+def _log_map(call: AttentionCall, image: int, rows: slice) -> Tensor:
+    wide = torch.promote_types(call.q.dtype, torch.float32)
+    mask = None if call.mask is None else call.mask[image][:, rows]
+    q_HRD, k_HMD = call.q[image][:, rows].to(wide), call.k[image].to(wide)
+    log_p_HRM: Tensor = attention_logits(q_HRD, k_HMD, scale=call.scale, mask=mask).log_softmax(dim=-1)
+    return log_p_HRM
+
+
+def _measured(output_BND: Tensor) -> tuple[Tensor, Tensor]:
+    """Gram matrix and norms of a block's output."""
+    wide = output_BND.float()
     # The debiased HSIC does not change with the features' mean, but a large one costs digits.
-    centred_BF = (tokens_BND - tokens_BND.mean(dim=0)).flatten(1)
-    grams.append((centred_BF @ centred_BF.T).double())
-    norms.append(tokens_BND.norm(dim=-1))
+    centred_BF = (wide - wide.mean(dim=0)).flatten(1)
+    return (centred_BF @ centred_BF.T).double(), wide.norm(dim=-1)

@@ -6,8 +6,8 @@ Shapes: LA, LB blocks and HA, HB heads of the two networks, R query rows, M keys
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -16,20 +16,16 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from attention_transfer.data import eval_pixels
 from attention_transfer.errors import UserError
 from attention_transfer.evaluation.cka import MinibatchCKA
 from attention_transfer.evaluation.profile import (
     LayerProfile,
     ProfileSums,
-    Rows,
-    check_rows,
     entropy,
     finite,
     js_pairs,
-    row_tiles,
 )
-from attention_transfer.evaluation.records import ForwardRecord, ImageSequence, forward_records, log_maps
+from attention_transfer.evaluation.records import ImageSequence, Rows, forward_records
 from attention_transfer.vit import Indices, ViTSpec, describe, select
 
 Matrix = tuple[tuple[float, ...], ...]
@@ -101,7 +97,7 @@ def similarity(
     vit_b: nn.Module | None = None,
     layers: Indices = None,
     rows: Rows = 8,
-    batch: int = 16,
+    batch: int = 8,
     seed: int = 0,
 ) -> Similarity:
     """Compare the attention and the block outputs of two networks on the same images.
@@ -120,35 +116,29 @@ def similarity(
         seed: of the draw.
 
     Raises:
-        UserError: the patch grids differ, there is no such row or layer, or as `forward_records`.
+        UserError: the patch grids differ, there are no images, rows or layers as asked for, or a network is in training
+            mode.
     """
     vit_a, vit_b = vit_a or a, vit_b or b
     spec_a, spec_b = describe(vit_a), describe(vit_b)
     if spec_a.grid != spec_b.grid:
         grids = " and ".join("×".join(map(str, spec.grid)) for spec in (spec_a, spec_b))
         raise UserError(f"the networks see {grids} patches, so that their maps can't be compared; choose image_size")
-    check_rows(rows, spec_a, spec_b)
     alike = spec_a.tokens == spec_b.tokens
     shared_a, shared_b = (_shared(spec, everything=alike) for spec in (spec_a, spec_b))
     sums_a, sums_b, pairs, cka = ProfileSums(spec_a), ProfileSums(spec_b), _PairSums(), MinibatchCKA()
-
-    def records(network: nn.Module, vit: nn.Module, spec: ViTSpec) -> Iterator[ForwardRecord]:
-        pixels = eval_pixels(spec)
-        return forward_records(network, vit, images, pixels=pixels, layers=layers, batch=batch)
-
-    for seen_a, seen_b in zip(records(a, vit_a, spec_a), records(b, vit_b, spec_b), strict=True):
+    run = partial(forward_records, images=images, rows=rows, layers=layers, batch=batch, seed=seed)
+    for seen_a, seen_b in zip(run(a, vit_a, tokens=shared_a), run(b, vit_b, tokens=shared_b), strict=True):
         cka.add(seen_a.grams, seen_b.grams.to(seen_a.grams.device))
-        for place, image in enumerate(seen_a.images):
-            for tile in row_tiles(rows, shared_a.stop - shared_a.start, seed, image):
-                rows_a, rows_b = (tile if rows == "class" else tile + s.start for s in (shared_a, shared_b))
-                maps_a, maps_b = log_maps(seen_a.calls, place, rows_a), log_maps(seen_b.calls, place, rows_b)
+        for place in range(len(seen_a.images)):
+            for (maps_a, rows_a), (maps_b, rows_b) in zip(seen_a.tiles(place), seen_b.tiles(place), strict=True):
                 sums_a.add(maps_a, rows_a)
                 sums_b.add(maps_b, rows_b)
-                if not alike:
-                    maps_a, maps_b = (
-                        m[..., s].log_softmax(dim=-1) for m, s in ((maps_a, shared_a), (maps_b, shared_b))
-                    )
-                pairs.add(maps_a, maps_b.to(maps_a))
+                if alike:
+                    pairs.add(maps_a, maps_b.to(maps_a))
+                else:
+                    among_a, among_b = maps_a[..., shared_a], maps_b[..., shared_b].to(maps_a)
+                    pairs.add(among_a.log_softmax(dim=-1), among_b.log_softmax(dim=-1))
             sums_a.end_image(seen_a.norms[:, place])
             sums_b.end_image(seen_b.norms[:, place])
     js, kl = pairs.result()

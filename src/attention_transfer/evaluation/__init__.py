@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from attention_transfer.evaluation.intervals import PairedDifference as PairedDifference
     from attention_transfer.evaluation.intervals import bca as bca
     from attention_transfer.evaluation.intervals import paired_difference as paired_difference
+    from attention_transfer.evaluation.masks import MaskFiles as MaskFiles
     from attention_transfer.evaluation.metrics import ClassificationScores as ClassificationScores
     from attention_transfer.evaluation.metrics import ImageScores as ImageScores
     from attention_transfer.evaluation.metrics import ReliabilityBin as ReliabilityBin
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from attention_transfer.evaluation.predictions import Prediction as Prediction
     from attention_transfer.evaluation.profile import LayerProfile as LayerProfile
     from attention_transfer.evaluation.profile import attention_profile as attention_profile
-    from attention_transfer.evaluation.segmentation import MaskFiles as MaskFiles
     from attention_transfer.evaluation.segmentation import Segmentation as Segmentation
     from attention_transfer.evaluation.segmentation import segment as segment
     from attention_transfer.evaluation.similarity import HeadMatchings as HeadMatchings

@@ -49,6 +49,10 @@ Depth = Literal["relative", "last"]
 Heads = Literal["same", "mean", "match"]
 Registers = Literal["drop", "to class"]
 
+SplitName = Literal["train", "validation", "test"]
+MapSource = Literal["attention", "rollout", "relevance"]
+"""Which maps: a block's class token row (or else the patches' mean query) a head, or one map of all blocks."""
+
 Format = Literal["timm", "hf", "onnx"]
 Probabilities = Literal["top", "all"]
 Mean = Literal["probabilities", "logits"]

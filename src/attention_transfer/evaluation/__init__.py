@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from attention_transfer.evaluation.predictions import Prediction as Prediction
     from attention_transfer.evaluation.profile import LayerProfile as LayerProfile
     from attention_transfer.evaluation.profile import attention_profile as attention_profile
+    from attention_transfer.evaluation.segment_verb import ModelSegmentation as ModelSegmentation
     from attention_transfer.evaluation.segmentation import Segmentation as Segmentation
     from attention_transfer.evaluation.segmentation import segment as segment
     from attention_transfer.evaluation.similarity import HeadMatchings as HeadMatchings

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from attention_transfer.config.choices import MapSource
 from attention_transfer.data import eval_pixels
 from attention_transfer.errors import UserError
 from attention_transfer.evaluation.foreground import MASS, foreground
@@ -25,9 +25,6 @@ from attention_transfer.evaluation.intervals import Estimate, bca
 from attention_transfer.evaluation.masks import AREAS, VOID, MaskSequence, Regions, checked_mask, regions_of
 from attention_transfer.evaluation.records import ImageSequence, input_batches
 from attention_transfer.vit import AttentionCall, Indices, ViTSpec, capture, describe, relevance, rollout, select
-
-MapSource = Literal["attention", "rollout", "relevance"]
-"""Which maps: a block's class token row (or else the patches' mean query) a head, or one map of all blocks."""
 
 _HALF = AREAS.index(0.5)
 _BEST, _MEAN, _MAX, _HEADS = range(4)  # columns of scores; after the heads' come those of the boxes

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,6 +61,8 @@ class Layout:
         boxes: boxes of the objects, of that folder, where there are any.
         masks: mask files, of that folder, where there are any.
         foreground: how a mask file is read.
+        segmentation: images and masks of the "train" or "val" split of a segmentation task, of that folder: each value
+            of a mask but 0 and 255 (void) is an object.
     """
 
     name: str
@@ -69,6 +72,7 @@ class Layout:
     boxes: Callable[[Path], Boxes] | None = None
     masks: Callable[[Path], Masks] | None = None
     foreground: Foreground | None = None
+    segmentation: Callable[[Path, Literal["train", "val"]], list[tuple[Path, Path]]] | None = None
 
     def home(self, path: Path) -> Path:
         """The folder that holds the data set.

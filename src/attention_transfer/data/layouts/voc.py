@@ -84,4 +84,5 @@ VOC = Layout(
     read=read_voc,
     masks=lambda home: dict(voc_segmentation(home, "trainval")),
     foreground=lambda values: (values > 0) & (values < VOC_VOID),
+    segmentation=voc_segmentation,
 )

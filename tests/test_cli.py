@@ -409,6 +409,18 @@ def test_the_flags_are_these() -> None:
             "--out",
             "--overwrite",
         },
+        "similarity": {
+            "--split",
+            "--layers",
+            "--rows",
+            "--limit",
+            "--image-size",
+            "--batch-size",
+            "--seed",
+            "--device",
+            "--out",
+            "--overwrite",
+        },
         "presets": set(),
         "bench": {
             "--model",

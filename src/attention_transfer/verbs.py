@@ -26,6 +26,7 @@ from attention_transfer.config.verbs import (
     InspectData,
     MakeEnsemble,
     MeasureCost,
+    MeasureSimilarity,
     NoSettings,
     Predict,
     Segment,
@@ -34,7 +35,7 @@ from attention_transfer.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from attention_transfer.data import DataReport
-    from attention_transfer.evaluation import EnsembleResult, ExportReport, ModelSegmentation, Prediction
+    from attention_transfer.evaluation import EnsembleResult, ExportReport, ModelSegmentation, Prediction, Similarity
     from attention_transfer.experiments import Comparison, Cost
     from attention_transfer.training import Run
     from attention_transfer.vit import TransferReport
@@ -282,6 +283,24 @@ def segment(config: Segment) -> list[ModelSegmentation]:
     return segment_models(config)
 
 
+@verb(MeasureSimilarity, words=("a", "b", "data"), extra="train")
+def similarity(config: MeasureSimilarity) -> Similarity:
+    """Compare the attention and the outputs of two networks, block by block, on the same images.
+
+    Prints Jensen–Shannon divergence under four ways to match heads, CKA of the blocks' outputs, and what each network's
+    attention is like: how wide, how far, how much of it sinks.
+
+    Returns:
+        The result, with all pairs of blocks.
+
+    Raises:
+        UserError: a network can't be loaded, the patch grids differ, or a layer is out of range; nothing was written.
+    """
+    from attention_transfer.evaluation.similarity_verb import compare_networks
+
+    return compare_networks(config)
+
+
 @verb(Doctor, words=("teacher", "student"))
 def doctor(config: Doctor) -> TransferReport:
     """Say what a vision transformer is, and whether a student can take its attention.
@@ -331,7 +350,21 @@ def presets(config: NoSettings) -> dict[str, Preset]:  # noqa: ARG001
     return dict(PRESETS)
 
 
-_OWN = (demo, inspect_data, pretrain, train, compare, predict, export, ensemble, segment, doctor, bench, presets)
+_OWN = (
+    demo,
+    inspect_data,
+    pretrain,
+    train,
+    compare,
+    predict,
+    export,
+    ensemble,
+    segment,
+    similarity,
+    doctor,
+    bench,
+    presets,
+)
 VERBS: dict[str, Verb[..., Any]] = {own.name: own for own in _OWN}
 """The verbs of this package, by name."""
 

@@ -172,7 +172,7 @@ def test_a_folder_without_masks(model: str, folders: Folders, tmp_path: Path) ->
         segment([model], data=folders[0])
     with pytest.raises(UserError, match="digits has no masks"):
         segment([model], data="digits")
-    with pytest.raises(UserError, match="there is no folder .*nowhere"):
+    with pytest.raises(UserError, match=r"there is no folder .*nowhere"):
         segment([model], data=str(tmp_path / "nowhere"))
     (Path(folders[1]) / "d.png").unlink()
     with pytest.raises(UserError, match=r"1 of the 5 images in .* have no mask of the same name in .*: 'd'"):

@@ -23,7 +23,7 @@ from attention_transfer import AttentionTransfer, Copy, UserError, capture, stud
 from attention_transfer.data import Normalise, eval_pixels
 from attention_transfer.evaluation import Classifier, attention_profile, similarity
 from attention_transfer.evaluation.cka import MinibatchCKA, hsic
-from attention_transfer.evaluation.similarity import match_heads
+from attention_transfer.evaluation.network_similarity import match_heads
 from attention_transfer.vit import describe
 
 Build = Callable[..., Any]

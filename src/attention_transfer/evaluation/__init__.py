@@ -34,14 +34,14 @@ if TYPE_CHECKING:
     from attention_transfer.evaluation.metrics import classification as classification
     from attention_transfer.evaluation.metrics import image_scores as image_scores
     from attention_transfer.evaluation.metrics import reliability as reliability
+    from attention_transfer.evaluation.network_similarity import HeadMatchings as HeadMatchings
+    from attention_transfer.evaluation.network_similarity import Similarity as Similarity
+    from attention_transfer.evaluation.network_similarity import similarity as similarity
     from attention_transfer.evaluation.predictions import Prediction as Prediction
     from attention_transfer.evaluation.profile import LayerProfile as LayerProfile
     from attention_transfer.evaluation.profile import attention_profile as attention_profile
     from attention_transfer.evaluation.segment_verb import ModelSegmentation as ModelSegmentation
     from attention_transfer.evaluation.segmentation import Segmentation as Segmentation
     from attention_transfer.evaluation.segmentation import segment as segment
-    from attention_transfer.evaluation.similarity import HeadMatchings as HeadMatchings
-    from attention_transfer.evaluation.similarity import Similarity as Similarity
-    from attention_transfer.evaluation.similarity import similarity as similarity
 else:
     __all__, __getattr__ = lazily(__name__)

@@ -11,15 +11,15 @@ from rich.table import Table
 from attention_transfer.artifacts import MODEL_FILES
 from attention_transfer.config.choices import MapSource
 from attention_transfer.config.verbs import Segment
-from attention_transfer.errors import UserError, raise_all
+from attention_transfer.errors import raise_all
 from attention_transfer.evaluation.intervals import Estimate
 from attention_transfer.evaluation.masked_images import MaskedImages, load_masked
 from attention_transfer.evaluation.segmentation import Segmentation
 from attention_transfer.evaluation.segmentation import segment as segment_network
-from attention_transfer.evaluation.subjects import Subject, counted, data_of, load_subject, short_names
+from attention_transfer.evaluation.subjects import Subject, counted, data_of, layers_of, load_subjects, short_names
 from attention_transfer.places import expanded, out_problems
 from attention_transfer.ui import console
-from attention_transfer.vit import Indices, select
+from attention_transfer.vit import Indices
 from attention_transfer.writing import write_whole
 
 _COLUMNS = {
@@ -60,9 +60,16 @@ def segment_models(config: Segment) -> list[ModelSegmentation]:
             config.out, ".json", overwrite=config.overwrite, data=read, models=config.models, names=MODEL_FILES
         )
     )
-    subjects = [load_subject(name, config.image_size, config.device) for name in config.models]
-    layers = None if config.layers == "all" else config.layers
-    raise_all([problem for subject in subjects for problem in _problems(subject, config.source, layers)])
+    layers = layers_of(config.layers)
+    subjects = load_subjects(config.models, config.image_size, config.device, layers)
+    if config.source == "relevance":
+        raise_all(
+            [
+                f"{s.name} has no classes, which relevance is for; choose attention or rollout"
+                for s in subjects
+                if not s.classes
+            ]
+        )
     data = data_of(subjects, config.data)
     masked = load_masked(
         data, config.masks, config.split, limit=config.limit, training=config.training, void=config.void
@@ -71,17 +78,6 @@ def segment_models(config: Segment) -> list[ModelSegmentation]:
     _show(found, config.source)
     if config.out is not None:
         write_whole(expanded(config.out), json.dumps([asdict(each) for each in found], indent=2) + "\n")
-    return found
-
-
-def _problems(subject: Subject, source: MapSource, layers: Indices) -> list[str]:
-    found = []
-    try:
-        select(layers, subject.spec.depth, "layers")
-    except UserError as error:
-        found.append(f"{subject.name}: {error}")
-    if source == "relevance" and not subject.spec.classes:
-        found.append(f"{subject.name} has no classes, which relevance is for; choose attention or rollout")
     return found
 
 

@@ -6,19 +6,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
+from attention_transfer.artifacts import MODEL_FILES
 from attention_transfer.engine.hardware import choose_hardware
-from attention_transfer.errors import UserError
+from attention_transfer.engine.progress import Bar
+from attention_transfer.errors import UserError, raise_all
 from attention_transfer.evaluation.classifier import load_run
 from attention_transfer.evaluation.records import ImageSequence
+from attention_transfer.places import check_writable, expanded, folder_problems, out_problems
 from attention_transfer.training import Device, Display, RunFolder
-from attention_transfer.vit import ViTSpec, describe, labels_of, load_vit
+from attention_transfer.vit import Indices, ViTSpec, describe, labels_of, load_vit, select
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +51,7 @@ def load_subject(name: str, image_size: int | None, device: Device) -> Subject:
         UserError: there is no such model, or the size of a run that copies attention is to be changed.
     """
     folder = RunFolder(Path(name).expanduser())
-    config: dict[str, Any] = folder.config() if folder.has("config.yaml") else {}
+    config = folder.config() if folder.has("config.yaml") else {}
     if "preset" in config:
         run = load_run(folder.path)
         copies = run.network.transfer.teacher is not None
@@ -65,6 +67,28 @@ def load_subject(name: str, image_size: int | None, device: Device) -> Subject:
     spec = describe(vit)
     classes = tuple(labels_of(vit) or map(str, range(spec.classes))) if spec.classes else ()
     return Subject(name, network.to(choose_hardware(device, 1).device).eval(), vit, spec, classes, config.get("data"))
+
+
+def load_subjects(names: Sequence[str], image_size: int | None, device: Device, layers: Indices) -> list[Subject]:
+    """Load several, and check that each has the layers that are asked for.
+
+    Raises:
+        UserError: as `load_subject`, or a layer is out of range; every such network is named.
+    """
+    subjects = [load_subject(name, image_size, device) for name in names]
+    problems = []
+    for subject in subjects:
+        try:
+            select(layers, subject.spec.depth, "layers")
+        except UserError as error:
+            problems.append(f"{subject.name}: {error}")
+    raise_all(problems)
+    return subjects
+
+
+def layers_of(setting: Indices) -> Indices:
+    """A choice of layers, in which "all" stands for all."""
+    return None if setting == "all" else setting
 
 
 def data_of(subjects: Sequence[Subject], data: str | None) -> str:
@@ -91,7 +115,7 @@ def spread(total: int, limit: int | None) -> NDArray[np.int64]:
 @dataclass(frozen=True, eq=False)
 class _Counted:
     images: ImageSequence
-    bar: Any
+    bar: Bar
 
     def __len__(self) -> int:
         return len(self.images)
@@ -102,10 +126,43 @@ class _Counted:
 
 
 @contextmanager
-def counted(images: ImageSequence, text: str) -> Iterator[ImageSequence]:
-    """The images, with a bar that goes on with each one that is looked at."""
-    with Display.open() as display, display.bar(text, len(images)) as bar:
+def counted(images: ImageSequence, text: str, *, times: int = 1) -> Iterator[ImageSequence]:
+    """The images, with a bar that goes on with each one that is looked at, some times each."""
+    with Display.open() as display, display.bar(text, times * len(images)) as bar:
         yield _Counted(images, bar)
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a verb writes: a JSON file, and a folder for pictures, where one was named."""
+
+    json: Path
+    folder: Path | None
+
+
+def checked_out(
+    out: str | None, files: Sequence[str], *, overwrite: bool, data: Sequence[str | None], models: Sequence[str]
+) -> Target | None:
+    """Check an `--out` before any work: a .json file, or a folder for files of these names, of which the first is JSON.
+
+    Raises:
+        UserError: it is read itself, holds such files already, or can't be written to.
+    """
+    if out is None:
+        return None
+    target = expanded(out)
+    if target.suffix == ".json":
+        raise_all(out_problems(out, ".json", overwrite=overwrite, data=data, models=models, names=MODEL_FILES))
+        return Target(target, None)
+    if target.is_file():
+        raise UserError(f"{out} is a file that does not end in .json; choose a folder, or a name that does")
+    problems = folder_problems(target, data=data, models=models)
+    there = [target / name for name in files if (target / name).exists()]
+    if there and not overwrite:
+        problems.append(f"{there[0]} exists; choose another folder with --out, or replace it with --overwrite")
+    raise_all(problems)
+    check_writable(target)
+    return Target(target / files[0], target)
 
 
 def short_names(names: Sequence[str]) -> list[str]:

@@ -61,7 +61,7 @@ def main() -> None:
             "device": f"CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
             "python": platform.python_version(),
             "versions": {
-                name: version(name) for name in ("attention-transfer", "torch", "timm", "lightning", "pillow")
+                name: version(name) for name in ("attention-transfer", "torch", "timm", "pillow")
             },
             "images": args.images,
             "pixels": SIDE,

@@ -293,7 +293,7 @@ def _fitted(
         **config.place,
     )
     result = fit(training)
-    built.transfer.release()
+    built.objective.transfer.release()
     return result
 
 

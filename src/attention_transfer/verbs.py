@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 from attention_transfer.config.base import Config, checked
 from attention_transfer.config.presets import PRESETS, Preset
+from attention_transfer.config.presets import of_other_packages as presets_of_other_packages
 from attention_transfer.config.training import Compare, Pretrain, Train
+from attention_transfer.config.values import short
 from attention_transfer.config.verbs import (
     Demo,
     Doctor,
@@ -305,10 +307,11 @@ def presets(config: NoSettings) -> dict[str, Preset]:  # noqa: ARG001
     Returns:
         Each preset by its name.
     """
-    width = max(map(len, PRESETS))
-    for name, method in PRESETS.items():
+    methods = {**PRESETS, **presets_of_other_packages()}
+    width = max(map(len, methods))
+    for name, method in methods.items():
         print(f"{name:{width}}  {method.summary}{f' ({method.source})' if method.source else ''}")
-    return dict(PRESETS)
+    return methods
 
 
 _OWN = (demo, inspect_data, pretrain, train, compare, predict, export, ensemble, doctor, bench, presets)
@@ -337,5 +340,5 @@ def find(name: str) -> Verb[..., Any]:
     """
     found = VERBS.get(name) or of_other_packages().get(name)
     if found is None:
-        raise UserError(f"there is no verb {name!r}; {nearest(name, [*VERBS, *of_other_packages()])}")
+        raise UserError(f"there is no verb {short(name)!r}; {nearest(name, [*VERBS, *of_other_packages()])}")
     return found

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from attention_transfer.errors import UserError
 from attention_transfer.engine.memory import ran_out_of_memory
+from attention_transfer.errors import UserError
 from attention_transfer.writing import write_whole
 from benchmarks.gpu.card import Card, is_lost, sentence
 

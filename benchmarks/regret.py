@@ -21,6 +21,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from attention_transfer.data import Augment
 from attention_transfer.training import Recipe, RunFolder, train
 from attention_transfer.transfer import LossRule, NetworkRule, preset
 
@@ -41,7 +42,7 @@ class Trial:
     weight: float = 1.0
     image_size: int | None = None
     epochs: int | None = None
-    augment: str = "auto"
+    augment: Augment = "auto"
 
 
 def main() -> None:

@@ -44,9 +44,9 @@ class MixedLoss:
         self.objective.training = True  # labels are smoothed, and networks are as they were
         self.mixing = mixing
 
-    def __call__(self, images: Tensor, targets: Tensor) -> tuple[ObjectiveOutput, Tensor]:
+    def __call__(self, images: Tensor, targets: Tensor) -> tuple[Any, Tensor]:
         """What the objective gives, and the task's loss."""
-        output = self.objective(*mix(images, targets, self.mixing))
+        output: ObjectiveOutput = self.objective(*mix(images, targets, self.mixing))
         return output, output.losses["task"]
 
 

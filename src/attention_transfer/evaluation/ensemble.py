@@ -164,7 +164,7 @@ class EnsembleResult:
 def average_runs(config: MakeEnsemble) -> EnsembleResult:
     """The verb `ensemble`."""
     runs, mean, weighting = config.runs, config.mean, config.weights or "equal"
-    problems = _out_problems(config.out, runs, overwrite=config.overwrite) + _run_problems(runs)
+    problems = config.problems() + _out_problems(config.out, runs, overwrite=config.overwrite) + _run_problems(runs)
     loaded = _loaded(runs, problems)
     data = str(RunFolder(loaded[0].path).config()["data"])
     splits = load_data(data)

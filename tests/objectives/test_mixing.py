@@ -46,7 +46,7 @@ class MixedLoss:
 
     def __call__(self, images: Tensor, targets: Tensor) -> tuple[Any, Tensor]:
         """What the objective gives, and the task's loss."""
-        output: ObjectiveOutput = self.objective(*mix(images, targets, self.mixing))
+        output = self.objective(*mix(images, targets, self.mixing))
         return output, output.losses["task"]
 
 

@@ -18,7 +18,8 @@ Build = Callable[..., Any]
 def hugging_face() -> Any:
     transformers = pytest.importorskip("transformers")
     sizes = {"image_size": 8, "patch_size": 4, "num_attention_heads": 3, "hidden_size": 24, "intermediate_size": 48}
-    return transformers.ViTForImageClassification(transformers.ViTConfig(num_hidden_layers=2, **sizes))
+    network: nn.Module = transformers.ViTForImageClassification(transformers.ViTConfig(num_hidden_layers=2, **sizes))
+    return network
 
 
 def torchvision_vit() -> nn.Module:

@@ -64,7 +64,7 @@ class Run:
 def train_student(config: Train) -> Run:
     """The verb `train`."""
     asked = filled_in(config)
-    raise_all(train_problems(asked))
+    raise_all([*dict.fromkeys(train_problems(asked))])
     method, tunes = find_preset(config.preset), asked.tune_teacher
     if config.data == "digits" and config.preset in DIGITS and fits(trained_network(asked)):
         own = DIGITS[config.preset]

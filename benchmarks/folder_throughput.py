@@ -60,9 +60,7 @@ def main() -> None:
             "date": date.today().isoformat(),
             "device": f"CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
             "python": platform.python_version(),
-            "versions": {
-                name: version(name) for name in ("attention-transfer", "torch", "timm", "lightning", "pillow")
-            },
+            "versions": {name: version(name) for name in ("attention-transfer", "torch", "timm", "pillow")},
             "images": args.images,
             "pixels": SIDE,
             "model": args.model,

@@ -26,7 +26,7 @@ class Distilled(L.LightningModule):
         """The task's loss and those of the rules."""
         images, labels = batch
         output = self.transfer(images)
-        loss = output.total(F.cross_entropy(output.logits, labels))
+        loss: Tensor = output.total(F.cross_entropy(output.logits, labels))
         self.log_dict({"loss": loss.detach(), **{name: value.detach() for name, value in output.losses.items()}})
         return loss
 

@@ -35,6 +35,16 @@ print(sorted({name.partition(".")[0] for name in set(sys.modules) - before} & he
     assert done.stdout.strip() == "[]"
 
 
+def test_names_of_the_library_load_torch_alone() -> None:
+    code = """
+import sys, torch
+from attention_transfer import AttentionTransfer, Copy, Distill, Guide, attention_kl, capture, describe, load_vit
+print(sorted({"timm", "torchvision", "transformers", "triton", "torch._dynamo"} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_an_unknown_name_is_an_attribute_error() -> None:
     assert not hasattr(attention_transfer, "no_such_thing")
 

@@ -113,7 +113,7 @@ def commit() -> str:
 def _versions() -> dict[str, str | None]:
     found: dict[str, str | None] = {"python": platform.python_version(), "cuda": torch.version.cuda}
     found["torch"] = torch.__version__  # with the build
-    for name in ("attention-transfer", "triton", "timm", "lightning"):
+    for name in ("attention-transfer", "triton", "timm"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

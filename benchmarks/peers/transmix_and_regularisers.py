@@ -88,7 +88,7 @@ def compare_transmix(theirs: Any, dtype: torch.dtype) -> Iterator[Row]:
             mixed = mix(images, torch.arange(BATCH), Mixing(cutmix=1.0))
             with capture(student, layers=[-1]) as calls:
                 student(mixed.images)
-            rows_BHN, mask = row_of_last_block(calls[0]), mixed.mask
+            rows_BHN, mask = row_of_last_block(calls[0]), mixed.targets.mask
             assert mask is not None
             ours = transmix_weight(rows_BHN, mask, tokens=spec.tokens, grid=spec.grid)
             labels = (None, one_hot[:1].expand(BATCH, -1), one_hot[1:].expand(BATCH, -1), box_of(mask))

@@ -94,13 +94,13 @@ class _Command:
         elif not equals and setting is not None and (switch or setting.default is False):
             text = "true"
         elif not equals and known:
-            self.problems.append(f"{flag} has no value; give one, or leave it out")
+            self.problems.append(f"{short(flag)} has no value; give one, or leave it out")
             self.wrong.add(name)
             return
         if name == "config":
             self._file(text)
         elif not known or name.partition(".")[0] in self.verb.words:
-            self.problems.append(f"there is no option {flag}; {self._meant(flag)}")
+            self.problems.append(f"there is no option {short(flag)}; {self._meant(flag)}")
         else:
             self._take(name, text)
 
@@ -121,7 +121,7 @@ class _Command:
             elif self._is_known(name):
                 self._take(name, value)
             else:
-                self.problems.append(f"there is no option {key!r}; {self._meant(key)}")
+                self.problems.append(f"there is no option {short(key)!r}; {self._meant(key)}")
 
     def _loose(self, words: list[str]) -> None:
         """Words without a flag, for the settings that take them, in order; the last one may take many."""
@@ -169,7 +169,7 @@ class _Command:
             if inner in self.options:
                 self._take(inner, part)
             else:
-                self.problems.append(f"there is no option {inner!r}; {self._meant(inner)}")
+                self.problems.append(f"there is no option {short(inner)!r}; {self._meant(inner)}")
 
     def _is_known(self, name: str) -> bool:
         """Whether something is of this name: a setting, a list of rules, or an entry of a mapping."""
@@ -190,7 +190,7 @@ class _Command:
         if inner:
             key = inner.removeprefix("init_args.")
             if not self.rules.get(top):
-                raise Misfit(f"--{name} sets a rule, but none is named before it; add --{top}+=NAME")
+                raise Misfit(f"--{short(name)} sets a rule, but none is named before it; add --{top}+=NAME")
             last = self.rules[top][-1]
             if key == "class_path":
                 last["class_path"] = value
@@ -210,7 +210,11 @@ class _Command:
     def group_default(self, name: str) -> Any:
         """What a group is where nothing is said of it, which may depend on what is given."""
         plain = {key: value for key, value in self.given.items() if "." not in key}
-        return self.kind.defaults(plain).get(name, self.options[name].default)
+        try:
+            return self.kind.defaults(plain).get(name, self.options[name].default)
+        except UserError as error:  # as of a preset that there is not
+            self.problems += [] if str(error) in self.problems else [str(error)]
+            return self.options[name].default
 
     def config(self) -> Config:
         """The configuration.

@@ -64,7 +64,7 @@ def bars(*, visible: bool, note: bool = False) -> Progress:
         TimeRemainingColumn(),
         console=console,
         transient=True,
-        disable=not visible,
+        disable=not (visible and console.is_terminal),  # elsewhere rich would print an empty line
     )
 
 

@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 from attention_transfer.config.base import Config, checked
 from attention_transfer.config.presets import PRESETS, Preset
+from attention_transfer.config.presets import of_other_packages as presets_of_other_packages
 from attention_transfer.config.training import Compare, Pretrain, Train
+from attention_transfer.config.values import short
 from attention_transfer.config.verbs import (
     Demo,
     Doctor,
@@ -31,7 +33,7 @@ from attention_transfer.config.verbs import (
     Predict,
     Segment,
 )
-from attention_transfer.errors import UserError, nearest
+from attention_transfer.errors import UserError, nearest, raise_all
 
 if TYPE_CHECKING:
     from attention_transfer.data import DataReport
@@ -59,6 +61,7 @@ class Verb(Generic[P, R]):
         name: on the command line.
         words: fields that are given there without a flag, in order.
         resumes: whether the same command, given again, goes on where it was stopped.
+        lists: whether the function itself raises the configuration's problems, together with those that it finds.
         extra: what is to be installed for it besides the library: "train" for `attention-transfer[train]`.
     """
 
@@ -70,10 +73,12 @@ class Verb(Generic[P, R]):
         name: str,
         words: tuple[str, ...] = (),
         resumes: bool = False,
+        lists: bool = False,
         extra: str = "",
     ) -> None:
         self.config: type[Config] = config  # type: ignore[assignment] # a class is called by its fields, as P says
-        self.body, self.name, self.words, self.resumes, self.extra = body, name, words, resumes, extra
+        self.body, self.name, self.words, self.resumes = body, name, words, resumes
+        self.lists, self.extra = lists, extra
         self.__name__, self.__doc__, self.__wrapped__ = body.__name__, inspect.getdoc(body), body
         self.__signature__ = inspect.signature(config).replace(return_annotation=body.__annotations__["return"])
 
@@ -96,7 +101,9 @@ class Verb(Generic[P, R]):
                 f"{self.name} needs packages that are not installed ({', '.join(missing)}); "
                 f'run: pip install "attention-transfer[{self.extra}]"'
             )
-        return self.body(checked(config))  # type: ignore[arg-type] # of this verb
+        config = checked(config)
+        raise_all([] if self.lists else config.problems())
+        return self.body(config)  # type: ignore[arg-type] # of this verb
 
     @property
     def summary(self) -> str:
@@ -110,12 +117,14 @@ def verb(
     name: str = "",
     words: tuple[str, ...] = (),
     resumes: bool = False,
+    lists: bool = False,
     extra: str = "",
 ) -> Callable[[Callable[[C], R]], Verb[P, R]]:
     """Make a function of a configuration a verb; see `Verb`."""
 
     def made(body: Callable[[C], R]) -> Verb[P, R]:
-        return Verb(config, body, name=name or body.__name__, words=words, resumes=resumes, extra=extra)
+        chosen = name or body.__name__
+        return Verb(config, body, name=chosen, words=words, resumes=resumes, lists=lists, extra=extra)
 
     return made
 
@@ -157,7 +166,7 @@ def inspect_data(config: InspectData) -> DataReport:
     return report_of(config)
 
 
-@verb(Pretrain, resumes=True, extra="train")
+@verb(Pretrain, resumes=True, lists=True, extra="train")
 def pretrain(config: Pretrain) -> Run:
     """Make a teacher by masked autoencoding (MAE) of the training images; their labels are not looked at.
 
@@ -174,7 +183,7 @@ def pretrain(config: Pretrain) -> Run:
     return pretrain_teacher(config)
 
 
-@verb(Train, resumes=True, extra="train")
+@verb(Train, resumes=True, lists=True, extra="train")
 def train(config: Train) -> Run:
     """Train one student by one method.
 
@@ -210,7 +219,7 @@ def compare(config: Compare) -> Comparison:
     return compare_methods(config)
 
 
-@verb(Predict, words=("run", "images"), extra="train")
+@verb(Predict, words=("run", "images"), lists=True, extra="train")
 def predict(config: Predict) -> list[Prediction]:
     """Classify images with a trained run.
 
@@ -230,7 +239,7 @@ def predict(config: Predict) -> list[Prediction]:
     return predict_images(config)
 
 
-@verb(Export, words=("run",), extra="train")
+@verb(Export, words=("run",), lists=True, extra="train")
 def export(config: Export) -> ExportReport:
     """Write a trained run as a model that other programs load, and check that it answers as the run does.
 
@@ -247,7 +256,7 @@ def export(config: Export) -> ExportReport:
     return export_run(config)
 
 
-@verb(MakeEnsemble, words=("runs",), extra="train")
+@verb(MakeEnsemble, words=("runs",), lists=True, extra="train")
 def ensemble(config: MakeEnsemble) -> EnsembleResult:
     """Average the predictions of several finished runs, and say how good that is.
 
@@ -344,10 +353,11 @@ def presets(config: NoSettings) -> dict[str, Preset]:  # noqa: ARG001
     Returns:
         Each preset by its name.
     """
-    width = max(map(len, PRESETS))
-    for name, method in PRESETS.items():
+    methods = {**PRESETS, **presets_of_other_packages()}
+    width = max(map(len, methods))
+    for name, method in methods.items():
         print(f"{name:{width}}  {method.summary}{f' ({method.source})' if method.source else ''}")
-    return dict(PRESETS)
+    return methods
 
 
 _OWN = (
@@ -390,5 +400,5 @@ def find(name: str) -> Verb[..., Any]:
     """
     found = VERBS.get(name) or of_other_packages().get(name)
     if found is None:
-        raise UserError(f"there is no verb {name!r}; {nearest(name, [*VERBS, *of_other_packages()])}")
+        raise UserError(f"there is no verb {short(name)!r}; {nearest(name, [*VERBS, *of_other_packages()])}")
     return found

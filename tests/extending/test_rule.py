@@ -15,7 +15,7 @@ SOURCE = '''
 
 from dataclasses import dataclass
 
-from attention_transfer import LossRule
+from attention_transfer import LossRule, Preset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,17 +30,21 @@ class Nearby(LossRule):
 
     def layer_loss(self, student, teacher):
         return (student.maps() - teacher.maps()).abs().pow(self.power).mean()
+
+
+METHOD = Preset("random weights, attends near to where the teacher does", init="random", rules=(Nearby(),))
 '''
 
 
 def test_it_is_found_trains_and_is_repeated(teacher: str, tmp_path: Path, package: Callable[..., Any]) -> None:
-    run = package("nearby", SOURCE, rules="Nearby = nearby:Nearby")
+    run = package("nearby", SOURCE, rules="Nearby = nearby:Nearby", presets="near = nearby:METHOD")
+    assert "near            random weights, attends near to where the teacher does" in run("presets").stdout
     assert "Nearby" in " ".join(run("train", "--help").stdout.split())
     assert "--rules.power FLOAT" in run("train", "--rules.help", "Nearby").stdout
     wrong = run("train", "--rules+=Nearbi").stderr
     assert wrong == "error: there is no rule 'Nearbi'; did you mean 'Nearby'?\n"
     shared = ["--teacher", teacher, "--shots=1", "--recipe.batch-size=10", "--epochs=2", "--recipe.workers=0"]
-    done = run("train", *shared, "--rules+=Nearby", "--rules.power=1", "--out=first")
+    done = run("train", "--preset=near", *shared, "--rules+=Nearby", "--rules.power=1", "--out=first")
     assert done.returncode == 0, done.stderr
     config = yaml.safe_load((tmp_path / "first" / "config.yaml").read_text())
     assert [(rule["class_path"], rule["init_args"]["power"]) for rule in config["rules"]] == [("nearby.Nearby", 1.0)]

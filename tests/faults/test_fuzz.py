@@ -25,7 +25,7 @@ import yaml
 
 from attention_transfer.config.base import options_of
 from attention_transfer.data import find_source
-from attention_transfer.training import engine
+from attention_transfer.engine import fit
 from attention_transfer.verbs import VERBS
 
 MINUTES = float(os.environ.get("ATTENTION_TRANSFER_MINUTES", "0"))
@@ -325,7 +325,7 @@ def _stopped(*arguments: Any, **settings: Any) -> Any:
 
 @pytest.mark.parametrize("kind", [words, configurations])
 def test_other_words_and_configurations(kind: Any, fuzzer: Fuzzer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "run_job", _stopped)
+    monkeypatch.setattr(fit, "Loop", _stopped)
     _report(fuzzer, list(fuzzer.tries(kind)))
     assert fuzzer.ends["exit code 2"] > 0
 
@@ -335,7 +335,7 @@ def test_damaged_files(fuzzer: Fuzzer) -> None:
 
 
 def test_the_commands_that_are_spoilt_are_right_before(fuzzer: Fuzzer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "run_job", _stopped)
+    monkeypatch.setattr(fit, "Loop", _stopped)
     wrong = []
     for given in map(list, dict.fromkeys(map(tuple, _commands(fuzzer.sandbox)))):
         outcome = fuzzer.command(*given)

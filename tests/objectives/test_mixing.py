@@ -21,7 +21,7 @@ from torchvision.models import VisionTransformer
 
 from attention_transfer.config.mixing import Mixing
 from attention_transfer.errors import UserError, UserErrors
-from attention_transfer.objectives import ObjectiveOutput, Supervised
+from attention_transfer.objectives import Supervised
 from attention_transfer.objectives.mixing import (
     MixedBatch,
     MixedTargets,
@@ -44,7 +44,7 @@ class MixedLoss:
         self.objective.training = True  # labels are smoothed, and networks are as they were
         self.mixing = mixing
 
-    def __call__(self, images: Tensor, targets: Tensor) -> tuple[ObjectiveOutput, Tensor]:
+    def __call__(self, images: Tensor, targets: Tensor) -> tuple[Any, Tensor]:
         """What the objective gives, and the task's loss."""
         output = self.objective(*mix(images, targets, self.mixing))
         return output, output.losses["task"]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from attention_transfer.engine import precision
 from attention_transfer.engine.precision import choose_precision
-from attention_transfer.training import precision
 
 BIG = 20_000_000
 

@@ -13,6 +13,7 @@ import pytest
 from attention_transfer.engine.metrics import last_step
 from attention_transfer.errors import UserError
 from attention_transfer.plain_yaml import read_mapping
+from attention_transfer.text_files import read_json
 from attention_transfer.training import run_files
 
 SUMMARY = {
@@ -26,7 +27,7 @@ SUMMARY = {
 ROW = '{"epoch": 1, "step": 2, "train/loss": 0.5}\n'
 READERS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "summary.json": (run_files.read_summary, json.dumps(SUMMARY)),
-    "loggers.json": (run_files.read_json, '{"wandb": "x"}'),
+    "loggers.json": (read_json, '{"wandb": "x"}'),
     "metrics.jsonl": (run_files.read_metrics, ROW * 2),
     "config.yaml": (run_files.read_config_of_run, "model: x\ndata: digits\nrecipe: {epochs: 1}\n"),
 }

@@ -40,7 +40,7 @@ class Breaking(Objective):
     def vit(self) -> nn.Module:
         return self.inner.vit
 
-    def forward(self, pixels: Tensor, targets: Tensor) -> Any:
+    def forward(self, pixels: Tensor, targets: Any) -> Any:
         if self.training:
             self.seen.append(len(pixels))
         return self.inner(pixels, targets)
@@ -54,7 +54,7 @@ class Greedy(Breaking):
         self.most = {True: training, False: evaluation}
         self.after = after
 
-    def forward(self, pixels: Tensor, targets: Tensor) -> Any:
+    def forward(self, pixels: Tensor, targets: Any) -> Any:
         output = super().forward(pixels, targets)
         self.steps += self.training
         if self.steps > self.after and len(pixels) > self.most[self.training]:
@@ -65,7 +65,7 @@ class Greedy(Breaking):
 class Poisoned(Breaking):
     """Gives a term that is not a number, at a step."""
 
-    def forward(self, pixels: Tensor, targets: Tensor) -> Any:
+    def forward(self, pixels: Tensor, targets: Any) -> Any:
         output = super().forward(pixels, targets)
         self.steps += self.training
         if self.training and self.steps == 8:  # of 3 steps an epoch
@@ -156,7 +156,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_its_terms(tin
 
 def test_a_gradient_that_is_not_finite_stops_before_the_step_though_the_loss_is(tiny: Any, tmp_path: Path) -> None:
     class Steep(Breaking):
-        def forward(self, pixels: Tensor, targets: Tensor) -> Any:
+        def forward(self, pixels: Tensor, targets: Any) -> Any:
             output = super().forward(pixels, targets)
             self.steps += self.training
             cliff = (output.loss - output.loss.detach()).abs().sqrt()  # 0, and its gradient is not a number
@@ -201,7 +201,7 @@ def test_one_image_that_is_too_much_is_refused(tiny: Any, tmp_path: Path) -> Non
 
 def test_other_errors_are_left_as_they_are(tiny: Any, tmp_path: Path) -> None:
     class Wrong(Breaking):
-        def forward(self, pixels: Tensor, targets: Tensor) -> Any:
+        def forward(self, pixels: Tensor, targets: Any) -> Any:
             raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
@@ -228,7 +228,7 @@ def test_fp16_on_the_cpu_is_refused(tiny: Any, tmp_path: Path) -> None:
 class Overflowing(Breaking):
     """Gives gradients that overflow float16, at a step."""
 
-    def forward(self, pixels: Tensor, targets: Tensor) -> Any:
+    def forward(self, pixels: Tensor, targets: Any) -> Any:
         output = super().forward(pixels, targets)
         self.steps += self.training
         cliff = (output.loss - output.loss.detach()) * (1e38 if self.training and self.steps == 5 else 0.0)

@@ -53,6 +53,9 @@ class Tokens:
         return slice(len(self.prefix), total - self.suffix)
 
 
+_TOKENS = Tokens()  # Dynamo can't trace that one is made
+
+
 @dataclass(frozen=True, eq=False)
 class AttentionCall:
     """The operands of one block's attention. Nothing is computed until it is asked for.
@@ -82,7 +85,8 @@ class AttentionCall:
         cls, q: Tensor, k: Tensor, scale: float | None = None, mask: Tensor | None = None, *, v: Tensor | None = None
     ) -> AttentionCall:
         """Loose operands as a record; the scale is D^-0.5 by default, and keys stand in where no values are read."""
-        return cls(q, k, k if v is None else v, mask, q.shape[-1] ** -0.5 if scale is None else scale, layer=0)
+        factor = q.shape[-1] ** -0.5 if scale is None else scale
+        return cls(q, k, k if v is None else v, mask, factor, layer=0, tokens=_TOKENS)
 
     def logits(self) -> Tensor:
         """Attention logits, (B, H, N, N)."""

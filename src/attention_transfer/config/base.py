@@ -32,8 +32,17 @@ class Config:
     """Fields that a `config.yaml` does not have, because other fields say the same once the work is done."""
 
     def problems(self) -> list[str]:
-        """What is wrong with the values, a sentence each, as far as that is known without loading anything."""
-        return []
+        """What is wrong with the values, a sentence each, as far as that is known without loading anything.
+
+        Here: words that are none of those to choose from.
+        """
+        found = []
+        for name, setting in settings_of(type(self)).items():
+            options, value = members(setting.kind), getattr(self, name)
+            words = [word for option in options if get_origin(option) is Literal for word in get_args(option)]
+            if isinstance(value, str) and words and str not in options and value not in words:
+                found.append(f"{name} is {value!r}; {nearest(value, words)}")
+        return found
 
     @classmethod
     def defaults(cls, given: Mapping[str, object]) -> dict[str, object]:  # noqa: ARG003 - for those that override it
@@ -162,8 +171,8 @@ def checked(config: C) -> C:
     """The configuration with `~` at the beginning of text as the home directory.
 
     Raises:
-        UserError: text is empty (as of a shell's variable that is not set), a word is none of those to choose from, or
-            a number is none, or beyond 64 bits; or the configuration finds more. All of it is listed.
+        UserError: text is empty (as of a shell's variable that is not set), or a number is none, or beyond 64 bits; all
+            of it is listed.
     """
     problems: list[str] = []
     meant = {}
@@ -172,24 +181,18 @@ def checked(config: C) -> C:
         if value is not setting.default and value != setting.default:
             meant[name] = _checked(name, value, problems, setting.kind)
     raise_all(problems)
-    config = replace(config, **meant)
-    raise_all(config.problems())
-    return config
+    return replace(config, **meant)
 
 
 def _checked(name: str, value: Any, problems: list[str], kind: Any) -> Any:
     """The value, as it is meant; what is wrong with it goes to the problems. A type that is not known is `Any`."""
-    options = members(kind)
-    words = [word for option in options if get_origin(option) is Literal for word in get_args(option)]
     match value:
-        case None if kind is not Any and type(None) not in options:
+        case None if kind is not Any and type(None) not in members(kind):
             problems.append(f"{name} is empty; give a value, or leave it out")
         case str() if not value.strip():
             problems.append(f"{name} is empty; give a value, or leave it out")
         case str() if "\0" in value:
             problems.append(f"{name} holds a null character; leave it out")
-        case str() if words and str not in options and value not in words:
-            problems.append(f"{name} is {value!r}; {nearest(value, words)}")
         case str() if value.startswith("~"):
             return os.path.expanduser(value)  # noqa: PTH111 - a Path would take a slash from the end, and //
         case Path():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -179,12 +180,22 @@ PRESETS: dict[str, Preset] = {
 }
 
 
+@cache
+def of_other_packages() -> dict[str, Preset]:
+    """Presets that other packages registered by entry points, by name."""
+    from importlib.metadata import entry_points  # which takes longer than all else here
+
+    found = {e.name: e.load() for e in entry_points(group="attention_transfer.presets") if e.name not in PRESETS}
+    return {name: method for name, method in found.items() if isinstance(method, Preset)}
+
+
 def preset(name: str) -> Preset:
     """Look a preset up.
 
     Raises:
         UserError: there is none of that name; the nearest is named.
     """
-    if name not in PRESETS:
-        raise UserError(f"there is no preset {name!r}; {nearest(name, PRESETS)}")
-    return PRESETS[name]
+    found = PRESETS.get(name) or of_other_packages().get(name)
+    if found is None:
+        raise UserError(f"there is no preset {name!r}; {nearest(name, [*PRESETS, *of_other_packages()])}")
+    return found

@@ -9,7 +9,7 @@ from typing import ClassVar, TypedDict
 from attention_transfer.config.base import Config, Rule
 from attention_transfer.config.choices import Device, Devices, LoggerName, Part, Pool, Strategy, Tune
 from attention_transfer.config.pairing import PairingSettings
-from attention_transfer.config.presets import PRESETS
+from attention_transfer.config.presets import preset
 from attention_transfer.config.recipe import Recipe
 
 DEFAULT_ARCHITECTURE = "builtin/vit_digits"
@@ -156,8 +156,7 @@ class Train(Student, Distributed):
     @classmethod
     def defaults(cls, given: Mapping[str, object]) -> dict[str, object]:
         """Each preset has a recipe of its own."""
-        method = PRESETS.get(str(given.get("preset", cls.preset)))
-        return {"recipe": Recipe() if method is None else method.own_recipe}
+        return {"recipe": preset(str(given.get("preset", cls.preset))).own_recipe}
 
 
 @dataclass(frozen=True, kw_only=True)

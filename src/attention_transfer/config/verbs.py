@@ -25,7 +25,8 @@ class Demo(Config):
 
     def problems(self) -> list[str]:
         """Quick and full at once."""
-        return ["quick and full exclude each other; choose one"] if self.quick and self.full else []
+        both = ["quick and full exclude each other; choose one"] if self.quick and self.full else []
+        return super().problems() + both
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +81,8 @@ class Predict(Config):
     """Replace that file, and pictures of the same names that were drawn before."""
 
     def problems(self) -> list[str]:
-        """Numbers below 1."""
-        found = []
+        """Words, and numbers below 1."""
+        found = super().problems()
         if self.top is not None and self.top < 1:
             found.append(f"top is {self.top}; give at least 1 class")
         if self.batch_size < 1:
@@ -110,10 +111,11 @@ class Export(Config):
     """Replace an exported model in that folder."""
 
     def problems(self) -> list[str]:
-        """A batch of no image."""
+        """Words, and a batch of no image."""
         if self.batch_size is None or self.batch_size >= 1:
-            return []
-        return [f"batch_size is {self.batch_size}; give at least 1 image, or leave it out for any number"]
+            return super().problems()
+        found = f"batch_size is {self.batch_size}; give at least 1 image, or leave it out for any number"
+        return [*super().problems(), found]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -316,8 +318,8 @@ class MeasureCost(Config):
     """Replace these two in that folder."""
 
     def problems(self) -> list[str]:
-        """A type of numbers that there is not, and numbers below 1."""
-        found = []
+        """Words, a type of numbers that there is not, and numbers below 1."""
+        found = super().problems()
         if self.dtype not in ("float32", "bfloat16", "float16"):
             found.append(f"dtype is {self.dtype}; choose float32, bfloat16 or float16")
         if min(self.batch_size, self.repeats) < 1:

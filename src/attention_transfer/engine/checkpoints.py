@@ -97,7 +97,8 @@ def _weights(objective: Objective) -> dict[str, Tensor]:
 def restore(
     checkpoint: Checkpoint, objective: Objective, optimizer: torch.optim.Optimizer, average: AveragedWeights
 ) -> None:
-    """Take up what `state_of` has given."""
+    """Take up what `state_of` has given; the settings of the optimiser stay those that it was made with."""
+    settings = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
     set_model_state_dict(objective, dict(checkpoint["state_dict"]), options=_WHOLE)
     average.restore(checkpoint["updates"])
     weights = checkpoint["training_weights"] or checkpoint["state_dict"]
@@ -109,6 +110,8 @@ def restore(
         optim_state_dict=checkpoint["optimizer"],
         options=_WHOLE,
     )
+    for group, own in zip(optimizer.param_groups, settings, strict=True):
+        group.update(own)
 
 
 def load_weights(checkpoint: Checkpoint, objective: Objective) -> None:

@@ -10,11 +10,12 @@ from dataclasses import replace
 
 import torch
 
+from attention_transfer.config.choices import Device, Devices, LoggerName, Strategy
 from attention_transfer.config.recipe import Recipe, ResolvedRecipe
 from attention_transfer.engine.checkpoints import best_checkpoint, load_weights, read_checkpoint
-from attention_transfer.engine.hardware import Device, Devices, Hardware, Strategy, choose_hardware
+from attention_transfer.engine.hardware import Hardware, choose_hardware
 from attention_transfer.engine.loading import choose_workers
-from attention_transfer.engine.loggers import DEFAULT, LoggerName, logger_problems
+from attention_transfer.engine.loggers import DEFAULT, logger_problems
 from attention_transfer.engine.loop import Loop
 from attention_transfer.engine.memory import OutOfMemory, can_checkpoint, checkpointed_gradients
 from attention_transfer.engine.training import Training, TrainingResult

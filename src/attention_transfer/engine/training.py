@@ -8,9 +8,8 @@ from pathlib import Path
 
 from torch import nn
 
+from attention_transfer.config.choices import Device, Devices, LoggerName, Strategy
 from attention_transfer.config.recipe import ResolvedRecipe
-from attention_transfer.engine.hardware import Device, Devices, Strategy
-from attention_transfer.engine.loggers import LoggerName
 from attention_transfer.objectives import Images, Objective
 
 

@@ -59,7 +59,7 @@ def export_run(config: Export) -> ExportReport:
     """The verb `export`."""
     run, to = config.run, config.to
     target = expanded(config.out) if config.out is not None else Path(run) / "export" / to
-    raise_all(_problems(run, target, overwrite=config.overwrite))
+    raise_all(config.problems() + _problems(run, target, overwrite=config.overwrite))
     loaded = load_run(run)
     raise_all(format_problems(loaded, to, config.batch_size))
     check_writable(target)

@@ -34,7 +34,8 @@ def predict_images(config: Predict) -> list[Prediction]:
     """The verb `predict`."""
     run, images, overlay, out, overwrite = config.run, config.images, config.overlay, config.out, config.overwrite
     problems = out_problems(out, ".csv", ".json", overwrite=overwrite, data=images, models=[run], names=MODEL_FILES)
-    raise_all(problems + overlay_problems(overlay, run, images, overwrite=overwrite))
+    problems += overlay_problems(overlay, run, images, overwrite=overwrite)
+    raise_all(problems + config.problems())
     files = find_images(images)
     raise_all([] if overlay is None else picture_problems(expanded(overlay), files))
     loaded = load_classifier(run)

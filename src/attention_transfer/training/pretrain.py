@@ -34,7 +34,7 @@ _FLATTERED = "the loss on held-out images may be too low, and the accuracy of st
 def pretrain_teacher(config: Pretrain) -> Run:
     """The verb `pretrain`."""
     settings = config.recipe if config.epochs is None else replace(config.recipe, epochs=config.epochs)
-    raise_all(_problems(config, settings))
+    raise_all([*dict.fromkeys(config.problems() + _problems(config, settings))])
     out = str(config.out or f"runs/teacher-{data_slug(config.data)}")
     asked = replace(config, epochs=None, recipe=settings, out=out, overwrite=False)
     if this_process() == 0:  # before any work

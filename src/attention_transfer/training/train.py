@@ -64,9 +64,9 @@ class Run:
 def train_student(config: Train) -> Run:
     """The verb `train`."""
     asked = filled_in(config)
-    raise_all(train_problems(asked))
+    raise_all([*dict.fromkeys(train_problems(asked))])
     method, tunes = find_preset(config.preset), asked.tune_teacher
-    if config.data == "digits" and fits(trained_network(asked)):
+    if config.data == "digits" and config.preset in DIGITS and fits(trained_network(asked)):
         own = DIGITS[config.preset]
         rules = own.rules(method.rules) if config.rules is None else asked.rules
         asked = replace(asked, rules=rules, recipe=with_values(asked.recipe or Recipe(), own.recipe))
@@ -293,7 +293,7 @@ def _fitted(
         **config.place,
     )
     result = fit(training)
-    built.transfer.release()
+    built.objective.transfer.release()
     return result
 
 

@@ -24,6 +24,7 @@ def train_problems(config: Train) -> list[str]:
     """Every mistake in what is asked for, with what the preset fills in; a sentence each."""
     recipe = config.recipe or Recipe()
     return [
+        *config.problems(),
         *check_subset(config.fraction, config.shots),
         *recipe.problems(),
         *_of_the_pair(config, recipe),

@@ -404,6 +404,18 @@ def test_the_flags_are_these() -> None:
         "export": {"--to", "--batch-size", "--out", "--overwrite"},
         "doctor": {"--pretrained", "--image-size", "--pairing"},
         "ensemble": {"--weights", "--mean", "--out", "--overwrite"},
+        "evaluate": {
+            "--data",
+            "--split",
+            "--frozen",
+            "--bins",
+            "--limit",
+            "--image-size",
+            "--batch-size",
+            "--device",
+            "--out",
+            "--overwrite",
+        },
         "segment": {
             "--data",
             "--masks",

@@ -24,6 +24,7 @@ from attention_transfer.config.values import short
 from attention_transfer.config.verbs import (
     Demo,
     Doctor,
+    Evaluate,
     Export,
     InspectData,
     MakeEnsemble,
@@ -37,7 +38,14 @@ from attention_transfer.errors import UserError, nearest, raise_all
 
 if TYPE_CHECKING:
     from attention_transfer.data import DataReport
-    from attention_transfer.evaluation import EnsembleResult, ExportReport, ModelSegmentation, Prediction, Similarity
+    from attention_transfer.evaluation import (
+        EnsembleResult,
+        Evaluation,
+        ExportReport,
+        ModelSegmentation,
+        Prediction,
+        Similarity,
+    )
     from attention_transfer.experiments import Comparison, Cost
     from attention_transfer.training import Run
     from attention_transfer.vit import TransferReport
@@ -273,6 +281,25 @@ def ensemble(config: MakeEnsemble) -> EnsembleResult:
     return average_runs(config)
 
 
+@verb(Evaluate, words=("models",), extra="train")
+def evaluate(config: Evaluate) -> Evaluation:
+    """Say how good classifiers are: accuracy, calibration and confusion, with intervals, and how far two differ.
+
+    Intervals are over images, 95 % (BCa); differences are paired image by image, with a sign-flip test. With `frozen`,
+    features are judged in place of a classification layer.
+
+    Returns:
+        The scores of each model, and the difference of each two.
+
+    Raises:
+        UserError: a model can't be loaded, has no classes, or its classes are not those of the data set; nothing was
+            written.
+    """
+    from attention_transfer.evaluation.evaluate_verb import evaluate_models
+
+    return evaluate_models(config)
+
+
 @verb(Segment, words=("models",), extra="train")
 def segment(config: Segment) -> list[ModelSegmentation]:
     """Measure how well attention finds the foreground, against masks, by several protocols at once.
@@ -369,6 +396,7 @@ _OWN = (
     predict,
     export,
     ensemble,
+    evaluate,
     segment,
     similarity,
     doctor,

@@ -6,7 +6,16 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from attention_transfer.config.base import Config
-from attention_transfer.config.choices import Device, Format, MapSource, Mean, Probabilities, SplitName, Weighting
+from attention_transfer.config.choices import (
+    Device,
+    Format,
+    Frozen,
+    MapSource,
+    Mean,
+    Probabilities,
+    SplitName,
+    Weighting,
+)
 from attention_transfer.config.pairing import PairingSettings
 
 
@@ -140,6 +149,52 @@ class MakeEnsemble(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Evaluate(Config):
+    """Settings of `evaluate`."""
+
+    models: list[str] = field(kw_only=False)
+    """Classifiers: folders of runs, or models in the forms of `load_vit`, e.g. timm/<name>; of several, each two are
+    compared on the same images."""
+
+    data: str | None = None
+    """Labelled images, in the forms of `load_data`; default the data set of the runs."""
+
+    split: SplitName = "test"
+    """Which of its images."""
+
+    frozen: Frozen | None = None
+    """Judge the features of models that need no classification layer: knn, the 20 nearest training images, by DINO's
+    protocol; linear, a linear probe, whose penalty validation images choose."""
+
+    bins: int = 15
+    """Bins of equal width for calibration."""
+
+    limit: int | None = None
+    """How many images to take, at even distances; default all."""
+
+    image_size: int | None = None
+    """Input pixels, height and width; default each model's own."""
+
+    batch_size: int = 64
+    """Images a forward pass."""
+
+    device: Device = "auto"
+    """Where to compute: auto, cpu, cuda or mps; auto takes a GPU where there is one."""
+
+    out: str | None = None
+    """Folder for evaluation.json and the reliability diagram reliability.png, or a .json file alone; default shows
+    tables only."""
+
+    overwrite: bool = False
+    """Replace these files."""
+
+    def problems(self) -> list[str]:
+        """No models or the same twice, and numbers below 1."""
+        found = model_problems(self.models) + below_one(batch_size=self.batch_size, limit=self.limit)
+        return found + ([] if self.bins >= 1 else [f"bins is {self.bins}; give at least 1"])
+
+
+@dataclass(frozen=True, kw_only=True)
 class Segment(Config):
     """Settings of `segment`."""
 
@@ -192,7 +247,7 @@ class Segment(Config):
 
     def problems(self) -> list[str]:
         """No models, and numbers out of bounds."""
-        found = [] if self.models else ["no model is named; name one or more"]
+        found = model_problems(self.models)
         masses = self.mass if isinstance(self.mass, list) else [self.mass]
         if not masses or not all(0 < mass <= 1 for mass in masses):
             found.append(f"mass is {self.mass}; give a share above 0 and at most 1")
@@ -200,6 +255,13 @@ class Segment(Config):
             found.append("masks are given without their images; name the folder of these with --data")
         found += below_one(batch_size=self.batch_size, limit=self.limit)
         return found + ([] if self.training >= 0 else [f"training is {self.training}; give 0 images or more"])
+
+
+def model_problems(models: list[str]) -> list[str]:
+    """A sentence where no model is named, and for each that is named twice."""
+    twice = [name for i, name in enumerate(models) if name in models[:i]]
+    none = [] if models else ["no model is named; name one or more"]
+    return none + [f"{name} is named twice; name each model once" for name in dict.fromkeys(twice)]
 
 
 def below_one(**counts: int | None) -> list[str]:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from attention_transfer.evaluation.ensemble import EnsembleResult as EnsembleResult
     from attention_transfer.evaluation.ensemble import Member as Member
     from attention_transfer.evaluation.ensemble import Pair as Pair
+    from attention_transfer.evaluation.evaluate_verb import Evaluation as Evaluation
+    from attention_transfer.evaluation.evaluate_verb import ModelDifference as ModelDifference
+    from attention_transfer.evaluation.evaluate_verb import ModelScores as ModelScores
     from attention_transfer.evaluation.export import ExportReport as ExportReport
     from attention_transfer.evaluation.foreground import Looks as Looks
     from attention_transfer.evaluation.foreground import looks as looks

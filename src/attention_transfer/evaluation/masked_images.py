@@ -71,10 +71,7 @@ def load_masked(
     Raises:
         UserError: there are no masks, they are all empty, in colour, or not of their images' sizes (each is named).
     """
-    if masks is not None:
-        found, chosen, own_void = _beside(data, masks), None, None
-    else:
-        found, chosen, own_void = _known(data, split)
+    found, chosen, own_void = _known(data, split) if masks is None else (_beside(data, masks), None, None)
     pair = _taken(found, limit)
     learnt = None if chosen is None or not training else _taken(chosen, training)
     meant = own_void if void is None else None if void == "none" else void
@@ -126,7 +123,7 @@ def _with_masks(images: Images, by_image: dict[Path, Path], layout: Layout) -> P
     return FileImages(paths), LayoutMasks(layout, [by_image[path] for path in paths])
 
 
-def _beside(data: str, masks: str) -> tuple[Images, MaskFiles]:
+def _beside(data: str, masks: str) -> Pair:
     """The images of a folder that have a mask of the same name in another."""
     pictures = _by_name(Path(data).expanduser(), "images")
     drawn = _by_name(Path(masks).expanduser(), "masks")

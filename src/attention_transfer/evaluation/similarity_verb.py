@@ -74,9 +74,8 @@ def _images(data: str, config: MeasureSimilarity) -> Images:
 
 def _show(result: Similarity, data: str, names: Sequence[str]) -> None:
     """Blocks of the same relative depth, and then each network by itself."""
-    what = "" if result.tokens == "all" else ", attention among patches alone"
     table = Table(
-        title=f"{names[0]} (A) and {names[1]} (B): {result.images} images of {data}, {result.rows} rows each{what}",
+        title=f"{names[0]} (A) and {names[1]} (B): {result.images} images of {data}, {result.rows} rows each",
         title_justify="left",
     )
     last = max(1, len(result.layers_a) - 1)
@@ -95,6 +94,10 @@ def _show(result: Similarity, data: str, names: Sequence[str]) -> None:
         cells = ("–" if matrix is None else f"{result.by_depth(matrix)[i]:.3f}" for matrix in columns.values())
         table.add_row(str(layer), str(partner), *cells)
     console.print(table)
+    if result.tokens == "patches":
+        console.print("the special tokens differ: divergences are of attention among patches alone")
+    if result.cka is None:
+        console.print("no batch had the 4 images that CKA needs")
     console.print(_profiles(result))
 
 

@@ -33,6 +33,7 @@ class Subject:
         vit: the vision transformer in it that counts.
         spec: describes it.
         classes: class names, or their numbers; empty without a classification layer.
+        named: whether the names of the classes are known.
         data: the data set of a run; `None` for other models.
     """
 
@@ -41,6 +42,7 @@ class Subject:
     vit: nn.Module
     spec: ViTSpec
     classes: tuple[str, ...]
+    named: bool
     data: str | None
 
 
@@ -65,8 +67,17 @@ def load_subject(name: str, image_size: int | None, device: Device) -> Subject:
     else:
         network = vit = load_vit(name, image_size=image_size)
     spec = describe(vit)
-    classes = tuple(labels_of(vit) or map(str, range(spec.classes))) if spec.classes else ()
-    return Subject(name, network.to(choose_hardware(device, 1).device).eval(), vit, spec, classes, config.get("data"))
+    labels = labels_of(vit) if spec.classes else None
+    network = network.to(choose_hardware(device, 1).device).eval()
+    return Subject(
+        name=name,
+        network=network,
+        vit=vit,
+        spec=spec,
+        classes=tuple(labels or map(str, range(spec.classes))),
+        named=bool(labels),
+        data=config.get("data"),
+    )
 
 
 def load_subjects(names: Sequence[str], image_size: int | None, device: Device, layers: Indices) -> list[Subject]:

@@ -6,6 +6,8 @@ from attention_transfer.viewing.charts import cost_chart as cost_chart
 from attention_transfer.viewing.charts import learning_curves as learning_curves
 from attention_transfer.viewing.heat_maps import HeatMap as HeatMap
 from attention_transfer.viewing.heat_maps import heat_maps as heat_maps
+from attention_transfer.viewing.reliability import Bin as Bin
+from attention_transfer.viewing.reliability import reliability_diagram as reliability_diagram
 from attention_transfer.viewing.sheets import SheetRow as SheetRow
 from attention_transfer.viewing.sheets import attention_sheet as attention_sheet
 from attention_transfer.viewing.sheets import save_sheet as save_sheet

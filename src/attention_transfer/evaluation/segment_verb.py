@@ -111,12 +111,12 @@ def _show(found: Sequence[ModelSegmentation], source: MapSource) -> None:
         f"{first.objects} objects",
         title_justify="left",
     )
-    table.add_column("model", overflow="fold")
+    table.add_column("model", overflow="fold", min_width=12)
     for heading in ("layer", "mass", *columns.values()):
         table.add_column(heading, justify="right")
     for name, model in zip(short_names([each.model for each in found]), found, strict=True):
         for result in model.results:
-            cells = (in_percent(result.scores[column]) for column in columns)
+            cells = (_in_percent(result.scores[column]) for column in columns)
             layer = "all" if result.layer is None else str(result.layer)
             table.add_row(name, layer, f"{result.mass:g}", *cells)
     console.print(table)
@@ -129,8 +129,8 @@ def _show(found: Sequence[ModelSegmentation], source: MapSource) -> None:
         console.print("there are no training images to choose a head on, so that fixed-head is left out")
 
 
-def in_percent(share: Estimate) -> str:
+def _in_percent(share: Estimate) -> str:
     """A share with its interval."""
     if share.low is None or share.high is None:
         return f"{100 * share.value:.1f}"
-    return f"{100 * share.value:.1f}\n({100 * share.low:.1f} to {100 * share.high:.1f})"
+    return f"{100 * share.value:.1f}\n{100 * share.low:.1f}–{100 * share.high:.1f}"

@@ -50,11 +50,11 @@ def heat_maps(
             axis.set_yticks(range(len(rows)), list(map(str, rows)))
             axis.set_title(panel.title, fontsize=10)
             axis.set_xlabel(xlabel)
-            axis.set_ylabel(ylabel)
             figure.colorbar(image, ax=axis, shrink=0.85)
             if max(len(rows), len(columns)) <= _WRITTEN:
                 for y, values in enumerate(panel.values):
                     for x, value in enumerate(values):
                         ink = "black" if value > _BRIGHT * panel.top else "white"
                         axis.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=7, color=ink)
+        figure.axes[0].set_ylabel(ylabel)
     return figure

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from torch import nn
 
 from attention_transfer.errors import UserError
 from attention_transfer.vit import anatomy, library_of
@@ -22,7 +21,7 @@ def hugging_face() -> Any:
     return network
 
 
-def torchvision_vit() -> nn.Module:
+def torchvision_vit() -> Any:
     from torchvision.models import VisionTransformer
 
     return VisionTransformer(8, 4, num_layers=2, num_heads=4, hidden_dim=24, mlp_dim=48, num_classes=5)

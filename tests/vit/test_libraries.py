@@ -17,8 +17,7 @@ Build = Callable[..., Any]
 def hugging_face() -> Any:
     transformers = pytest.importorskip("transformers")
     sizes = {"image_size": 8, "patch_size": 4, "num_attention_heads": 3, "hidden_size": 24, "intermediate_size": 48}
-    network: nn.Module = transformers.ViTForImageClassification(transformers.ViTConfig(num_hidden_layers=2, **sizes))
-    return network
+    return transformers.ViTForImageClassification(transformers.ViTConfig(num_hidden_layers=2, **sizes))
 
 
 def torchvision_vit() -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import lightning as L
@@ -10,6 +9,7 @@ import timm
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
 import attention_transfer as at
 
@@ -38,7 +38,7 @@ class Distilled(L.LightningModule):
 def train(
     teacher: nn.Module,
     student: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: list[tuple[Tensor, Tensor]],
     *,
     lr: float = 1e-3,
     **trainer: Any,
@@ -52,7 +52,8 @@ def train(
         **trainer,
     }
     made = L.Trainer(**settings)
-    made.fit(Distilled(at.AttentionTransfer(teacher, student, [at.Distill(weight=3.0)]), lr), batches)
+    loader: DataLoader[tuple[Tensor, Tensor]] = DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+    made.fit(Distilled(at.AttentionTransfer(teacher, student, [at.Distill(weight=3.0)]), lr), loader)
     return made
 
 

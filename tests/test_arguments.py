@@ -78,7 +78,7 @@ def test_parts_between_commas() -> None:
 
 def test_a_word_that_is_none_of_the_choices_is_refused_in_python_too() -> None:
     with pytest.raises(UserError, match=r"^device is 'tpu'; did you mean 'cpu'\?$"):
-        attention_transfer.train(device="tpu")  # type: ignore[arg-type]
+        attention_transfer.train("scratch", device="tpu")  # type: ignore[arg-type]
 
 
 def test_a_verb_has_the_signature_of_its_settings() -> None:

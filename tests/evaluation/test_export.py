@@ -395,7 +395,7 @@ def test_what_is_no_exported_model_is_never_replaced(grey: str, tmp_path: Path) 
     ("options", "message"),
     [
         ({"run": "no/such/run"}, "there is no run no/such/run; check the path"),
-        ({"to": "tensorrt"}, "there is no format 'tensorrt'"),
+        ({"to": "tensorrt"}, "to is 'tensorrt'; choose one of: hf, onnx, timm"),
         ({"to": "onnx", "batch_size": 0}, "batch_size is 0; give at least 1"),
         ({"to": "timm", "batch_size": 4}, "batch_size is of the onnx format"),
         ({"out": __file__}, "is a file; choose a folder"),

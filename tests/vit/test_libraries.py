@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from torch import nn
 
 from attention_transfer.errors import UserError
 from attention_transfer.vit import anatomy, library_of
@@ -18,11 +17,10 @@ Build = Callable[..., Any]
 def hugging_face() -> Any:
     transformers = pytest.importorskip("transformers")
     sizes = {"image_size": 8, "patch_size": 4, "num_attention_heads": 3, "hidden_size": 24, "intermediate_size": 48}
-    network: nn.Module = transformers.ViTForImageClassification(transformers.ViTConfig(num_hidden_layers=2, **sizes))
-    return network
+    return transformers.ViTForImageClassification(transformers.ViTConfig(num_hidden_layers=2, **sizes))
 
 
-def torchvision_vit() -> nn.Module:
+def torchvision_vit() -> Any:
     from torchvision.models import VisionTransformer
 
     return VisionTransformer(8, 4, num_layers=2, num_heads=4, hidden_dim=24, mlp_dim=48, num_classes=5)

@@ -53,7 +53,7 @@ SplitName = Literal["train", "validation", "test"]
 MapSource = Literal["attention", "rollout", "relevance"]
 """Which maps: a block's class token row (or else the patches' mean query) a head, or one map of all blocks."""
 
-Frozen = Literal["knn", "linear"]
+FrozenProbe = Literal["knn", "linear"]
 Format = Literal["timm", "hf", "onnx"]
 Probabilities = Literal["top", "all"]
 Mean = Literal["probabilities", "logits"]

@@ -9,7 +9,7 @@ from attention_transfer.config.base import Config
 from attention_transfer.config.choices import (
     Device,
     Format,
-    Frozen,
+    FrozenProbe,
     MapSource,
     Mean,
     Probabilities,
@@ -162,7 +162,7 @@ class Evaluate(Config):
     split: SplitName = "test"
     """Which of its images."""
 
-    frozen: Frozen | None = None
+    frozen: FrozenProbe | None = None
     """Judge the features of models that need no classification layer: knn, the 20 nearest training images, by DINO's
     protocol; linear, a linear probe, whose penalty validation images choose."""
 

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from rich.table import Table
 
-from attention_transfer.config.choices import Frozen, SplitName
+from attention_transfer.config.choices import FrozenProbe, SplitName
 from attention_transfer.config.verbs import Evaluate
 from attention_transfer.data import Split, Splits, eval_pixels, load_data
 from attention_transfer.data.splits import first_five
@@ -95,7 +95,7 @@ class Evaluation:
     data: str
     split: SplitName
     images: int
-    frozen: Frozen | None
+    frozen: FrozenProbe | None
     models: tuple[ModelScores, ...]
     differences: tuple[ModelDifference, ...]
 
@@ -139,7 +139,7 @@ def evaluate_models(config: Evaluate) -> Evaluation:
 
 
 def _places(
-    subjects: Sequence[Subject], splits: Splits, frozen: Frozen | None
+    subjects: Sequence[Subject], splits: Splits, frozen: FrozenProbe | None
 ) -> list[tuple[tuple[str, ...], NDArray[np.int64]]]:
     """For each model its classes, and where in them each class of the data set is."""
     own = np.arange(len(splits.classes))
@@ -186,7 +186,7 @@ def _logits(subject: Subject, split: Split, splits: Splits, config: Evaluate) ->
     return logits_NC
 
 
-def _by_features(subject: Subject, split: Split, splits: Splits, frozen: Frozen, batch: int) -> Floats:
+def _by_features(subject: Subject, split: Split, splits: Splits, frozen: FrozenProbe, batch: int) -> Floats:
     """Logarithms of the class probabilities that neighbours or a linear probe give, (N, C)."""
 
     def features(part: Split, what: str) -> torch.Tensor:

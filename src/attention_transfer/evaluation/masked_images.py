@@ -21,7 +21,7 @@ from attention_transfer.evaluation.masks import VOID, MaskFiles, MaskSequence
 from attention_transfer.evaluation.subjects import spread
 
 Void = int | Literal["none"] | None
-Pair = tuple[Images, MaskSequence]
+WithMasks = tuple[Images, MaskSequence]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class MaskedImages:
 
     images: Images
     masks: MaskSequence
-    training: Pair | None
+    training: WithMasks | None
     void: int | None
 
 
@@ -81,7 +81,7 @@ def load_masked(
     return MaskedImages(*pair, learnt, meant)
 
 
-def _taken(pair: Pair, limit: int | None) -> Pair:
+def _taken(pair: WithMasks, limit: int | None) -> WithMasks:
     images, masks = pair
     which = spread(len(images), limit)
     if isinstance(masks, np.ndarray):
@@ -92,7 +92,7 @@ def _taken(pair: Pair, limit: int | None) -> Pair:
     return images.take(which), LayoutMasks(masks.layout, [masks.paths[i] for i in which])
 
 
-def _known(data: str, split: SplitName) -> tuple[Pair, Pair | None, int | None]:
+def _known(data: str, split: SplitName) -> tuple[WithMasks, WithMasks | None, int | None]:
     """Images and masks of a data set; those of its training split, if it is another; and its void value."""
     path = Path(data).expanduser()
     layout = find_layout(path) if data not in DATA and path.exists() else None
@@ -117,13 +117,13 @@ def _known(data: str, split: SplitName) -> tuple[Pair, Pair | None, int | None]:
     return embedded[split], None if split == "train" else embedded["train"], None
 
 
-def _with_masks(images: Images, by_image: dict[Path, Path], layout: Layout) -> Pair:
+def _with_masks(images: Images, by_image: dict[Path, Path], layout: Layout) -> WithMasks:
     assert isinstance(images, FileImages)
     paths = [path for path in images.paths if path in by_image]
     return FileImages(paths), LayoutMasks(layout, [by_image[path] for path in paths])
 
 
-def _beside(data: str, masks: str) -> Pair:
+def _beside(data: str, masks: str) -> WithMasks:
     """The images of a folder that have a mask of the same name in another."""
     pictures = _by_name(Path(data).expanduser(), "images")
     drawn = _by_name(Path(masks).expanduser(), "masks")
@@ -152,7 +152,7 @@ def _by_name(folder: Path, what: str) -> dict[str, Path]:
     return found
 
 
-def _check(pair: Pair, data: str, void: int | None, *, asked: bool) -> None:
+def _check(pair: WithMasks, data: str, void: int | None, *, asked: bool) -> None:
     """Refuse masks that say nothing, or that may mean two things."""
     images, masks = pair
 

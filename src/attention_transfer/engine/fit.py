@@ -82,7 +82,7 @@ def _aligned(recipe: ResolvedRecipe) -> ResolvedRecipe:
     """A recipe whose last epoch has a validation."""
     every = max(n for n in range(1, min(recipe.validate_every, recipe.epochs) + 1) if recipe.epochs % n == 0)
     if every != recipe.validate_every:
-        log.info("a validation in every %d epochs, not %d: so the last epoch has one", every, recipe.validate_every)
+        log.debug("a validation in every %d epochs, not %d: so the last epoch has one", every, recipe.validate_every)
     return replace(recipe, validate_every=every)
 
 

@@ -16,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -278,7 +279,7 @@ def test_ctrl_c_leaves_nothing_of_a_command_and_it_can_be_given_again(
     command: Callable[..., tuple[int, str]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    line, module = _with_places(line, run, photos, tmp_path), sys.modules[f"attention_transfer.{room}"]
+    line, module = _with_places(line, run, photos, tmp_path), import_module(f"attention_transfer.{room}")
     with monkeypatch.context() as patch:
         patch.setattr(module, name, _presses_at(call, getattr(module, name)))
         code, text = command(line)
@@ -325,7 +326,7 @@ def test_a_run_goes_on_where_the_disk_was_full_at_its_end(
     command: Callable[..., tuple[int, str]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    module = sys.modules["attention_transfer.training.train"]
+    module = import_module("attention_transfer.training.train")
 
     def full(model: nn.Module, folder: Path, **options: Any) -> None:
         with files_of_at_most(2_000 if folder.name == failing else 10**9):

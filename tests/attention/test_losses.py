@@ -511,8 +511,7 @@ def test_kl_and_cross_entropy_have_the_same_gradient_for_the_student(seed: int, 
 # Refusals.
 
 
-@each_loss
-@pytest.mark.parametrize("which", [0, 1], ids=["queries", "keys"])
+@pytest.mark.parametrize(("loss", "which"), [*((loss, which) for loss in ROWS for which in (0, 1)), (class_row, 1)])
 def test_other_numbers_of_tokens_on_the_two_sides_are_refused(loss: Loss, which: int) -> None:
     inputs = operands()
     inputs[which] = inputs[which][:, :, 1:]

@@ -329,7 +329,7 @@ def test_a_model_that_answers_otherwise_is_not_kept(
         state = load_file(folder / "model.safetensors")
         save_file(state | {"head.bias": state["head.bias"] + damage}, folder / "model.safetensors")
 
-    monkeypatch.setattr(sys.modules[export.__module__], "write_format", spoilt)
+    monkeypatch.setattr("attention_transfer.evaluation.export.write_format", spoilt)
     with pytest.raises(UserError, match=r"from the run's, more than 0.0001, so it was not kept"):
         export(grey, out=str(tmp_path / out))
     assert list(tmp_path.iterdir()) == []
@@ -367,7 +367,7 @@ def test_an_exported_model_stays_where_the_new_one_can_not_be_written(
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left")
 
-    monkeypatch.setattr(sys.modules[export.__module__], "write_whole", full)
+    monkeypatch.setattr("attention_transfer.evaluation.export.write_whole", full)
     with pytest.raises(OSError, match="No space left") as caught:
         export(grey, out=str(out), overwrite=True)
     assert caught.value.filename == str(out)

@@ -26,7 +26,10 @@ def held(*models: nn.Module) -> dict[str, int]:
     return {
         "tensors": sum(issubclass(type(thing), Tensor) for thing in gc.get_objects()),
         "hooks": sum(
-            len(value) for module in modules for name, value in vars(module).items() if name.endswith("_hooks")
+            len(value)
+            for module in modules
+            for name, value in vars(module).items()
+            if name.endswith("_hooks") and isinstance(value, dict)
         ),
         "replaced forwards": sum("forward" in vars(module) for module in modules),
         "open files": len(list(files.iterdir())) if files.is_dir() else 0,

@@ -130,7 +130,7 @@ def test_a_compiled_training_is_not_compiled_anew(tiny: Any, tmp_path: Path, cap
     compiled = torch.compile(objective, backend=counter)
     watch = objective.watch(tiny.images(11), tmp_path / "attention.png", name="tiny", batch_size=4)
     images, labels = tiny.images(8).tensors
-    with caplog.at_level(logging.DEBUG):
+    with caplog.at_level(logging.DEBUG, logger="attention_transfer"):
         for _ in range(2):
             compiled(images, labels)
             assert len(watch(nn.Identity())) == 3

@@ -24,6 +24,7 @@ from attention_transfer.training import read_metrics
 # checkpoint; the last is left to end.
 KILLING = """
 import os, random, signal, sys, time
+import attention_transfer.training.train
 from attention_transfer import train
 from attention_transfer.training import Recipe
 

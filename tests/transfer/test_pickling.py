@@ -76,7 +76,7 @@ def test_a_bound_student_is_pickled_alone(tiny_vit: Build, images: Tensor) -> No
 def test_a_teacher_with_half_precision_weights_teaches_a_float32_student(
     rule: Any, dtype: torch.dtype, tiny_vit: Build, images: Tensor, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("DEBUG")
+    caplog.set_level("DEBUG", logger="attention_transfer")
     expected = AttentionTransfer(tiny_vit(1), tiny_vit(2), [rule])(images)
     transfer = AttentionTransfer(tiny_vit(1).to(dtype), tiny_vit(2), [rule])
     output = transfer(images)

@@ -112,7 +112,7 @@ def test_a_weights_file_is_resampled_to_another_image_size_too(digits_vit: Any, 
 
 
 def test_a_weights_file_gives_timms_architecture_its_weights(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("DEBUG")
+    caplog.set_level("DEBUG", logger="attention_transfer")
     source = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=3).eval()
     save_file(source.state_dict(), tmp_path / "weights.safetensors")
     spec, path = "timm/vit_tiny_patch16_224", str(tmp_path / "weights.safetensors")
@@ -126,7 +126,7 @@ def test_a_weights_file_gives_timms_architecture_its_weights(tmp_path: Path, cap
 def test_a_pytorch_file_loads_and_a_head_that_does_not_fit_stays_new(
     wrap: Callable[[Any], Any], digits_vit: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("DEBUG")
+    caplog.set_level("DEBUG", logger="attention_transfer")
     torch.save(wrap(digits_vit.state_dict()), tmp_path / "weights.pth")
     spec, path = "builtin/vit_digits", str(tmp_path / "weights.pth")
     batch = torch.randn(2, 1, 8, 8)

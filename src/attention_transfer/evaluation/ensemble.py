@@ -102,8 +102,9 @@ class EnsembleResult:
 def average_runs(config: MakeEnsemble) -> EnsembleResult:
     """The verb `ensemble`."""
     runs, mean, weighting = config.runs, config.mean, config.weights or "equal"
-    problems = config.problems() + _run_problems(runs)
+    problems = config.problems()
     problems += out_problems(config.out, ".json", overwrite=config.overwrite, models=runs, names=MODEL_FILES)
+    problems += _run_problems(runs)
     loaded = _loaded(runs, problems)
     data = str(RunFolder(loaded[0].path).config()["data"])
     splits = load_data(data)

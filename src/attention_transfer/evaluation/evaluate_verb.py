@@ -34,7 +34,7 @@ from attention_transfer.evaluation.subjects import (
     short_names,
     spread,
 )
-from attention_transfer.ui import console
+from attention_transfer.ui import console, show_line
 from attention_transfer.viewing import Bin, reliability_diagram, save
 from attention_transfer.vit import logits_of
 from attention_transfer.writing import write_whole
@@ -224,9 +224,8 @@ def _bins(result: Evaluation) -> dict[str, list[Bin]]:
 def _show(result: Evaluation) -> None:
     names = short_names([model.name for model in result.models])
     how = {None: "", "knn": ", features by nearest neighbours", "linear": ", features by a linear probe"}
-    table = Table(
-        title=f"{result.images} {result.split} images of {result.data}{how[result.frozen]}", title_justify="left"
-    )
+    show_line(f"{result.images} {result.split} images of {result.data}{how[result.frozen]}")
+    table = Table()
     table.add_column("", overflow="fold")
     for heading in ("top-1, %\n(95 %)", "top-5, %\n(95 %)", "mean per\nclass, %", "NLL,\nnats", "Brier", "ECE, %"):
         table.add_column(heading, justify="right")
@@ -246,7 +245,7 @@ def _show(result: Evaluation) -> None:
         console.print(_differences(result, dict(zip((m.name for m in result.models), names, strict=True))))
     for name, model in zip(names, result.models, strict=True):
         if confused := _confusions(model):
-            console.print(f"{name} confuses most often: {'; '.join(confused)}")
+            show_line(f"{name} confuses most often: {'; '.join(confused)}")
 
 
 def _differences(result: Evaluation, names: dict[str, str]) -> Table:

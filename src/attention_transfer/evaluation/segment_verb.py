@@ -18,7 +18,7 @@ from attention_transfer.evaluation.segmentation import Segmentation
 from attention_transfer.evaluation.segmentation import segment as segment_network
 from attention_transfer.evaluation.subjects import Subject, counted, data_of, layers_of, load_subjects, short_names
 from attention_transfer.places import expanded, out_problems
-from attention_transfer.ui import console
+from attention_transfer.ui import console, show_line
 from attention_transfer.vit import Indices
 from attention_transfer.writing import write_whole
 
@@ -106,11 +106,11 @@ def _show(found: Sequence[ModelSegmentation], source: MapSource) -> None:
     first = found[0].results[0]
     columns = _COLUMNS if source == "attention" else _OF_ONE_MAP
     columns = {name: heading for name, heading in columns.items() if name in first.scores}
-    table = Table(
-        title=f"Jaccard index, % (95 %), of {source} with masks: {first.images} images of {found[0].data}, "
-        f"{first.objects} objects",
-        title_justify="left",
+    show_line(
+        f"Jaccard index, % (95 %), of {source} with masks: {first.images} images of {found[0].data}, "
+        f"{first.objects} objects"
     )
+    table = Table()
     table.add_column("model", overflow="fold", min_width=12)
     for heading in ("layer", "mass", *columns.values()):
         table.add_column(heading, justify="right")
@@ -121,12 +121,12 @@ def _show(found: Sequence[ModelSegmentation], source: MapSource) -> None:
             table.add_row(name, layer, f"{result.mass:g}", *cells)
     console.print(table)
     if source == "attention":
-        console.print("dino takes the best head for each object, which only the mask can tell: an oracle")
+        show_line("dino takes the best head for each object, which only the mask can tell: an oracle")
     for model in found:
         if model.query == "mean":
-            console.print(f"{model.model} has no class token: the row is that of the patches' mean query")
+            show_line(f"{model.model} has no class token: the row is that of the patches' mean query")
     if first.head is None and source == "attention":
-        console.print("there are no training images to choose a head on, so that fixed-head is left out")
+        show_line("there are no training images to choose a head on, so that fixed-head is left out")
 
 
 def _in_percent(share: Estimate) -> str:

@@ -25,7 +25,7 @@ from attention_transfer.evaluation.subjects import (
     short_names,
     spread,
 )
-from attention_transfer.ui import console
+from attention_transfer.ui import console, show_line
 from attention_transfer.viewing import HeatMap, heat_maps, save
 from attention_transfer.writing import write_whole
 
@@ -74,10 +74,8 @@ def _images(data: str, config: MeasureSimilarity) -> Images:
 
 def _show(result: Similarity, data: str, names: Sequence[str]) -> None:
     """Blocks of the same relative depth, and then each network by itself."""
-    table = Table(
-        title=f"{names[0]} (A) and {names[1]} (B): {result.images} images of {data}, {result.rows} rows each",
-        title_justify="left",
-    )
+    show_line(f"{names[0]} (A) and {names[1]} (B): {result.images} images of {data}, {result.rows} rows each")
+    table = Table()
     last = max(1, len(result.layers_a) - 1)
     partners = [result.layers_b[round(i * (len(result.layers_b) - 1) / last)] for i in range(len(result.layers_a))]
     columns: dict[str, Matrix | None] = {
@@ -95,9 +93,9 @@ def _show(result: Similarity, data: str, names: Sequence[str]) -> None:
         table.add_row(str(layer), str(partner), *cells)
     console.print(table)
     if result.tokens == "patches":
-        console.print("the special tokens differ: divergences are of attention among patches alone")
+        show_line("the special tokens differ: divergences are of attention among patches alone")
     if result.cka is None:
-        console.print("no batch had the 4 images that CKA needs")
+        show_line("no batch had the 4 images that CKA needs")
     console.print(_profiles(result))
 
 

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from attention_transfer.hooks import hook_forward, in_backward
+from attention_transfer.hooks import Scope, hook_forward, in_backward
 
 
 def adds(amount: float, log: list[float] | None = None) -> Callable[..., Any]:
@@ -104,3 +106,22 @@ def test_backward_is_told_from_forward() -> None:
     y.backward()
     assert seen == [True]
     assert not in_backward()
+
+
+def test_another_thread_that_looks_while_a_forward_begins_sees_no_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    scope: Scope[str] = Scope()
+    seen: list[str | None] = []
+    ident = threading.get_ident
+
+    def look_from_elsewhere() -> int:  # at the moment when the scope asks which thread this is
+        with monkeypatch.context() as patch:
+            patch.setattr(threading, "get_ident", ident)
+            with ThreadPoolExecutor(1) as pool:
+                seen.append(pool.submit(lambda: scope.record).result())
+        return ident()
+
+    monkeypatch.setattr(threading, "get_ident", look_from_elsewhere)
+    with scope.run("mine"):
+        monkeypatch.setattr(threading, "get_ident", ident)
+        assert scope.record == "mine"
+    assert seen == [None]

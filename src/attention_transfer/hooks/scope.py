@@ -115,8 +115,8 @@ class Scope(Generic[Record]):
     @contextmanager
     def run(self, record: Record) -> Iterator[Record]:
         """Forwards inside the block belong to this record."""
+        self._thread = None if torch.compiler.is_compiling() else threading.get_ident()  # first: others may look now
         self._running = record
-        self._thread = None if torch.compiler.is_compiling() else threading.get_ident()
         try:
             yield record
         finally:

@@ -161,9 +161,9 @@ class TransMixWeight:
     def __call__(self, images: Tensor, mask_HW: Tensor) -> tuple[TransferOutput, Tensor]:
         """What the transfer gives for mixed images (B, C, H, W), and the weight of the first label of each, (B,)."""
         rows: list[Tensor] = []
-        self._rows = rows
         if not torch.compiler.is_compiling():
-            self._thread = threading.get_ident()
+            self._thread = threading.get_ident()  # first: other threads may look as soon as there are rows
+        self._rows = rows
         try:
             output = self._transfer(images)
         finally:

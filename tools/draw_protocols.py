@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from attention_transfer import capture, describe, load_vit, relevance, rollout
 from attention_transfer.data import Normalise, Split, eval_pixels
 from attention_transfer.data.scenes import digit_scenes
-from attention_transfer.evaluation import foreground, segment, similarity
+from attention_transfer.evaluation import segment, similarity
+from attention_transfer.evaluation.foreground import foreground
 from attention_transfer.viewing.style import save, style
 
 

@@ -67,6 +67,31 @@ def write_mask(folders: Folders, name: str, pixels: NDArray[np.uint8]) -> None:
     Image.fromarray(pixels).save(Path(folders[1]) / f"{name}.png")
 
 
+def in_splits(folders: Folders) -> None:
+    """Move two of the images into `train`, and the others into `test`."""
+    for folder in map(Path, folders):
+        for file in [path for path in folder.rglob("*") if path.is_file()]:
+            place = folder / ("train" if file.stem in "ab" else "test") / file.name
+            place.parent.mkdir(exist_ok=True)
+            file.rename(place)
+
+
+def test_folders_of_splits_are_told_apart(model: str, folders: Folders) -> None:
+    in_splits(folders)
+    (tested,) = segment([model], data=folders[0], masks=folders[1])
+    (trained,) = segment([model], data=folders[0], masks=folders[1], split="train")
+    assert (tested.results[0].images, trained.results[0].images) == (3, 2)
+    assert tested.results[0].head is not None  # chosen on the training images
+    assert trained.results[0].head is None
+    with pytest.raises(UserError, match="has no validation split, but test and train; choose one with --split"):
+        segment([model], data=folders[0], masks=folders[1], split="validation")
+
+
+def test_a_folder_without_splits_is_taken_whole_or_refused(model: str, folders: Folders) -> None:
+    with pytest.raises(UserError, match="images outside of the folders train, val and test; leave --split out"):
+        segment([model], data=folders[0], masks=folders[1], split="train")
+
+
 def test_a_folder_of_images_and_one_of_masks(model: str, folders: Folders, tmp_path: Path) -> None:
     out = tmp_path / "scores.json"
     (found,) = segment([model], data=folders[0], masks=folders[1], out=str(out))

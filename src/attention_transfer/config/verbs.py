@@ -210,7 +210,7 @@ class Segment(Config):
     other value an object."""
 
     split: SplitName = "test"
-    """Which images of a data set that has splits."""
+    """Which images of a data set, or of a folder that has folders for train, val and test; others are taken whole."""
 
     source: MapSource = "attention"
     """attention of a block, or one map of all blocks: rollout, or relevance for the predicted class."""

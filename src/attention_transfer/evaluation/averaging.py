@@ -60,7 +60,9 @@ class Ensemble(nn.Module):
         self, networks: Sequence[nn.Module], *, weights: Sequence[float] | None = None, mean: Mean = "probabilities"
     ) -> None:
         super().__init__()
-        problems = choice_problems("mean", mean, get_args(Mean)) + _unfit(networks)
+        known = get_args(Mean)
+        problems = [] if mean in known else [f"mean is {mean!r}; {nearest(mean, known)}"]
+        problems += _unfit(networks)
         raise_all(problems + ([] if weights is None else _weight_problems(weights, len(networks))))
         self.networks = nn.ModuleList(networks)
         self.mean: Mean = mean
@@ -149,11 +151,6 @@ def likeness(
     wrong, also = one_B != labels_B, other_B != labels_B
     either = int((wrong | also).sum())
     return float((one_B == other_B).mean()), int((wrong & also).sum()) / either if either else None
-
-
-def choice_problems(what: str, value: str, options: Sequence[str]) -> list[str]:
-    """What is wrong with a value that must be one of a few, as a list of at most one sentence."""
-    return [] if value in options else [f"{what} is {value!r}; {nearest(value, options)}"]
 
 
 def _unfit(networks: Sequence[nn.Module]) -> list[str]:

@@ -14,7 +14,7 @@ from attention_transfer.config.choices import SplitName
 from attention_transfer.data import DATA, FileImages, Images, find_source, load_data
 from attention_transfer.data.finder import Finder
 from attention_transfer.data.layouts import Layout, find_layout, read_mask
-from attention_transfer.data.splits import first_five
+from attention_transfer.data.splits import SPLIT_NAMES, first_five
 from attention_transfer.data.threads import in_threads
 from attention_transfer.errors import UserError, raise_all
 from attention_transfer.evaluation.masks import VOID, MaskFiles, MaskSequence
@@ -71,7 +71,7 @@ def load_masked(
     Raises:
         UserError: there are no masks, they are all empty, in colour, or not of their images' sizes (each is named).
     """
-    found, chosen, own_void = _known(data, split) if masks is None else (_beside(data, masks), None, None)
+    found, chosen, own_void = _known(data, split) if masks is None else (*_beside(data, masks, split), None)
     pair = _taken(found, limit)
     learnt = None if chosen is None or not training else _taken(chosen, training)
     meant = own_void if void is None else None if void == "none" else void
@@ -123,8 +123,11 @@ def _with_masks(images: Images, by_image: dict[Path, Path], layout: Layout) -> W
     return FileImages(paths), LayoutMasks(layout, [by_image[path] for path in paths])
 
 
-def _beside(data: str, masks: str) -> WithMasks:
-    """The images of a folder that have a mask of the same name in another."""
+def _beside(data: str, masks: str, split: SplitName) -> tuple[WithMasks, WithMasks | None]:
+    """The images of a folder with their masks, of the same names in another folder; those of its training split, too.
+
+    A folder without folders of splits is one set, which is looked at whole.
+    """
     pictures = _by_name(Path(data).expanduser(), "images")
     drawn = _by_name(Path(masks).expanduser(), "masks")
     if lost := sorted(pictures.keys() - drawn.keys()):
@@ -132,8 +135,21 @@ def _beside(data: str, masks: str) -> WithMasks:
             f"{len(lost)} of the {len(pictures)} images in {data} have no mask of the same name in {masks}: "
             f"{first_five(lost)}; add these, or take the images out"
         )
-    names = sorted(pictures)
-    return FileImages(pictures[name] for name in names), MaskFiles([drawn[name] for name in names])
+    parts: dict[str | None, list[str]] = {}
+    for name in sorted(pictures):
+        top = "".join(Path(name).parent.parts[:1])
+        parts.setdefault(SPLIT_NAMES.get(top.lower()), []).append(name)
+    if None in parts:  # some image is in no split
+        if split != "test":
+            raise UserError(f"{data} has images outside of the folders train, val and test; leave --split out")
+        parts = {"test": sorted(pictures)}
+    if split not in parts:
+        raise UserError(f"{data} has no {split} split, but {' and '.join(map(str, parts))}; choose one with --split")
+    of = {
+        part: (FileImages(pictures[name] for name in names), MaskFiles([drawn[name] for name in names]))
+        for part, names in parts.items()
+    }
+    return of[split], None if split == "train" else of.get("train")
 
 
 def _by_name(folder: Path, what: str) -> dict[str, Path]:

@@ -115,7 +115,7 @@ def keep_overlap(
     counts = {split: sum(twin.split == split for twin in twins) for split in sizes}
     listed = folder.path / OVERLAP
     if not twins:
-        listed.unlink(missing_ok=True)  # a run that is resumed, with a data set that was mended
+        listed.unlink(missing_ok=True)  # a run that is resumed, with a data set that was fixed
         return counts
     write_whole(listed, "".join(_row(twin) for twin in twins))
     places = [f"{counts[split]:,} of {sizes[split]:,} {split} images" for split in sizes if counts[split]]

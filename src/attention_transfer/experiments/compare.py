@@ -15,6 +15,7 @@ from torch import nn
 from attention_transfer.artifacts import is_occupied
 from attention_transfer.config.base import as_data, options_of, parts_of, settings_of, with_settings
 from attention_transfer.config.presets import preset
+from attention_transfer.config.recipe import Recipe
 from attention_transfer.config.training import Compare, Pretrain, Student, Train
 from attention_transfer.config.values import brought
 from attention_transfer.data import DATA, Split, Splits, check_subset, labelled_subset, load_data
@@ -134,7 +135,7 @@ def _run(config: Compare, cell: _Cell, folder: Path) -> Train:
         tune_teacher=False,
         out=str(folder / "runs" / f"{cell.preset}-{cell.labels.slug}-seed{cell.seed}"),
     )
-    run = with_settings(replace(run, recipe=run.recipe or preset(cell.preset).own_recipe), cell.settings)
+    run = with_settings(replace(run, recipe=preset(cell.preset).recipe_with(run.recipe or Recipe())), cell.settings)
     taught = any(rule.needs_teacher for rule in filled_in(run).rules or [])
     return run if taught else replace(run, pairing=None)  # which has an effect on other methods alone
 

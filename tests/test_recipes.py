@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 import timm
 import torch
+import yaml
 
 from attention_transfer import cli
+from attention_transfer.config.training import Train
 from attention_transfer.data import DATA, Splits
-from attention_transfer.training import ResolvedRecipe, RunFolder, read_config, read_metrics
+from attention_transfer.parser import parse
+from attention_transfer.training import Recipe, ResolvedRecipe, RunFolder, read_config, read_metrics
 from attention_transfer.vit import describe, load_vit, save_vit
 
 FOLDER = Path(__file__).parent.parent / "recipes"
@@ -24,6 +27,13 @@ CLAIMS = sorted((FOLDER / "claims").glob("*.yaml"))
 RECIPES = sorted(path for path in FOLDER.rglob("*.yaml") if path.name not in BASES and path not in CLAIMS)
 NAMES = [str(path.relative_to(FOLDER).with_suffix("")) for path in RECIPES]
 
+
+def _training(path: Path) -> str:
+    """What makes the training that a recipe starts; many differ only in the images that they are for."""
+    return yaml.safe_dump({key: value for key, value in read_config(path).items() if key not in ("data", "fraction")})
+
+
+UNLIKE = [*{_training(path): path for path in reversed(RECIPES)}.values()]
 
 _WHOLE = dict(DATA)  # of which the tests put fewer into its place
 
@@ -51,6 +61,16 @@ def tiny(name: str, folder: Path) -> str:
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=NAMES)
+def test_it_is_read(path: Path) -> None:
+    _, config = parse(["train", "--config", str(path)])
+    assert isinstance(config, Train)
+    assert config.problems() == [] == (config.recipe or Recipe()).problems()
+    written = read_config(path)
+    assert (config.preset, config.data) == (written["preset"], written["data"])
+    assert config.fraction == written.get("fraction", 1.0)
+
+
+@pytest.mark.parametrize("path", UNLIKE, ids=[str(path.relative_to(FOLDER).with_suffix("")) for path in UNLIKE])
 def test_it_starts(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(DATA, "digits", few)
     config = read_config(path)

@@ -6,7 +6,7 @@ Shapes: B variants of one image, H heads, N tokens, C classes.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -102,7 +102,8 @@ def head_effects(
         check(cancelled)
         batch = variants[start : start + size]
         attend: dict[int, Attend] = {
-            layer: partial(_varied, batch, _teachers(student, teacher, picture, layer)) for layer in {x for x, _ in batch}
+            layer: partial(_varied, batch, _teachers(student, teacher, picture, layer))
+            for layer in {x for x, _ in batch}
         }
         logits_BC, calls = student.run(image.expand(len(batch), -1, -1, -1), attend)
         if logits_BC is not None and before.logits is not None:
@@ -124,13 +125,6 @@ def check(cancelled: threading.Event) -> None:
         raise Cancelled
 
 
-def each(items: Sequence[Picture], cancelled: threading.Event) -> Iterator[Picture]:
-    """The items, as long as somebody waits for what is made of them."""
-    for item in items:
-        check(cancelled)
-        yield item
-
-
 def pair_problems(a: ExploredNetwork, b: ExploredNetwork) -> list[str]:
     """Why the attention of one network can't stand in the place of the other's, or be held against it."""
     found: list[str] = []
@@ -139,9 +133,7 @@ def pair_problems(a: ExploredNetwork, b: ExploredNetwork) -> list[str]:
         grids = " and ".join("×".join(map(str, spec.grid)) for spec in (one, other))
         found.append(f"{a.label} and {b.label} have unlike patch grids ({grids}); choose networks with the same grid")
     if one.heads != other.heads:
-        found.append(
-            f"{a.label} has {one.heads} heads and {b.label} {other.heads}; choose networks with as many heads"
-        )
+        found.append(f"{a.label} has {one.heads} heads and {b.label} {other.heads}; choose networks with as many heads")
     if one.tokens != other.tokens:
         found.append(
             f"{a.label} and {b.label} have unlike special tokens ({one.tokens}; {other.tokens}); choose networks with "

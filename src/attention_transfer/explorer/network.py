@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -68,7 +69,8 @@ class ExploredNetwork:
     def __init__(self, id: str, subject: Subject, label: str, epochs: KeptEpochs) -> None:
         self.id, self.subject, self.label, self.epochs = id, subject, label, epochs
         self.spec = subject.spec
-        self.query: RowQuery = 0 if self.spec.class_token else "mean"
+        self.query: Literal["class", "mean"] = "class" if self.spec.class_token else "mean"
+        self.prefix = Placement.of(self.spec, self.spec.image_size[::-1]).prefix
         self._lock = threading.RLock()
         self._at: dict[int, tuple[nn.Module, nn.Module]] = {}
         self._calls: Cache[tuple[Place, int], AttentionCall] = Cache(OPERANDS)
@@ -90,9 +92,7 @@ class ExploredNetwork:
         Raises:
             UserError: there is no such layer or epoch.
         """
-        depth = self.spec.depth
-        if not 0 <= layer < depth:
-            raise UserError(f"{self.label} has no layer {layer}; choose from 0 to {depth - 1}")
+        self.check_layer(layer)
         place = (picture.id, epoch)
         found = self._calls.get((place, layer))
         if found is None:
@@ -103,6 +103,15 @@ class ExploredNetwork:
                     found = self._calls.get((place, layer))
         assert found is not None  # kept last, so that nothing has driven it out
         return found
+
+    def check_layer(self, layer: int) -> None:
+        """Refuse a layer that there is not.
+
+        Raises:
+            UserError: there is none.
+        """
+        if not 0 <= layer < self.spec.depth:
+            raise UserError(f"{self.label} has no layer {layer}; choose from 0 to {self.spec.depth - 1}")
 
     def row(self, picture: Picture, layer: int, query: RowQuery, epoch: int | None = None) -> Tensor:
         """What a token attends to in a layer, float32 (H, N)."""
@@ -159,7 +168,7 @@ class ExploredNetwork:
 
         def see(call: AttentionCall) -> AttentionCall:
             used = attend[call.layer](call) if call.layer in attend else call
-            rows[call.layer] = used.query_row("class" if self.spec.class_token else "mean").as_logits()
+            rows[call.layer] = used.query_row(self.query).as_logits()
             return used
 
         logits = self._forward(images, see, epoch)
@@ -218,15 +227,3 @@ class ExploredNetwork:
             found = work()
             self._found.put((place, what, query), found, found.nbytes)
         return found
-
-
-def by_id(networks: Sequence[ExploredNetwork], id: str) -> ExploredNetwork:
-    """The network that the page calls so.
-
-    Raises:
-        UserError: there is none.
-    """
-    found = next((network for network in networks if network.id == id), None)
-    if found is None:
-        raise UserError(f"there is no network {id!r}; choose one of: {', '.join(each.id for each in networks)}")
-    return found

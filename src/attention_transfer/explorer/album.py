@@ -92,10 +92,7 @@ class Uploads:
             raise UserError(f"{UPLOADS} images are uploaded already; reload the page to begin anew")
         try:
             with opened(data) as image:
-                if image.width * image.height > UPLOAD_PIXELS:
-                    raise Damaged(f"has more than {UPLOAD_PIXELS // 1_000_000} million pixels; make it smaller")
-                if getattr(image, "n_frames", 1) > 1:
-                    raise Damaged("holds several pictures (an animation, or pages); save one of them")
+                _check_upload(image)
             size = decode(data).size
         except Damaged as error:
             raise UserError(f"{shown} {error}") from error
@@ -173,6 +170,13 @@ def offered_data(data: str, split: SplitName, limit: int | None) -> list[Picture
         )
         for place, index in enumerate(spread(len(images), limit))
     ]
+
+
+def _check_upload(image: Image.Image) -> None:
+    if image.width * image.height > UPLOAD_PIXELS:
+        raise Damaged(f"has more than {UPLOAD_PIXELS // 1_000_000} million pixels; make it smaller")
+    if getattr(image, "n_frames", 1) > 1:
+        raise Damaged("holds several pictures (an animation, or pages); save one of them")
 
 
 def _label(file: ImageFile) -> str | None:

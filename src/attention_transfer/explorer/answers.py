@@ -14,7 +14,7 @@ from torch import Tensor
 from attention_transfer.config.values import brought
 from attention_transfer.errors import UserError, nearest, raise_all
 
-Json: TypeAlias = "None | bool | int | float | str | Sequence[Json] | Mapping[str, Json]"
+Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
 
 
 @dataclass(frozen=True)

@@ -162,10 +162,7 @@ class _Requests:
     ) -> Answer:
         """What one token attends to, float32 (heads × tokens); rollout is one row, and 0 for what is no patch."""
         of, picture = self._network(network), self._picture(image)
-        if layer == "rollout":
-            found = of.rollout(picture, query, epoch)
-        else:
-            found = of.row(picture, layer, query, epoch)
+        found = of.rollout(picture, query, epoch) if layer == "rollout" else of.row(picture, layer, query, epoch)
         return _array(found)
 
     def mass(self, network: str, image: str, layer: int, epoch: int | None = None) -> Answer:

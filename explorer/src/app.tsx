@@ -20,6 +20,7 @@ export function App({ store }: { store: Store }) {
   const maps = store.maps(all);
   const tops = store.tops(maps);
   const unlike = store.unlike(all);
+  const Title = store.address ? "h1" : "p"; // the heading of the page, where the explorer is the page
   return (
     <div class="page">
       <Strip store={store} />
@@ -34,10 +35,10 @@ export function App({ store }: { store: Store }) {
         <p class="empty">{state.upload ? "Drop an image here, or add one." : "There is no image."}</p>
       ) : (
         <>
-          <p class="caption">
+          <Title class="caption">
             {image.name}
             {image.label !== null && <span class="quiet"> · {image.label}</span>}
-          </p>
+          </Title>
           <div class={`networks n${all.length}`}>
             {all.map((shown, i) => (
               <Column
@@ -115,6 +116,7 @@ const KEYS: [string, string][] = [
   ["m", "the mean of all patches"],
   ["r", "rollout, and back"],
   ["v", "colour, light, or the map alone"],
+  ["o", "an outline of the patches with 60 % of the mass, or none"],
   ["d", "differences from the first network"],
   ["[ ]", "the image before, the image after"],
   ["shift + drag", "draw a box"],

@@ -41,5 +41,5 @@ export function colourOf(t: number, paint: Paint, signed: boolean): [number, num
   const size = Math.max(0, Math.min(1, t));
   if (paint === "map") return [...inferno(size), 255];
   if (paint === "light") return [8, 8, 12, 225 * (1 - size) ** 1.5];
-  return [...inferno(0.3 + 0.7 * size), 235 * size ** 0.7];
+  return [...inferno(0.35 + 0.65 * size), 240 * size ** 0.9];
 }

@@ -209,8 +209,8 @@ function Bar({ store, maps, top, unlike }: { store: Store; maps: Maps; top: numb
 function noValue(store: Store, { place, query, network }: Shown): string {
   if (place === undefined) return "…";
   if (query === null) return "This network does not see the point.";
-  if (query !== "mean") return "from a token that is no patch";
-  return store.query === "mean" ? "mean over all patches" : `mean over all patches: ${network.name} has no such token`;
+  if (query !== "mean") return `from: ${network.prefix[query]}`;
+  return store.query === "mean" ? "from: all patches" : "from: all patches, there is no such token";
 }
 
 const noSinks: number[] = [];

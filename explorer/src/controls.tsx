@@ -11,10 +11,11 @@ export function Controls({ store }: { store: Store }) {
       <LayerChoice store={store} />
       <HeadChoice store={store} />
       <QueryChoice store={store} />
-      <span class="space" />
-      {store.state!.networks.length > 1 && <NetworkChoice store={store} />}
-      <Display store={store} />
-      <Actions store={store} />
+      <div class="group right">
+        {store.state!.networks.length > 1 && <NetworkChoice store={store} />}
+        <Display store={store} />
+        <Actions store={store} />
+      </div>
     </div>
   );
 }
@@ -83,7 +84,7 @@ function QueryChoice({ store }: { store: Store }) {
       {names.map((token) => (
         <Choice key={token} label={token} chosen={chosen({ token })} choose={() => pin({ token })} />
       ))}
-      <Choice label="mean of patches" chosen={chosen("mean")} choose={() => pin("mean")} />
+      <Choice label="all patches" chosen={chosen("mean")} choose={() => pin("mean")} />
       <Choice
         label={view.pinned ? "pinned" : "the pointer"}
         chosen={view.pinned || store.preview !== null}
@@ -177,7 +178,7 @@ function Actions({ store }: { store: Store }) {
     store.say("The address of this view is copied.");
   };
   return (
-    <div class="group">
+    <>
       {store.state!.upload && (
         <>
           <button type="button" onClick={() => file.current?.click()}>
@@ -205,6 +206,6 @@ function Actions({ store }: { store: Store }) {
       <button type="button" onClick={() => savePicture(store).catch((error: Error) => store.say(error.message))}>
         Save picture
       </button>
-    </div>
+    </>
   );
 }

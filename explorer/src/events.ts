@@ -79,6 +79,7 @@ function press(store: Store, event: KeyboardEvent): boolean {
     m: () => store.set({ query: "mean", pinned: true }),
     r: () => store.toggleRollout(),
     v: () => store.set({ paint: PAINTS[(PAINTS.findIndex(([p]) => p === view.paint) + 1) % PAINTS.length]![0] }),
+    o: () => store.set({ mass: view.mass > 0 ? 0 : 0.6 }),
     d: () => store.set({ difference: !view.difference }),
     "[": () => store.stepImage(-1),
     "]": () => store.stepImage(1),

@@ -124,7 +124,7 @@ export async function askRows(source: Source, parameters: Record<string, unknown
 }
 
 export async function askImage(source: Source, image: string, side: number | null): Promise<ImageBitmap> {
-  const { meta, buffers } = await source.ask("image", { image, side });
+  const { meta, buffers } = await source.ask("image", side === null ? { image } : { image, side });
   const { type } = meta as { type: string };
   return createImageBitmap(new Blob(buffers, { type }));
 }

@@ -49,7 +49,7 @@ export function firstView(state: State): View {
     pinned: false,
     epoch: null,
     paint: "colour",
-    mass: 0.6,
+    mass: 0,
     shared: true,
     smooth: false,
     difference: false,

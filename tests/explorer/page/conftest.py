@@ -1,22 +1,24 @@
-"""A server of the explorer's protocol without networks: numbers that a test can compute again, quickly."""
+"""A browser, and a server of the explorer's protocol without networks: numbers that a test can compute again."""
 
 from __future__ import annotations
 
 import io
 import json
+import shutil
 import struct
 import threading
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.resources import files
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 from PIL import Image
-
-from importlib.resources import files
+from playwright.sync_api import sync_playwright
 
 PAGE = b"""<!doctype html><html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">
@@ -157,7 +159,9 @@ def serving(pretended: Pretended) -> Iterator[str]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             if self.path == "/page.js":
-                self._send(200, "text/javascript", files("attention_transfer.explorer").joinpath("page.js").read_bytes())
+                self._send(
+                    200, "text/javascript", files("attention_transfer.explorer").joinpath("page.js").read_bytes()
+                )
             else:
                 self._send(200, "text/html", PAGE)
 
@@ -192,3 +196,45 @@ def serving(pretended: Pretended) -> Iterator[str]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Debian's Chromium, once a module."""
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("there is no Chromium here to open the page with")
+    with sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def pretended() -> Any:
+    """Answers that a test can compute again."""
+    return Pretended()
+
+
+@pytest.fixture
+def address(pretended: Any) -> Iterator[str]:
+    """Where the page is served with these answers."""
+    with serving(pretended) as found:
+        yield found
+
+
+@pytest.fixture
+def page(browser: Any) -> Iterator[Any]:
+    """A page that fails the test where it logs an error or asks anything of another server."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, reduced_motion="reduce")
+    opened = context.new_page()
+    wrong: list[str] = []
+    refusal = "status of 400"  # the browser logs what the server refuses; the page tells it
+    opened.on("console", lambda m: wrong.append(m.text) if m.type == "error" and refusal not in m.text else None)
+    opened.on("pageerror", lambda error: wrong.append(str(error)))
+    own = ("http://127.0.0.1:", "data:", "blob:", "file:")
+    opened.on("request", lambda request: None if request.url.startswith(own) else wrong.append(request.url))
+    opened.set_default_timeout(20_000)
+    yield opened
+    context.close()
+    assert wrong == []

@@ -119,7 +119,7 @@ class _Requests:
         """What there is to look at."""
         return Answer(
             {
-                "networks": [_network(network) for network in self.networks],
+                "networks": [described(network) for network in self.networks],
                 "images": [_described(picture) for picture in self.pictures.values()],
                 "upload": self.uploads,
                 "causal": len(self.networks) > 1,
@@ -255,7 +255,8 @@ class _Requests:
         return self.pictures[id]
 
 
-def _network(network: ExploredNetwork) -> Json:
+def described(network: ExploredNetwork) -> dict[str, Json]:
+    """A network as the page's state has it."""
     spec, subject = network.spec, network.subject
     return {
         "id": network.id,

@@ -38,6 +38,9 @@ class Page(HTMLParser):
         self.tags.append((tag, dict(attrs)))
         self.scripts += [""] if tag == "script" else []
 
+    def handle_endtag(self, tag: str) -> None:
+        self.tags.append((f"/{tag}", {}))
+
     def handle_data(self, data: str) -> None:
         if self.tags and self.tags[-1][0] == "script":
             self.scripts[-1] += data
@@ -98,8 +101,8 @@ def test_without_a_class_token_the_mean_query_is_the_last(explorer: Explorer, ti
 
 
 def test_a_row_of_nothing_stays_nothing() -> None:
-    scale, values = quantised(np.array([[0, 0], [0.5, 0.25]], np.float32))
-    assert (scale.tolist(), values.tolist()) == ([0, pytest.approx(0.5 / 255)], [[0, 0], [255, 128]])
+    scale, values = quantised(np.array([[0, 0], [0.5, 0.26]], np.float32))
+    assert (scale.tolist(), values.tolist()) == ([0, pytest.approx(0.5 / 255)], [[0, 0], [255, 133]])
 
 
 def test_names_stay_inside_the_element_that_they_stand_in(explorer: Explorer, script: str) -> None:
@@ -119,7 +122,7 @@ def test_the_policy_lets_only_this_script_run(explorer: Explorer, script: str) -
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert f"default-src 'none'; script-src 'sha256-{digest}'; img-src data: blob:;" in policy
     assert "unsafe" not in policy
-    main, data = ([a for tag, a in page.tags if tag == name][0] for name in ("main", "script"))
+    main, data = (next(a for tag, a in page.tags if tag == name) for name in ("main", "script"))
     assert main["data-explore"] == data["id"]
     assert not [a for _, a in page.tags if "src" in a or "href" in a]
 
@@ -141,7 +144,7 @@ def test_as_many_layers_as_there_is_room_for(explorer: Explorer, monkeypatch: py
     assert found == {1: {"0": (2,), "1": (2,)}, 2: {"0": (1, 2), "1": (1, 2)}, 3: {"0": (0, 1, 2), "1": (0, 1, 2)}}
     assert chosen_layers(explorer, [0, -1]) == {"0": (0, 2), "1": (0, 2)}
     monkeypatch.setattr(page_file, "LARGEST", pictures + layer)
-    with pytest.raises(UserError, match="one layer of each network takes .* choose a smaller image_size"):
+    with pytest.raises(UserError, match=r"one layer of each network takes .* choose a smaller image_size"):
         chosen_layers(explorer, None)
     with pytest.raises(UserError, match="choose fewer, or a smaller image_size"):
         chosen_layers(explorer, 2)

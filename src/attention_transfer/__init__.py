@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from attention_transfer.verbs import doctor as doctor
     from attention_transfer.verbs import ensemble as ensemble
     from attention_transfer.verbs import evaluate as evaluate
+    from attention_transfer.verbs import explore as explore
     from attention_transfer.verbs import export as export
     from attention_transfer.verbs import inspect_data as inspect_data
     from attention_transfer.verbs import predict as predict

@@ -17,6 +17,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 from attention_transfer.config.base import Config, checked
+from attention_transfer.config.explore import Explore
 from attention_transfer.config.presets import PRESETS, Preset
 from attention_transfer.config.presets import of_other_packages as presets_of_other_packages
 from attention_transfer.config.training import Compare, Pretrain, Train
@@ -47,12 +48,14 @@ if TYPE_CHECKING:
         Similarity,
     )
     from attention_transfer.experiments import Comparison, Cost
+    from attention_transfer.explorer import ExplorerWidget
     from attention_transfer.training import Run
     from attention_transfer.vit import TransferReport
 
 GROUP = "attention_transfer.verbs"
 
-EXTRAS = {"train": ("torchmetrics", "tensorboard", "sklearn", "matplotlib", "jinja2")}
+_TRAIN = ("torchmetrics", "tensorboard", "sklearn", "matplotlib", "jinja2")
+EXTRAS = {"train": _TRAIN, "explore": (*_TRAIN, "starlette", "uvicorn", "anywidget")}
 """By the name of an extra, the packages that it brings, as they are imported."""
 
 P = ParamSpec("P")
@@ -337,6 +340,24 @@ def similarity(config: MeasureSimilarity) -> Similarity:
     return compare_networks(config)
 
 
+@verb(Explore, words=("models", "images"), extra="explore")
+def explore(config: Explore) -> ExplorerWidget | None:
+    """Open a page on which one sees where every head of every layer looks, in up to four networks at once.
+
+    The page is served to this machine alone until Ctrl-C, shown below the cell of a notebook, or written into one file
+    with `html`. Maps are computed as they are asked for.
+
+    Returns:
+        The widget in a notebook, which the cell shows; `None` otherwise, once the page has ended.
+
+    Raises:
+        UserError: a network or an image can't be loaded, or no port can be listened on.
+    """
+    from attention_transfer.explorer.opening import explore_networks
+
+    return explore_networks(config)
+
+
 @verb(Doctor, words=("teacher", "student"))
 def doctor(config: Doctor) -> TransferReport:
     """Say what a vision transformer is, and whether a student can take its attention.
@@ -399,6 +420,7 @@ _OWN = (
     evaluate,
     segment,
     similarity,
+    explore,
     doctor,
     bench,
     presets,

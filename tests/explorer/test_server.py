@@ -195,7 +195,7 @@ def test_a_port_in_use_gives_way_to_the_next() -> None:
 
 
 def test_an_address_of_another_machine_is_refused() -> None:
-    with pytest.raises(UserError, match="choose another with --port|is no address"):
+    with pytest.raises(UserError, match=r"choose another with --port|is no address"):
         bound("192.0.2.1", 8765)
 
 

@@ -122,6 +122,8 @@ def test_an_image_comes_as_it_is_and_large_ones_smaller(explorer: Explorer, tmp_
     id = session.upload("large", encoded(Image.new("RGB", (3200, 100)))).meta["id"]
     answer = session.answer("image", {"image": id})
     assert (answer.meta["width"], Image.open(BytesIO(answer.buffers[0])).size) == (3200, (1600, 50))
+    answer = session.answer("image", {"image": id, "side": 160})
+    assert (answer.meta["width"], Image.open(BytesIO(answer.buffers[0])).size) == (3200, (160, 5))
 
 
 def test_pictures_are_turned_upright(networks: Sequence[ExploredNetwork], tmp_path: Path) -> None:
@@ -321,6 +323,7 @@ def test_a_network_without_class_token_and_classes_answers_too(
         ("image", {"image": "../../etc/passwd"}, "there is no image"),
         ("image", {}, "image is missing"),
         ("image", {"image": ["0"]}, "image is"),
+        ("image", {"image": "0", "side": 9999}, "side is 9999; choose a number of pixels from 1 to 1600"),
         ("place", {"network": "9", "image": "0"}, "there is no network '9'; choose one of: 0, 1"),
         ("place", {"network": "0", "image": "0", "epoch": 3}, "epoch 3 are not kept; there are: none"),
         ("rows", {"network": "0", "image": "0", "layer": 3, "query": 0}, "has no layer 3; choose from 0 to 2"),

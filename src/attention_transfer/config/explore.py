@@ -35,8 +35,8 @@ class Explore(Config):
     split: SplitName = "test"
     """Which of its images."""
 
-    limit: int | None = 200
-    """How many images to offer, at even distances; null for all."""
+    limit: int | None = None
+    """How many images to offer, at even distances; default 200, and 8 in a file."""
 
     image_size: int | None = None
     """Input pixels, height and width; default each network's own."""

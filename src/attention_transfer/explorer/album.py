@@ -53,12 +53,12 @@ class Picture:
     label: str | None
     open: Callable[[], Image.Image]
 
-    def encoded(self) -> tuple[str, bytes]:
-        """Its type and bytes for a browser: at most `SIDE` pixels a side; PNG where that keeps small images exact."""
+    def encoded(self, side: int = SIDE) -> tuple[str, bytes]:
+        """Its type and bytes for a browser: at most `side` pixels a side; PNG where that keeps small images exact."""
         image = self.open()
         shown = in_mode(image, "L" if image.mode in ("1", "L", "LA") or image.mode.startswith("I") else "RGB")
-        exact = max(shown.size) <= SIDE // 4
-        shown.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+        exact = max(shown.size) <= min(side, SIDE // 4)
+        shown.thumbnail((side, side), Image.Resampling.LANCZOS)
         file = BytesIO()
         if exact:
             shown.save(file, format="PNG")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("attention_transfer")
 
+_OFFERED, _IN_A_FILE = 200, 8
 _MODEL, _DATA = "builtin/vit_characters", "digit-scenes"
 
 
@@ -36,7 +37,7 @@ def explore_networks(config: Explore) -> ExplorerWidget | None:
         from attention_transfer.explorer.widget import ExplorerWidget
 
         if config.view == "auto":
-            show_line("below the cell, as this runs in a notebook; view=\"page\" serves a page")
+            show_line('below the cell, as this runs in a notebook; view="page" serves a page')
         return ExplorerWidget(explorer)
     from attention_transfer.explorer.serve import serve
 
@@ -67,8 +68,9 @@ def in_notebook() -> bool:
 
 
 def _offered(config: Explore, subjects: Sequence[Subject]) -> Sequence[Picture]:
+    limit = config.limit or (_OFFERED if config.html is None else _IN_A_FILE)
     if config.images:
-        pictures, notes = offered_files(config.images, config.limit)
+        pictures, notes = offered_files(config.images, limit)
         for note in notes:
             log.info("%s", note)
         return pictures
@@ -77,6 +79,6 @@ def _offered(config: Explore, subjects: Sequence[Subject]) -> Sequence[Picture]:
         data = _DATA
         log.info("no network and no image is named: %s with images of %s", _MODEL, _DATA)
     data = data_of(subjects, data)
-    pictures = offered_data(data, config.split, config.limit)
+    pictures = offered_data(data, config.split, limit)
     log.info("%d images of %s (%s)", len(pictures), data, config.split)
     return pictures

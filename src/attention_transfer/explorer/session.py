@@ -18,7 +18,7 @@ from torch import Tensor
 from attention_transfer.errors import UserError, nearest, raise_all
 from attention_transfer.evaluation.subjects import spread
 from attention_transfer.explorer import answers
-from attention_transfer.explorer.album import Picture, Room, Uploads
+from attention_transfer.explorer.album import SIDE, Picture, Room, Uploads
 from attention_transfer.explorer.answers import Answer, Json
 from attention_transfer.explorer.boxes import box_of, coverage
 from attention_transfer.explorer.causal import check, divergence, effect, head_effects, pair_problems
@@ -119,7 +119,7 @@ class _Requests:
         """What there is to look at."""
         return Answer(
             {
-                "networks": [_network(network) for network in self.networks],
+                "networks": [described(network) for network in self.networks],
                 "images": [_described(picture) for picture in self.pictures.values()],
                 "upload": self.uploads,
                 "causal": len(self.networks) > 1,
@@ -127,10 +127,12 @@ class _Requests:
             }
         )
 
-    def image(self, image: str) -> Answer:
-        """An image for the browser; width and height are the original's."""
+    def image(self, image: str, side: int | None = None) -> Answer:
+        """An image for the browser, at most so many pixels a side; width and height are the original's."""
         picture = self._picture(image)
-        kind, data = picture.encoded()
+        if side is not None and not 1 <= side <= SIDE:
+            raise UserError(f"side is {side}; choose a number of pixels from 1 to {SIDE}")
+        kind, data = picture.encoded(side or SIDE)
         return Answer({"type": kind, "width": picture.size[0], "height": picture.size[1]}, (data,))
 
     def place(self, network: str, image: str, epoch: int | None = None) -> Answer:
@@ -255,7 +257,8 @@ class _Requests:
         return self.pictures[id]
 
 
-def _network(network: ExploredNetwork) -> Json:
+def described(network: ExploredNetwork) -> dict[str, Json]:
+    """A network as the page's state has it."""
     spec, subject = network.spec, network.subject
     return {
         "id": network.id,

@@ -113,7 +113,7 @@ const KEYS: [string, string][] = [
   ["enter", "pin the patch under the pointer, as a click does"],
   ["escape", "free the query"],
   ["c", "the class token's attention"],
-  ["m", "the mean of all patches"],
+  ["m", "the attention of the patches' mean query"],
   ["r", "rollout, and back"],
   ["v", "colour, light, or the map alone"],
   ["o", "an outline of the patches with 60 % of the mass, or none"],

@@ -210,7 +210,7 @@ function noValue(store: Store, { place, query, network }: Shown): string {
   if (place === undefined) return "…";
   if (query === null) return "This network does not see the point.";
   if (query !== "mean") return `from: ${network.prefix[query]}`;
-  return store.query === "mean" ? "from: all patches" : "from: all patches, there is no such token";
+  return store.query === "mean" ? "from: the mean query" : "from: the mean query, for want of such a token";
 }
 
 const noSinks: number[] = [];

@@ -84,7 +84,9 @@ function QueryChoice({ store }: { store: Store }) {
       {names.map((token) => (
         <Choice key={token} label={token} chosen={chosen({ token })} choose={() => pin({ token })} />
       ))}
-      <Choice label="all patches" chosen={chosen("mean")} choose={() => pin("mean")} />
+      {(store.computes || store.networks.some((n) => n.query === "mean")) && (
+        <Choice label="mean query" chosen={chosen("mean")} choose={() => pin("mean")} />
+      )}
       <Choice
         label={view.pinned ? "pinned" : "the pointer"}
         chosen={view.pinned || store.preview !== null}

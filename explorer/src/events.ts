@@ -76,7 +76,7 @@ function press(store: Store, event: KeyboardEvent): boolean {
       store.set({ query: store.first.query, pinned: false });
     },
     c: () => store.set({ query: store.first.query, pinned: true }),
-    m: () => store.set({ query: "mean", pinned: true }),
+    m: () => store.computes && store.set({ query: "mean", pinned: true }),
     r: () => store.toggleRollout(),
     v: () => store.set({ paint: PAINTS[(PAINTS.findIndex(([p]) => p === view.paint) + 1) % PAINTS.length]![0] }),
     o: () => store.set({ mass: view.mass > 0 ? 0 : 0.6 }),

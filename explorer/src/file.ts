@@ -40,8 +40,7 @@ export class FileSource implements Source {
       case "rows": {
         const block = this.block(`${network}/${image}/${layer}`);
         const query = parameters.query as number | "mean";
-        const prefix = (found(this.file.place, `${network}/${image}`) as { prefix: number }).prefix;
-        const values = query === "mean" ? meanRows(block, prefix) : row(block, query);
+        const values = row(block, query === "mean" ? block.tokens : query); // the mean query comes after all tokens
         return {
           meta: { heads: block.heads, tokens: block.tokens },
           buffers: [values.buffer as ArrayBuffer],
@@ -87,17 +86,6 @@ function row({ heads, tokens, queries, scale, data }: Block, query: number): Flo
     for (let token = 0; token < tokens; token++) values[head * tokens + token] = data[start + token]! * factor;
   }
   return values;
-}
-
-/** The mean over the queries that are patches. */
-function meanRows(block: Block, prefix: number): Float32Array {
-  const mean = new Float32Array(block.heads * block.tokens);
-  for (let query = prefix; query < block.queries; query++) {
-    row(block, query).forEach((value, i) => {
-      mean[i]! += value / (block.queries - prefix);
-    });
-  }
-  return mean;
 }
 
 function found<T>(things: Record<string, T>, key: string): T {

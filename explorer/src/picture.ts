@@ -65,7 +65,7 @@ export function describe(store: Store, { layer, place, query }: Shown): string {
   const heads = typeof head === "number" ? `head ${head}` : head === "max" ? "maximum over heads" : "mean over heads";
   const what = layer === "rollout" ? "rollout" : `layer ${layer}, ${heads}`;
   if (query === null || place === undefined) return what;
-  if (query === "mean") return `${what}, from the mean of patches`;
+  if (query === "mean") return `${what}, from the mean query`;
   if (query < place.prefix) {
     const name = typeof store.query === "object" && "token" in store.query ? store.query.token : "a token";
     return `${what}, from ${name}`;

@@ -7,6 +7,8 @@ export interface Network {
   heads: number;
   /** Names of the tokens before the patches: "class", "register 1", … */
   prefix: string[];
+  /** The token that stands for the image, or "mean", the mean of the patches' queries, where there is none. */
+  query: number | "mean";
   classes: string[] | null;
   /** Epochs of which weights are kept; null where there is only one state. */
   epochs: number[] | null;

@@ -45,7 +45,7 @@ export function firstView(state: State): View {
     networks,
     layer: layers.at(-1) ?? 0,
     head: "mean",
-    query: first?.prefix[0] === undefined ? "mean" : { token: first.prefix[0] },
+    query: standing(first),
     pinned: false,
     epoch: null,
     paint: "colour",
@@ -61,6 +61,12 @@ export function firstView(state: State): View {
     filter: "all",
     open: [],
   };
+}
+
+/** The query that stands for the image. */
+function standing(network: Network | undefined): Query {
+  const token = typeof network?.query === "number" ? network.prefix[network.query] : undefined;
+  return token === undefined ? "mean" : { token };
 }
 
 export function layersOf(network: Network): number[] {

@@ -36,6 +36,7 @@ def network(name: str, *, prefix: list[str], classes: list[str] | None, epochs: 
         "layers": 4,
         "heads": 3,
         "prefix": prefix,
+        "query": 0 if "class" in prefix else "mean",
         "classes": classes,
         "epochs": epochs,
     }

@@ -36,10 +36,37 @@ export function colourOf(t: number, paint: Paint, signed: boolean): [number, num
     const size = Math.min(1, Math.abs(t));
     const hue = t < 0 ? LESS : MORE;
     if (paint === "map") return [...between(NEUTRAL, hue, size), 255];
-    return [...hue, 225 * size ** 0.7];
+    return [...hue, 235 * size];
   }
   const size = Math.max(0, Math.min(1, t));
   if (paint === "map") return [...inferno(size), 255];
   if (paint === "light") return [8, 8, 12, 225 * (1 - size) ** 1.5];
   return [...inferno(0.35 + 0.65 * size), 240 * size ** 0.9];
+}
+
+const STEPS = 512;
+const palettes = new Map<string, Uint32Array>();
+
+/** Paints values as pixels of an image; `top` is where the colours end. Colours come from a table, because thousands of
+ * patches are painted at every frame. */
+export function paintValues(values: Float32Array, top: number, paint: Paint, signed: boolean, image: ImageData): void {
+  const key = `${paint} ${signed}`;
+  let palette = palettes.get(key);
+  if (palette === undefined) {
+    const bytes = new Uint8ClampedArray(4 * (STEPS + 1)); // the last one is for NaN
+    for (let i = 0; i <= STEPS; i++) {
+      const share = i === STEPS ? Number.NaN : i / (STEPS - 1);
+      bytes.set(colourOf(signed ? 2 * share - 1 : share, paint, signed), 4 * i);
+    }
+    palette = new Uint32Array(bytes.buffer);
+    palettes.set(key, palette);
+  }
+  const pixels = new Uint32Array(image.data.buffer);
+  const scale = top > 0 ? (STEPS - 1) / (signed ? 2 * top : top) : 0;
+  const zero = signed ? (STEPS - 1) / 2 : 0;
+  for (let i = 0; i < values.length; i++) {
+    const value = values[i]!;
+    const step = Number.isNaN(value) ? STEPS : Math.round(Math.max(0, Math.min(STEPS - 1, zero + value * scale)));
+    pixels[i] = palette[step]!;
+  }
 }

@@ -1,6 +1,6 @@
 // Painting on canvases: a photograph, attention over it, and marks.
 
-import { colourOf, type Paint } from "./colours";
+import { colourOf, type Paint, paintValues } from "./colours";
 import { borders, massSet } from "./maps";
 import type { Place } from "./protocol";
 import type { Box } from "./view";
@@ -142,8 +142,7 @@ interface Area {
 function paintMap(context: Context, picture: Picture, place: Place, map: Float32Array, area: Area): void {
   const { columns, rows } = place;
   const image = new ImageData(columns, rows);
-  const scale = picture.top > 0 ? 1 / picture.top : 0;
-  for (let i = 0; i < map.length; i++) image.data.set(colourOf(map[i]! * scale, picture.paint, picture.signed), 4 * i);
+  paintValues(map, picture.top, picture.paint, picture.signed, image);
   grid ??= new OffscreenCanvas(1, 1);
   grid.width = columns;
   grid.height = rows;

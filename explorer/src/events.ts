@@ -16,7 +16,7 @@ export function listen(root: ShadowRoot, store: Store, wholePage: boolean): () =
     const inside = event.composedPath().includes(host);
     const elsewhere = !inside && event.target !== document.body;
     if (elsewhere || (!inside && last !== store) || event.defaultPrevented || typing(event)) return;
-    if (press(store, event)) event.preventDefault();
+    if (press(root, store, event)) event.preventDefault();
   };
   let turned = 0;
   const wheel = (event: WheelEvent) => {
@@ -39,9 +39,16 @@ export function listen(root: ShadowRoot, store: Store, wholePage: boolean): () =
     if (store.state?.upload) void store.upload(file);
     else store.say("This page takes no images.");
   };
+  const leaveMenus = (event: Event) => {
+    for (const menu of root.querySelectorAll<HTMLDetailsElement>("details[open]")) {
+      if (!event.composedPath().includes(menu)) menu.open = false;
+    }
+  };
   const stop = new AbortController();
   const { signal } = stop;
   document.addEventListener("keydown", key, { signal });
+  document.addEventListener("pointerdown", leaveMenus, { signal });
+  host.addEventListener("focusin", leaveMenus, { signal });
   host.addEventListener("pointerenter", used, { signal });
   host.addEventListener("focusin", used, { signal });
   host.addEventListener("wheel", wheel, { passive: false, signal });
@@ -61,7 +68,7 @@ function typing(event: KeyboardEvent): boolean {
   return ["Enter", " "].includes(event.key) && ["BUTTON", "SUMMARY", "A"].includes(target.tagName);
 }
 
-function press(store: Store, event: KeyboardEvent): boolean {
+function press(root: ShadowRoot, store: Store, event: KeyboardEvent): boolean {
   if (store.state === null) return false;
   const { view } = store;
   const shift = event.shiftKey;
@@ -72,6 +79,7 @@ function press(store: Store, event: KeyboardEvent): boolean {
     ArrowRight: () => (shift ? store.stepPatch(0, 1) : store.stepHead(1)),
     Enter: () => store.set({ query: store.query, pinned: true }),
     Escape: () => {
+      for (const menu of root.querySelectorAll<HTMLDetailsElement>("details[open]")) menu.open = false;
       store.boxing = false;
       store.set({ query: store.first.query, pinned: false });
     },

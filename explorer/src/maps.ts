@@ -90,15 +90,16 @@ const SAMPLE = 20_000;
 export function topOf(maps: Float32Array[]): number {
   const total = maps.reduce((n, map) => n + map.length, 0);
   const step = Math.ceil(total / SAMPLE);
-  const sizes: number[] = [];
+  const sizes = new Float32Array(Math.ceil(total / step) + maps.length);
+  let count = 0;
   for (const map of maps) {
     for (let i = 0; i < map.length; i += step) {
       const size = Math.abs(map[i]!);
-      if (!Number.isNaN(size)) sizes.push(size); // NaN is where a network did not look
+      if (!Number.isNaN(size)) sizes[count++] = size; // NaN is where a network did not look
     }
   }
-  const sorted = Float32Array.from(sizes).sort();
-  return sorted[Math.min(sorted.length - 1, Math.floor(0.995 * sorted.length))] ?? 0;
+  const sorted = sizes.subarray(0, count).sort();
+  return sorted[Math.min(count - 1, Math.floor(0.995 * count))] ?? 0;
 }
 
 /** A map in multiples of even attention, so that maps of unlike grids can be compared. */

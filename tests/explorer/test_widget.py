@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from io import BytesIO
 from typing import Any
 
@@ -26,7 +26,7 @@ class Told:
     def ask(self, message: dict[str, Any], *buffers: bytes) -> tuple[Any, Any]:
         self.widget._handle_custom_msg(message, [memoryview(buffer) for buffer in buffers])
         self.widget._pool.shutdown(wait=True)
-        self.widget._pool = widget.ThreadPoolExecutor(1)
+        self.widget._pool = ThreadPoolExecutor(1)
         return self.replies.pop()
 
 

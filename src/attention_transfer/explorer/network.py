@@ -152,7 +152,7 @@ class ExploredNetwork:
 
     def run(
         self, images: Tensor, attend: Mapping[int, Attend], epoch: int | None = None
-    ) -> tuple[Tensor | None, list[AttentionCall]]:
+    ) -> tuple[Tensor | None, list[Tensor]]:
         """One forward with some layers' attention replaced.
 
         Args:
@@ -161,14 +161,14 @@ class ExploredNetwork:
             epoch: whose weights; default the network's own.
 
         Returns:
-            Logits, float32 (B, C) on the CPU, or `None` without a classification layer; and the calls that were made,
-            by layer, each with the row of the class token (or of the patches' mean query) alone.
+            Logits, float32 (B, C), or `None` without a classification layer; and by layer the logits of what the class
+            token (or the patches' mean query) attended to, float32 (B, H, N). All are on the CPU.
         """
-        rows: dict[int, AttentionCall] = {}
+        rows: dict[int, Tensor] = {}
 
         def see(call: AttentionCall) -> AttentionCall:
             used = attend[call.layer](call) if call.layer in attend else call
-            rows[call.layer] = used.query_row(self.query).as_logits()
+            rows[call.layer] = used.query_row(self.query).wide_logits().squeeze(-2).float().cpu()
             return used
 
         logits = self._forward(images, see, epoch)

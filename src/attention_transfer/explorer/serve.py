@@ -31,7 +31,7 @@ def serve(explorer: Explorer, *, host: str, port: int, browser: bool) -> None:
         UserError: nothing can be listened on.
     """
     listening, found = bound(host, port)
-    if found != port:
+    if port and found != port:
         show_line(f"port {port} is in use; taking {found}")
     token = None if is_loopback(host) else secrets.token_urlsafe(24)
     shown = f"[{host}]" if ":" in host else host

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 from attention_transfer.config.base import Config, checked
 from attention_transfer.config.presets import PRESETS, Preset
 from attention_transfer.config.presets import of_other_packages as presets_of_other_packages
+from attention_transfer.config.show import Show
 from attention_transfer.config.training import Compare, Pretrain, Train
 from attention_transfer.config.values import short
 from attention_transfer.config.verbs import (
@@ -37,6 +38,8 @@ from attention_transfer.config.verbs import (
 from attention_transfer.errors import UserError, nearest, raise_all
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from attention_transfer.data import DataReport
     from attention_transfer.evaluation import (
         EnsembleResult,
@@ -337,6 +340,25 @@ def similarity(config: MeasureSimilarity) -> Similarity:
     return compare_networks(config)
 
 
+@verb(Show, words=("models", "images"), extra="train")
+def show(config: Show) -> Figure:
+    """Draw where networks look: attention over images, exactly on their pixels, as one figure.
+
+    Class token or any patch; mean or maximum over heads, or each; rollout and relevance; several networks on one scale,
+    and their differences. What a network did not see of an image, because it was cropped, is shaded.
+
+    Returns:
+        The figure, of matplotlib.
+
+    Raises:
+        UserError: a network or an image can't be loaded, or there is no such token, layer, head or class; nothing was
+            written.
+    """
+    from attention_transfer.evaluation.show_verb import show_attention
+
+    return show_attention(config)
+
+
 @verb(Doctor, words=("teacher", "student"))
 def doctor(config: Doctor) -> TransferReport:
     """Say what a vision transformer is, and whether a student can take its attention.
@@ -399,6 +421,7 @@ _OWN = (
     evaluate,
     segment,
     similarity,
+    show,
     doctor,
     bench,
     presets,

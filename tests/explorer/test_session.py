@@ -92,12 +92,20 @@ def test_mass_is_the_mean_over_queries(explorer: Explorer) -> None:
     assert answer.meta["prefix"] == pytest.approx([float(expected[:, 0].mean())], abs=1e-6)
 
 
+def test_of_many_queries_some_are_taken(explorer: Explorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("attention_transfer.explorer.network._QUERIES", 3)
+    network = explorer.networks[0]
+    answer = Session(explorer).answer("mass", {"network": "0", "image": "0", "layer": 1})
+    expected = whole_maps(network, seen(network, explorer, "0"))[1, :, [0, 2, 4]].mean(dim=1)
+    np.testing.assert_allclose(array(answer), expected, atol=1e-6)
+
+
 def test_sinks_are_patches_with_ten_times_their_share(networks: Sequence[ExploredNetwork]) -> None:
     got = torch.full((1, 41), 0.01)
     got[0, [0, 7, 9]] = torch.tensor([0.9, 0.3, 0.4])
     network = networks[0]
     object.__setattr__(network, "spec", type(network.spec)(**{**vars(network.spec), "grid": (4, 10)}))
-    assert [token for token, _ in network.sinks(got)] == [9, 7]
+    assert network.sinks(got) == [(9, pytest.approx(0.4)), (7, pytest.approx(0.3))]
 
 
 def test_the_place_has_box_prediction_and_loss(explorer: Explorer) -> None:

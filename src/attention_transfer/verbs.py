@@ -20,6 +20,7 @@ from attention_transfer.config.base import Config, checked
 from attention_transfer.config.explore import Explore
 from attention_transfer.config.presets import PRESETS, Preset
 from attention_transfer.config.presets import of_other_packages as presets_of_other_packages
+from attention_transfer.config.show import Show
 from attention_transfer.config.training import Compare, Pretrain, Train
 from attention_transfer.config.values import short
 from attention_transfer.config.verbs import (
@@ -38,6 +39,8 @@ from attention_transfer.config.verbs import (
 from attention_transfer.errors import UserError, nearest, raise_all
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from attention_transfer.data import DataReport
     from attention_transfer.evaluation import (
         EnsembleResult,
@@ -340,6 +343,25 @@ def similarity(config: MeasureSimilarity) -> Similarity:
     return compare_networks(config)
 
 
+@verb(Show, words=("models", "images"), extra="train")
+def show(config: Show) -> Figure:
+    """Draw where networks look: attention over images, exactly on their pixels, as one figure.
+
+    Class token or any patch; mean or maximum over heads, or each; rollout and relevance; several networks on one scale,
+    and their differences. What a network did not see of an image, because it was cropped, is shaded.
+
+    Returns:
+        The figure, of matplotlib.
+
+    Raises:
+        UserError: a network or an image can't be loaded, or there is no such token, layer, head or class; nothing was
+            written.
+    """
+    from attention_transfer.evaluation.show_verb import show_attention
+
+    return show_attention(config)
+
+
 @verb(Explore, words=("models", "images"), extra="explore")
 def explore(config: Explore) -> ExplorerWidget | None:
     """Open a page on which one sees where every head of every layer looks, in up to four networks at once.
@@ -420,6 +442,7 @@ _OWN = (
     evaluate,
     segment,
     similarity,
+    show,
     explore,
     doctor,
     bench,

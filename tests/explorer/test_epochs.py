@@ -32,7 +32,7 @@ def run(teacher: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
         recipe = Recipe(epochs=2, warmup=0, lr=0.5, batch_size=50, validate_every=1, ema_decay=None)
         out = train("gta", teacher=teacher, out=str(folder / str(seed)), shots=2, seed=seed, recipe=recipe, loggers=[])
         if out.summary["best_epoch"] == 1:
-            return out.path
+            return Path(out.path)
     raise AssertionError("no run got worse")
 
 

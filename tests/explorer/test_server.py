@@ -48,7 +48,7 @@ def opened(server: Server) -> Iterator[TestClient]:
         yield client
 
 
-def unframed(response: httpx.Response) -> tuple[dict[str, Any], list[bytes]]:
+def unframed(response: Any) -> tuple[dict[str, Any], list[bytes]]:
     assert (response.status_code, response.headers["content-type"]) == (200, "application/octet-stream")
     length = int.from_bytes(response.content[:4], "little")
     meta, at, buffers = json.loads(response.content[4 : 4 + length]), 4 + length, []

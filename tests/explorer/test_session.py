@@ -48,8 +48,8 @@ def whole_maps(network: ExploredNetwork, images: Tensor) -> Tensor:
 
 
 def test_the_state_says_what_there_is(explorer: Explorer) -> None:
-    meta = Session(explorer).answer("state", {}).meta
-    assert meta["networks"][0] == {  # type: ignore[index, call-overload]
+    meta: Any = Session(explorer).answer("state", {}).meta
+    assert meta["networks"][0] == {
         "id": "0",
         "name": "network 0",
         "layers": 3,
@@ -92,12 +92,20 @@ def test_mass_is_the_mean_over_queries(explorer: Explorer) -> None:
     assert answer.meta["prefix"] == pytest.approx([float(expected[:, 0].mean())], abs=1e-6)
 
 
+def test_of_many_queries_some_are_taken(explorer: Explorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("attention_transfer.explorer.network._QUERIES", 3)
+    network = explorer.networks[0]
+    answer = Session(explorer).answer("mass", {"network": "0", "image": "0", "layer": 1})
+    expected = whole_maps(network, seen(network, explorer, "0"))[1, :, [0, 2, 4]].mean(dim=1)
+    np.testing.assert_allclose(array(answer), expected, atol=1e-6)
+
+
 def test_sinks_are_patches_with_ten_times_their_share(networks: Sequence[ExploredNetwork]) -> None:
     got = torch.full((1, 41), 0.01)
     got[0, [0, 7, 9]] = torch.tensor([0.9, 0.3, 0.4])
     network = networks[0]
     object.__setattr__(network, "spec", type(network.spec)(**{**vars(network.spec), "grid": (4, 10)}))
-    assert [token for token, _ in network.sinks(got)] == [9, 7]
+    assert network.sinks(got) == [(9, pytest.approx(0.4)), (7, pytest.approx(0.3))]
 
 
 def test_the_place_has_box_prediction_and_loss(explorer: Explorer) -> None:
@@ -244,11 +252,12 @@ def test_heads_are_sorted_by_what_each_changes_alone(explorer: Explorer) -> None
 def test_what_nobody_waits_for_stops(explorer: Explorer) -> None:
     cancelled = threading.Event()
     cancelled.set()
-    for name, arguments in {
+    asked: dict[str, dict[str, object]] = {
         "heads": {"student": "0", "teacher": "1", "image": "1"},
         "drift": {"a": "0", "b": "1"},
         "box": {"network": "0", "images": ["0", "1"], "box": [0, 0, 4, 4]},
-    }.items():
+    }
+    for name, arguments in asked.items():
         with pytest.raises(Cancelled):
             Session(explorer).answer(name, arguments, cancelled)
 
@@ -347,7 +356,7 @@ def test_wrong_requests_are_refused_in_a_sentence(
 
 def test_attention_that_is_not_finite_is_said(explorer: Explorer) -> None:
     with torch.no_grad():
-        explorer.networks[0].subject.vit.blocks[0].attn.qkv.weight.fill_(float("nan"))  # type: ignore[index, union-attr, operator]
+        explorer.networks[0].subject.vit.blocks[0].attn.qkv.weight.fill_(float("nan"))  # type: ignore[index, union-attr]
     with pytest.raises(UserError, match="not finite"):
         Session(explorer).answer("rows", {"network": "0", "image": "0", "layer": 0, "query": 0})
 
@@ -365,10 +374,8 @@ def test_uploads_are_seen_by_their_session_alone(explorer: Explorer) -> None:
     assert array(one.answer("rows", {"network": "0", "image": id, "layer": 0, "query": 0})).shape == (3, 5)
     state: Any = one.answer("state", {}).meta
     assert state["images"][-1] == {"id": id, "name": "mine.png", "width": 9, "height": 7, "label": None}
-    for name, arguments in {
-        "image": {"image": id},
-        "rows": {"network": "0", "image": id, "layer": 0, "query": 0},
-    }.items():
+    asked = {"image": {"image": id}, "rows": {"network": "0", "image": id, "layer": 0, "query": 0}}
+    for name, arguments in asked.items():
         with pytest.raises(UserError, match="there is no image"):
             other.answer(name, arguments)
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from io import BytesIO
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from attention_transfer.explorer import widget
+import attention_transfer as at
+from attention_transfer.errors import UserError
+from attention_transfer.explorer import opening, widget
 from attention_transfer.explorer.session import Explorer, Session
 from attention_transfer.explorer.widget import ExplorerWidget
 
@@ -26,7 +28,7 @@ class Told:
     def ask(self, message: dict[str, Any], *buffers: bytes) -> tuple[Any, Any]:
         self.widget._handle_custom_msg(message, [memoryview(buffer) for buffer in buffers])
         self.widget._pool.shutdown(wait=True)
-        self.widget._pool = widget.ThreadPoolExecutor(1)
+        self.widget._pool = ThreadPoolExecutor(1)
         return self.replies.pop()
 
 
@@ -71,3 +73,17 @@ def test_a_closed_widget_answers_no_more(told: Told) -> None:
     with pytest.raises(RuntimeError):
         told.widget._pool.submit(Future)
     assert told.widget._closed.is_set()
+
+
+def test_explore_gives_a_widget_in_a_notebook_alone(monkeypatch: pytest.MonkeyPatch, teacher: str) -> None:
+    given: Any = {"data": "digits", "limit": 2}
+    with pytest.raises(UserError, match="view is notebook, but this runs in none"):
+        at.explore([teacher], view="notebook", **given)
+    monkeypatch.setattr(opening, "in_notebook", lambda: True)
+    monkeypatch.setattr(widget, "page_script", lambda: "export default {}")
+    found = at.explore([teacher], **given)
+    assert isinstance(found, ExplorerWidget)
+    served = []
+    monkeypatch.setattr("attention_transfer.explorer.serve.serve", lambda explorer, **where: served.append(where))
+    assert at.explore([teacher], view="page", **given) is None
+    assert served == [{"host": "127.0.0.1", "port": 8765, "browser": False}]

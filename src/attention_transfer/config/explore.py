@@ -8,7 +8,7 @@ from typing import Literal
 
 from attention_transfer.config.base import Config
 from attention_transfer.config.choices import Device, SplitName
-from attention_transfer.config.show import is_image
+from attention_transfer.config.show import Show
 from attention_transfer.config.verbs import below_one, model_problems
 
 View = Literal["auto", "page", "notebook"]
@@ -72,11 +72,7 @@ class Explore(Config):
     @classmethod
     def sorted_words(cls, words: Sequence[str]) -> dict[str, list[str]]:
         """Words of the command line that are images, and all others, which are models."""
-        kinds = {word: is_image(word) for word in words}
-        return {
-            "models": [word for word in words if not kinds[word]],
-            "images": [word for word in words if kinds[word]],
-        }
+        return Show.sorted_words(words)
 
     def problems(self) -> list[str]:
         """Too many networks, numbers out of bounds, and settings without effect."""

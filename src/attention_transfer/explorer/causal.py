@@ -72,8 +72,8 @@ def effect(
     copied = Copy(heads=None if head is None else [head])
     attend = {layer: partial(_copied, copied, _teachers(student, teacher, picture, layer)) for layer in layers}
     before = student.look(picture)
-    logits, calls = student.run(seen(student.spec, picture.open())[0], attend)
-    changes = [float(_js(before.rows[n].log(), call.wide_logits()[0, :, 0])) for n, call in enumerate(calls)]
+    logits, rows = student.run(seen(student.spec, picture.open())[0], attend)
+    changes = [float(_js(own_HN.log(), row_BHN[0])) for own_HN, row_BHN in zip(before.rows, rows, strict=True)]
     if logits is None or before.logits is None:
         return Effect(None, None, None, tuple(changes))
     return Effect(
@@ -105,12 +105,11 @@ def head_effects(
             layer: partial(_varied, batch, _teachers(student, teacher, picture, layer))
             for layer in {x for x, _ in batch}
         }
-        logits_BC, calls = student.run(image.expand(len(batch), -1, -1, -1), attend)
+        logits_BC, rows = student.run(image.expand(len(batch), -1, -1, -1), attend)
         if logits_BC is not None and before.logits is not None:
             changes = js(before.logits.expand_as(logits_BC), logits_BC)
         else:
-            rows_BHN = calls[-1].wide_logits().squeeze(-2)
-            changes = js(before.rows[-1].log().expand_as(rows_BHN), rows_BHN).mean(dim=-1)
+            changes = js(before.rows[-1].log().expand_as(rows[-1]), rows[-1]).mean(dim=-1)
         found += [HeadEffect(*variant, _clean(change)) for variant, change in zip(batch, changes.tolist(), strict=True)]
     return sorted(found, key=lambda each: -each.change)
 

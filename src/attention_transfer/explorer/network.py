@@ -29,6 +29,7 @@ OPERANDS = 1 << 30
 """Bytes of queries and keys that are kept of each network: 8 images of a ViT-S with 3,601 tokens, all 12 layers."""
 
 _LOOKS = 1 << 27
+_QUERIES = 512
 _ROWS = 128  # of a map, that are in memory at once
 
 Attend = Callable[[AttentionCall], AttentionCall]
@@ -131,28 +132,30 @@ class ExploredNetwork:
         return self._once((picture.id, epoch), "rollout", query, work)
 
     def received(self, picture: Picture, layer: int, epoch: int | None = None) -> Tensor:
-        """What each token gets in a layer, mean over queries, float32 (H, N)."""
+        """What each token gets in a layer, mean over queries (at most 512, at even distances), float32 (H, N)."""
 
         def work() -> Tensor:
             call = self.call(picture, layer, epoch)
             tokens = call.q.shape[-2]
+            queries = torch.linspace(0, tokens - 1, min(tokens, _QUERIES)).round().long()
             total_HN = torch.zeros(call.q.shape[1], call.k.shape[-2])
-            for start in range(0, tokens, _ROWS):
-                part = call.rows(slice(start, start + _ROWS))
-                total_HN += part.wide_logits().softmax(dim=-1)[0].sum(dim=-2).cpu()
-            return total_HN / tokens
+            for tokens_R in queries.split(_ROWS):
+                total_HN += call.rows(tokens_R).wide_logits().softmax(dim=-1)[0].sum(dim=-2).cpu()
+            return total_HN / len(queries)
 
         return self._once((picture.id, epoch), layer, "mean", work)
 
     def sinks(self, received_HN: Tensor) -> list[tuple[int, float]]:
-        """Patches that get at least 10 times their even share, mean over heads, with what they get; most first."""
+        """Patches that get more than 10 times their even share, mean over heads, with what they get; most first."""
         got_N, patches = received_HN.mean(dim=0), self.spec.tokens.patches(received_HN.shape[-1])
-        found = [(token, float(got_N[token])) for token in range(patches.start, patches.stop)]
-        return sorted(((t, got) for t, got in found if got > SINK / len(got_N)), key=lambda pair: -pair[1])
+        best = got_N[patches].sort(descending=True)
+        count = int((best.values > SINK / len(got_N)).sum())
+        tokens = (best.indices[:count] + patches.start).tolist()
+        return list(zip(tokens, best.values[:count].tolist(), strict=True))
 
     def run(
         self, images: Tensor, attend: Mapping[int, Attend], epoch: int | None = None
-    ) -> tuple[Tensor | None, list[AttentionCall]]:
+    ) -> tuple[Tensor | None, list[Tensor]]:
         """One forward with some layers' attention replaced.
 
         Args:
@@ -161,14 +164,14 @@ class ExploredNetwork:
             epoch: whose weights; default the network's own.
 
         Returns:
-            Logits, float32 (B, C) on the CPU, or `None` without a classification layer; and the calls that were made,
-            by layer, each with the row of the class token (or of the patches' mean query) alone.
+            Logits, float32 (B, C), or `None` without a classification layer; and by layer the logits of what the class
+            token (or the patches' mean query) attended to, float32 (B, H, N). All are on the CPU.
         """
-        rows: dict[int, AttentionCall] = {}
+        rows: dict[int, Tensor] = {}
 
         def see(call: AttentionCall) -> AttentionCall:
             used = attend[call.layer](call) if call.layer in attend else call
-            rows[call.layer] = used.query_row(self.query).as_logits()
+            rows[call.layer] = used.query_row(self.query).wide_logits().squeeze(-2).float().cpu()
             return used
 
         logits = self._forward(images, see, epoch)

@@ -28,7 +28,9 @@ _MODEL, _DATA = "builtin/vit_characters", "digit-scenes"
 
 def explore_networks(config: Explore) -> ExplorerWidget | None:
     """The verb `explore`."""
-    raise_all(html_problems(config))
+    unshown = config.view == "notebook" and config.html is None and not in_notebook()
+    missing = ["view is notebook, but this runs in none; leave it out"] if unshown else []
+    raise_all([*html_problems(config), *missing])
     explorer = loaded(config)
     if config.html is not None:
         file_of(explorer, config)

@@ -134,14 +134,20 @@ def html_of(content: Mapping[str, Json], title: str = "attention-transfer explor
     script = page_script().replace("\r\n", "\n")
     if "</script" in script.lower() or "<!--" in script:
         raise ValueError("the page's script can't stand in a page; build it anew")
-    data = json.dumps(content, allow_nan=False, separators=(",", ":"))
-    for sign in "<>&":  # which JSON has inside text alone
-        data = data.replace(sign, f"\\u{ord(sign):04x}")
+    data = json_in_html(content)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = (
         f"default-src 'none'; script-src 'sha256-{digest}'; img-src data: blob:; base-uri 'none'; form-action 'none'"
     )
     return _PAGE.format(policy=policy, title=escape(title), id=_ID, data=data, script=script)
+
+
+def json_in_html(content: Mapping[str, Json]) -> str:
+    """JSON for a script element, out of which no text in it leads."""
+    data = json.dumps(content, allow_nan=False, separators=(",", ":"))
+    for sign in "<>&":  # which JSON has inside text alone
+        data = data.replace(sign, f"\\u{ord(sign):04x}")
+    return data
 
 
 def quantised(rows: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:

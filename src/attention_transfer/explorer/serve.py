@@ -31,10 +31,11 @@ def serve(explorer: Explorer, *, host: str, port: int, browser: bool) -> None:
         UserError: nothing can be listened on.
     """
     listening, found = bound(host, port)
-    if found != port:
+    if port and found != port:
         show_line(f"port {port} is in use; taking {found}")
     token = None if is_loopback(host) else secrets.token_urlsafe(24)
-    shown = f"[{host}]" if ":" in host else host
+    named = socket.gethostname() if host in ("0.0.0.0", "::") else host  # which stand for all of its addresses
+    shown = f"[{named}]" if ":" in named else named
     address = f"http://{shown}:{found}/" + ("" if token is None else f"?token={token}")
     server = Server(explorer, found, token)
     running = _Running(uvicorn.Config(server.app, log_level="warning", timeout_graceful_shutdown=_GRACE), server)

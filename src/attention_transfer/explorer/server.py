@@ -209,7 +209,7 @@ def bound(host: str, port: int) -> tuple[socket.socket, int]:
             if error.errno == errno.EADDRINUSE:
                 continue
             break
-        return listening, candidate
+        return listening, int(listening.getsockname()[1])
     raise UserError(f"no port from {port} on {host} can be listened on ({reason}); choose another with --port")
 
 

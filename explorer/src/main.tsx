@@ -63,14 +63,12 @@ export default {
   },
 };
 
-// `<main data-explore="live">` asks this server; `<div data-explore="ID">` reads the JSON in the element of that id.
+// `<main data-explore="live">` asks this server; `data-explore="ID"` reads the JSON in the element of that id. An explorer
+// in a `<main>` is the whole page.
 for (const element of document.querySelectorAll<HTMLElement>("[data-explore]")) {
   const name = element.dataset.explore!;
-  if (name === "live") {
-    document.body.style.margin = "0";
-    mount(element, new HttpSource(), { wholePage: true });
-  } else {
-    const data = document.getElementById(name)?.textContent ?? "";
-    mount(element, new FileSource(JSON.parse(data) as FileData));
-  }
+  const wholePage = element.tagName === "MAIN";
+  if (wholePage) document.body.style.margin = "0";
+  const text = name === "live" ? "" : (document.getElementById(name)?.textContent ?? "");
+  mount(element, name === "live" ? new HttpSource() : new FileSource(JSON.parse(text) as FileData), { wholePage });
 }

@@ -144,8 +144,7 @@ export class Store {
   remember(): void {
     if (!this.address || this.view === undefined) return;
     const hash = this.hash();
-    if (location.hash.slice(1) !== hash)
-      history.replaceState(null, "", `${location.pathname}${location.search}#${hash}`);
+    if (location.hash.slice(1) !== hash) history.replaceState(null, "", `#${hash}`);
   }
 
   get query(): Query {

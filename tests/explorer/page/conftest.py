@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 PAGE = b"""<!doctype html><html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">
@@ -190,7 +190,10 @@ def serving(pretended: Pretended) -> Iterator[str]:
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    class Server(ThreadingHTTPServer):
+        request_queue_size = 64
+
+    server = Server(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_port}/"
@@ -200,7 +203,7 @@ def serving(pretended: Pretended) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
+def browser() -> Iterator[Browser]:
     """Debian's Chromium, once a module."""
     chromium = shutil.which("chromium")
     if chromium is None:
@@ -212,20 +215,21 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture
-def pretended() -> Any:
+def pretended() -> Pretended:
     """Answers that a test can compute again."""
     return Pretended()
 
 
 @pytest.fixture
-def address(pretended: Any) -> Iterator[str]:
+def address(pretended: Pretended, page: Page) -> Iterator[str]:
     """Where the page is served with these answers."""
     with serving(pretended) as found:
         yield found
+        page.goto("about:blank")  # so that nothing is under way when the server goes
 
 
 @pytest.fixture
-def page(browser: Any) -> Iterator[Any]:
+def page(browser: Browser) -> Iterator[Page]:
     """A page that fails the test where it logs an error or asks anything of another server."""
     context = browser.new_context(viewport={"width": 1280, "height": 900}, reduced_motion="reduce")
     opened = context.new_page()

@@ -15,5 +15,4 @@ from attention_transfer.viewing.reliability import reliability_diagram as reliab
 from attention_transfer.viewing.sheets import SheetRow as SheetRow
 from attention_transfer.viewing.sheets import attention_sheet as attention_sheet
 from attention_transfer.viewing.sheets import save_sheet as save_sheet
-from attention_transfer.viewing.sheets import under_attention as under_attention
 from attention_transfer.viewing.style import save as save

@@ -20,7 +20,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
@@ -29,7 +28,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from attention_transfer import Run, cli, train
-from attention_transfer.data import digits
+from attention_transfer.data import Placement, digits
 from attention_transfer.engine.metrics import Scores
 from attention_transfer.training import Recipe, log
 from attention_transfer.viewing import Point, SheetRow, accuracy_chart, attention_sheet, save, save_sheet
@@ -122,7 +121,8 @@ def test_an_error_of_the_disk_names_the_file_and_leaves_what_was_there(library: 
 
 
 def _sheet(path: Path) -> Path:
-    return save_sheet(attention_sheet([SheetRow("a", np.asarray(_noise(64)), [])], []), path)
+    whole = Placement((64, 64), (1, 1), (0, 0, 64, 64))
+    return save_sheet(attention_sheet([SheetRow("a", _noise(64), whole, [])], []), path)
 
 
 def _chart(path: Path) -> Path:

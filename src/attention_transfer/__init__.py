@@ -59,12 +59,14 @@ if TYPE_CHECKING:
     from attention_transfer.verbs import doctor as doctor
     from attention_transfer.verbs import ensemble as ensemble
     from attention_transfer.verbs import evaluate as evaluate
+    from attention_transfer.verbs import explore as explore
     from attention_transfer.verbs import export as export
     from attention_transfer.verbs import inspect_data as inspect_data
     from attention_transfer.verbs import predict as predict
     from attention_transfer.verbs import presets as presets
     from attention_transfer.verbs import pretrain as pretrain
     from attention_transfer.verbs import segment as segment
+    from attention_transfer.verbs import show as show
     from attention_transfer.verbs import similarity as similarity
     from attention_transfer.verbs import train as train
     from attention_transfer.verbs import verb as verb

@@ -40,7 +40,7 @@ def parse(arguments: Sequence[str]) -> tuple[Verb[..., object], Config]:
     command = _Command(verb, problems)
     command.read(words[1:])
     if command.help:
-        _print(help_text.of_verb(verb, command.group_default))
+        _print(help_text.of_verb(verb, command.default_of))
     config = command.config()
     raise_all([*problems, *command.replaced_files(config)])
     if command.printed:
@@ -124,7 +124,21 @@ class _Command:
                 self.problems.append(f"there is no option {short(key)!r}; {self._meant(key)}")
 
     def _loose(self, words: list[str]) -> None:
-        """Words without a flag, for the settings that take them, in order; the last one may take many."""
+        """Words without a flag, for the settings that take them: as the verb sorts them, or in order.
+
+        The last setting may take many.
+        """
+        try:
+            by_kind = self.kind.sorted_words(words)
+        except UserError as error:
+            self.problems.append(str(error))
+            self.wrong |= {*self.verb.words}
+            return
+        if by_kind is not None:
+            for name, sorted_ in by_kind.items():
+                if sorted_:
+                    self._take(name, sorted_)
+            return
         for name in self.verb.words:
             if not words:
                 break
@@ -158,7 +172,7 @@ class _Command:
     def _take_group(self, name: str, value: Any) -> None:
         """Settings of a group, by name; or `null`, where it may be left out."""
         value = plain_of(value, name) if isinstance(value, str) else value
-        if value is None and self.group_default(name) is None:
+        if value is None and self.default_of(name) is None:
             self.given = {key: v for key, v in self.given.items() if not key.startswith(f"{name}.")}
             return
         if not isinstance(value, dict):
@@ -207,8 +221,8 @@ class _Command:
             raise Misfit(f"{top} holds {short(bad[0])}, which is none; name one with its settings")
         self.rules[top] = [*(self.rules.get(top, []) if name.endswith("+") else []), *map(dict, named)]
 
-    def group_default(self, name: str) -> Any:
-        """What a group is where nothing is said of it, which may depend on what is given."""
+    def default_of(self, name: str) -> Any:
+        """What a setting is where nothing is said of it, which may depend on what is given."""
         plain = {key: value for key, value in self.given.items() if "." not in key}
         try:
             return self.kind.defaults(plain).get(name, self.options[name].default)
@@ -226,6 +240,8 @@ class _Command:
         for name, setting in self.options.items():
             if setting.group is not None and "." not in name:
                 self._group(name, setting.group, values)
+            elif name not in values and (default := self.default_of(name)) is not setting.default:
+                values[name] = default
         for name, data in self.rules.items():
             from attention_transfer.transfer.rule_data import read_rules
 
@@ -245,7 +261,7 @@ class _Command:
 
     def _group(self, name: str, kind: type, values: dict[str, Any]) -> None:
         """Make the record of a group from what is given of it."""
-        default = self.group_default(name)
+        default = self.default_of(name)
         prefix = f"{name}."
         inner = {key.removeprefix(prefix): v for key, v in self.given.items() if key.startswith(prefix)}
         if not inner and default is None:

@@ -17,8 +17,10 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 from attention_transfer.config.base import Config, checked
+from attention_transfer.config.explore import Explore
 from attention_transfer.config.presets import PRESETS, Preset
 from attention_transfer.config.presets import of_other_packages as presets_of_other_packages
+from attention_transfer.config.show import Show
 from attention_transfer.config.training import Compare, Pretrain, Train
 from attention_transfer.config.values import short
 from attention_transfer.config.verbs import (
@@ -37,6 +39,8 @@ from attention_transfer.config.verbs import (
 from attention_transfer.errors import UserError, nearest, raise_all
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from attention_transfer.data import DataReport
     from attention_transfer.evaluation import (
         EnsembleResult,
@@ -47,12 +51,14 @@ if TYPE_CHECKING:
         Similarity,
     )
     from attention_transfer.experiments import Comparison, Cost
+    from attention_transfer.explorer import ExplorerWidget
     from attention_transfer.training import Run
     from attention_transfer.vit import TransferReport
 
 GROUP = "attention_transfer.verbs"
 
-EXTRAS = {"train": ("torchmetrics", "tensorboard", "sklearn", "matplotlib", "jinja2")}
+_TRAIN = ("torchmetrics", "tensorboard", "sklearn", "matplotlib", "jinja2")
+EXTRAS = {"train": _TRAIN, "explore": (*_TRAIN, "starlette", "uvicorn", "anywidget")}
 """By the name of an extra, the packages that it brings, as they are imported."""
 
 P = ParamSpec("P")
@@ -337,6 +343,43 @@ def similarity(config: MeasureSimilarity) -> Similarity:
     return compare_networks(config)
 
 
+@verb(Show, words=("models", "images"), extra="train")
+def show(config: Show) -> Figure:
+    """Draw where networks look: attention over images, exactly on their pixels, as one figure.
+
+    Class token or any patch; mean or maximum over heads, or each; rollout and relevance; several networks on one scale,
+    and their differences. What a network did not see of an image, because it was cropped, is shaded.
+
+    Returns:
+        The figure, of matplotlib.
+
+    Raises:
+        UserError: a network or an image can't be loaded, or there is no such token, layer, head or class; nothing was
+            written.
+    """
+    from attention_transfer.evaluation.show_verb import show_attention
+
+    return show_attention(config)
+
+
+@verb(Explore, words=("models", "images"), extra="explore")
+def explore(config: Explore) -> ExplorerWidget | None:
+    """Open a page on which one sees where every head of every layer looks, in up to four networks at once.
+
+    The page is served to this machine alone until Ctrl-C, shown below the cell of a notebook, or written into one file
+    with `html`. Maps are computed as they are asked for.
+
+    Returns:
+        The widget in a notebook, which the cell shows; `None` otherwise, once the page has ended.
+
+    Raises:
+        UserError: a network or an image can't be loaded, or no port can be listened on.
+    """
+    from attention_transfer.explorer.opening import explore_networks
+
+    return explore_networks(config)
+
+
 @verb(Doctor, words=("teacher", "student"))
 def doctor(config: Doctor) -> TransferReport:
     """Say what a vision transformer is, and whether a student can take its attention.
@@ -399,6 +442,8 @@ _OWN = (
     evaluate,
     segment,
     similarity,
+    show,
+    explore,
     doctor,
     bench,
     presets,

@@ -214,9 +214,25 @@ def test_an_overlay_shows_the_attention_of_the_last_block(
     # Without a class token it is the mean query's row, which is the softmax of the mean of the rows' logits.
     rows = maps[:, 0, 1:] if class_token else maps.log().mean(dim=1).softmax(dim=-1)
     patches = rows.mean(dim=0)
-    scaled = (patches - patches.min()) / (patches.max() - patches.min())
-    expected = 0.5 * 255 * mpl.colormaps["inferno"](scaled.reshape(2, 2).numpy())[..., :3]
+    scaled = (patches / patches.quantile(0.99)).clamp_max(1).reshape(2, 2).numpy()
+    strength = 0.4 + 0.45 * np.sqrt(scaled)[..., None]
+    expected = strength * 255 * mpl.colormaps["inferno"](scaled)[..., :3]
     np.testing.assert_allclose(drawn[56::112, 56::112], expected, atol=2)  # the middles of the patches
+
+
+def test_an_overlay_lies_on_the_image_at_its_own_size(tiny_vit: Callable[..., Any], tmp_path: Path) -> None:
+    """What the centre crop left is in colours, and the margins are shaded greys."""
+    save_vit(tiny_vit(img_size=64, patch_size=16, in_chans=3), tmp_path / "model")
+    Image.effect_noise((500, 301), 60).save(tmp_path / "wide.png")
+    (prediction,) = predict(str(tmp_path / "model"), [str(tmp_path / "wide.png")], overlay=str(tmp_path / "drawn"))
+    assert prediction.overlay is not None
+    drawn = np.asarray(Image.open(prediction.overlay)).astype(int)
+    assert drawn.shape == (301, 500, 3)
+    coloured = np.ptp(drawn, axis=-1) > 0
+    kept = 301 * 64 / 73  # a side of 64 of 73 pixels
+    for axis, length in ((0, 500), (1, 301)):
+        places = np.flatnonzero(coloured.mean(axis=axis) > 0.1)
+        assert places[[0, -1]] == pytest.approx([(length - kept) / 2, (length + kept) / 2], abs=5)  # a pixel of the 73
 
 
 def test_a_copied_students_overlay_is_its_teachers(run: Run, teacher: str, picture: str, tmp_path: Path) -> None:

@@ -109,8 +109,8 @@ class AttentionCall:
                 return row_BH1M.masked_fill(~self.mask, float("-inf"))
             return row_BH1M + self.mask
 
-    def rows(self, rows: slice) -> AttentionCall:
-        """The call with some of its queries."""
+    def rows(self, rows: slice | Tensor) -> AttentionCall:
+        """The call with some of its queries, by a slice or by their indices."""
         mask = self.mask
         if mask is not None and mask.dim() > 1 and mask.shape[-2] > 1:
             mask = mask[..., rows, :]

@@ -49,6 +49,15 @@ class Config:
         """On the command line, fields whose default depends on what is given."""
         return {}
 
+    @classmethod
+    def sorted_words(cls, words: Sequence[str]) -> dict[str, list[str]] | None:  # noqa: ARG003 - as above
+        """Words without a flag by the fields that they belong to; `None` where their order says that.
+
+        Raises:
+            UserError: a word may belong to several.
+        """
+        return None
+
 
 C = TypeVar("C", bound=Config)
 

@@ -20,6 +20,7 @@ from attention_transfer.data.images import Split as Split
 from attention_transfer.data.images import Splits as Splits
 from attention_transfer.data.overlap import Twin as Twin
 from attention_transfer.data.overlap import find_overlap as find_overlap
+from attention_transfer.data.placement import Placement as Placement
 from attention_transfer.data.sources import DATA as DATA
 from attention_transfer.data.sources import DataSource as DataSource
 from attention_transfer.data.sources import data_slug as data_slug

@@ -54,6 +54,14 @@ def eval_pixels(spec: ViTSpec) -> Transform:
     return _pixels(spec, [_Centre(height, width) if scene else _resize(height, width)])
 
 
+def seen_box(spec: ViTSpec, size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """What `eval_pixels` leaves of an image of a size (width, height): left, top, right, bottom, in its own pixels."""
+    height, width = spec.image_size
+    if min(height, width) < SMALL or size == (width, height):
+        return 0.0, 0.0, float(size[0]), float(size[1])
+    return _crop_box(size, height, width)
+
+
 def train_pixels(spec: ViTSpec, augment: Augment = "auto", *, images: int = 0) -> Transform:
     """Augmented images, uint8 (channels, height, width).
 
@@ -196,18 +204,21 @@ class _Centre:
             cropped: Image.Image = functional.center_crop(image, (self.height, self.width))
             return cropped
         # A strip of 30,000x10 pixels would become 768,000x256 before it is cropped: only the crop is computed.
-        resized = [side if length == shorter else int(side * longer / shorter) for length in image.size]
-        box: list[float] = []
-        for whole, kept in zip(resized, (self.width, self.height), strict=True):
-            start = round((whole - kept) / 2)
-            box += [start / whole, (start + kept) / whole]
-        left, right, top, bottom = box
-        columns, rows = image.size
-        return image.resize(
-            (self.width, self.height),
-            Image.Resampling.BICUBIC,
-            box=(left * columns, top * rows, right * columns, bottom * rows),
-        )
+        box = _crop_box(image.size, self.height, self.width)
+        return image.resize((self.width, self.height), Image.Resampling.BICUBIC, box=box)
+
+
+def _crop_box(size: tuple[int, int], height: int, width: int) -> tuple[float, float, float, float]:
+    """What `_Centre` leaves of an image of a size (width, height), as torchvision resizes and crops."""
+    shorter, longer = sorted(size)
+    side = round(max(height, width) / CROP)
+    edges: list[float] = []
+    for length, kept in zip(size, (width, height), strict=True):
+        resized = side if length == shorter else int(side * longer / shorter)
+        start = round((resized - kept) / 2)
+        edges += [start / resized * length, (start + kept) / resized * length]
+    left, right, top, bottom = edges
+    return left, top, right, bottom
 
 
 @dataclass(frozen=True)

@@ -173,3 +173,19 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if not Checkpoint.__required_keys__ <= content.keys():
         raise damaged
     return cast(Checkpoint, content)
+
+
+def validated_weights(path: Path) -> tuple[int, dict[str, Tensor]]:
+    """The epoch of a checkpoint and the weights that were validated then, which are read as they are used.
+
+    Raises:
+        UserError: it is damaged, of an earlier version, or no checkpoint of a training.
+    """
+    try:
+        content = dict(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
+    except (RuntimeError, EOFError, BadZipFile, pickle.UnpicklingError, ValueError, TypeError, LookupError) as error:
+        raise UserError(f"{path} is damaged and can't be read") from error
+    if not Checkpoint.__required_keys__ <= content.keys():
+        raise UserError(f"{path} is no checkpoint of this version")
+    checkpoint = cast(Checkpoint, content)
+    return checkpoint["epoch"], checkpoint["state_dict"]

@@ -46,5 +46,7 @@ if TYPE_CHECKING:
     from attention_transfer.evaluation.segment_verb import ModelSegmentation as ModelSegmentation
     from attention_transfer.evaluation.segmentation import Segmentation as Segmentation
     from attention_transfer.evaluation.segmentation import segment as segment
+    from attention_transfer.evaluation.views import attention_rows as attention_rows
+    from attention_transfer.evaluation.views import seen as seen
 else:
     __all__, __getattr__ = lazily(__name__)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import shutil
 import tempfile
@@ -15,13 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from torch import Tensor, nn
+from torch import nn
 
+from attention_transfer.data import Placement, read_image
 from attention_transfer.data.decoding import Damaged, opened
-from attention_transfer.errors import UserError, raise_all
+from attention_transfer.errors import raise_all
 from attention_transfer.evaluation.image_files import ImageFile
 from attention_transfer.places import expanded, folder_problems, same_or_inside
-from attention_transfer.viewing import under_attention
+from attention_transfer.viewing.overlays import Scale, checked_map, fitted, overlaid
 from attention_transfer.vit import AttentionCall, ViTSpec, capture, patch_attention
 from attention_transfer.writing import make_folder, sync, writing
 
@@ -33,8 +33,8 @@ _UNFINISHED, _REPLACING = ".unfinished-", ".replacing-"
 
 _SOFTWARE = "attention-transfer predict"  # the note by which a picture is recognised
 
-_SIDE = 224  # small images are enlarged to about this many pixels
-_STRENGTH = 0.5  # of the colours over the image
+_SMALLEST, _LARGEST = 224, 2048  # pixels: the longer side of a picture
+_CLIP = 0.99  # share of the patches up to which the colours reach
 
 
 class Overlays:
@@ -101,26 +101,28 @@ class Overlays:
         found: NDArray[np.float32] = patch_attention(calls[-1], self.spec).float().cpu().numpy()
         return found
 
-    def write(self, place: Path, pixels: Tensor, patches: NDArray[np.float32]) -> Path:
-        """Draw one picture.
+    def write(self, file: ImageFile, patches: NDArray[np.float32]) -> Path:
+        """Draw one picture, at the image's own size within bounds; what the network did not see is shaded.
 
         Args:
-            place: the image's path below the folder; the picture gets its name with the suffix .png, and a number if
-                that is taken.
-            pixels: the network's input before normalisation, uint8 (channels, height, width).
-            patches: (rows, columns).
+            file: the image; the picture gets its name with the suffix .png, and a number if that is taken.
+            patches: (rows, columns), not negative; scaled by itself.
 
         Returns:
             Where the picture will be.
 
         Raises:
+            UserError: the attention is not finite, or the image can't be read any more.
             OSError: it can't be written.
         """
-        name = self._free(place.with_suffix(".png"))
+        name = self._free(file.place.with_suffix(".png"))
+        image = read_image(file.path)
+        placement, scale = Placement.of(self.spec, image.size), Scale.of([checked_map(patches, "this run")], clip=_CLIP)
+        colours = overlaid(fitted(image, _SMALLEST, _LARGEST), placement, patches, scale)
         with writing(self.folder / name):
             drawn = self._hidden / name
             drawn.parent.mkdir(parents=True, exist_ok=True)
-            overlaid(pixels, patches).save(drawn, format="PNG", pnginfo=_note())
+            Image.fromarray(colours).save(drawn, format="PNG", pnginfo=_note())
             sync(drawn)
         return self.folder / name
 
@@ -217,22 +219,3 @@ def _note() -> PngInfo:
     note = PngInfo()
     note.add_text("Software", _SOFTWARE)
     return note
-
-
-def overlaid(pixels: Tensor, patches: NDArray[np.float32]) -> Image.Image:
-    """An image, in grey, under the attention that its patches get, from black (least) to yellow (most).
-
-    Args:
-        pixels: uint8 (channels, height, width), 1 or 3 channels.
-        patches: (rows, columns), not negative; scaled by itself.
-
-    Raises:
-        UserError: the attention is not finite.
-    """
-    if not np.isfinite(patches).all():
-        raise UserError("the attention is not finite, so that it can't be drawn; the run may have diverged")
-    height, width = pixels.shape[-2:]
-    factor = math.ceil(_SIDE / max(height, width))
-    image = Image.fromarray(np.ascontiguousarray(pixels.expand(3, -1, -1).permute(1, 2, 0).numpy()))
-    enlarged = image.resize((width * factor, height * factor), Image.Resampling.NEAREST)
-    return under_attention(enlarged, patches, _STRENGTH)

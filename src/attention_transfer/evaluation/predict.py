@@ -92,8 +92,8 @@ def _predicted(
                 with nullcontext() if overlays is None else overlays.watching() as calls:
                     shares_BC = network(images).float().softmax(dim=-1).cpu()
                 drawn = [None] * len(batch) if overlays is None or calls is None else overlays.maps(calls)
-                for (file, image), shares_C, patches in zip(batch, shares_BC, drawn, strict=True):
-                    picture = None if overlays is None else str(overlays.write(file.place, image, patches))
+                for (file, _), shares_C, patches in zip(batch, shares_BC, drawn, strict=True):
+                    picture = None if overlays is None else str(overlays.write(file, patches))
                     predictions.append(_prediction(file, shares_C, loaded.classes, count, picture, every=every))
             for _ in range(len(batch) + len(unread)):
                 bar.advance()

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from attention_transfer.data import Normalise, Splits, eval_pixels
-from attention_transfer.evaluation import load_run
+from attention_transfer.data import Splits
+from attention_transfer.evaluation import load_run, seen
 from attention_transfer.experiments.results import Row, by_labels, lines
 from attention_transfer.experiments.statistics import mean_interval
 from attention_transfer.training import read_metrics
@@ -58,18 +58,16 @@ def draw_attention(runs: Sequence[Path], teacher: nn.Module, splits: Splits, fol
         name: (run.network, run.network.student) for name, run in loaded.items()
     }
     networks = {**{k: v for k, v in networks.items() if k == "scratch"}, "teacher": (teacher, teacher), **networks}
-    spec = describe(teacher)
     paths = []
     for label in _shown(splits):
         index = int(np.flatnonzero(splits.test.labels == label)[0])
-        pixels_CHW = eval_pixels(spec)(splits.test.images[index])
-        image = Normalise(spec)(pixels_CHW)[None]
-        shown = np.ascontiguousarray(pixels_CHW.permute(1, 2, 0).squeeze(-1).numpy())
+        shown = splits.test.images[index]
         sheet = []
         for name, (network, vit) in networks.items():
+            image, placement = seen(describe(vit), shown)
             output, maps_LRC = attended(network, vit, image)
             says = "" if name == "teacher" else f", says {splits.classes[int(output.argmax())]}"
-            sheet.append(SheetRow(name + says, shown, [*maps_LRC]))
+            sheet.append(SheetRow(name + says, shown, placement, [*maps_LRC]))
         layers = max(len(row.patches) for row in sheet)
         slug = re.sub(r"[^\w.-]+", "-", splits.classes[label])
         columns = [f"layer {layer}" for layer in range(1, layers + 1)]

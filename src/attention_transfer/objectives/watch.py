@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 
 from attention_transfer.attention import attention_js
+from attention_transfer.data import Placement
 from attention_transfer.errors import UserError
 from attention_transfer.objectives.base import Images
 from attention_transfer.viewing import SheetRow, attention_sheet, save_sheet
@@ -186,12 +188,18 @@ def _draw(path: Path, pixels: Tensor, looks: Sequence[_Look], pair: _Pair) -> No
     student, teacher = _arrays([look.student for look in looks]), _arrays([look.teacher for look in looks])
     rows = []
     for place in sorted({round(i) for i in np.linspace(0, len(pixels) - 1, _DRAWN).tolist()}):
-        image = _image(pixels[place])
+        image = Image.fromarray(_image(pixels[place]))
         for label, maps in {"student": student, "teacher": teacher}.items():
             if maps:
                 shown = [maps[layer][place] if layer in maps else None for layer in columns]
-                rows.append(SheetRow(label, image, shown))
+                rows.append(SheetRow(label, image, _whole(image, maps[columns[-1]][place]), shown))
     save_sheet(attention_sheet(rows, [f"layer {layer + 1}" for layer in columns]), path)
+
+
+def _whole(image: Image.Image, patches: _Patches) -> Placement:
+    """The patches of a network that saw an image whole, as it was cropped before."""
+    rows, columns = patches.shape
+    return Placement(image.size, (rows, columns), (0, 0, image.width, image.height))
 
 
 def _arrays(looks: Sequence[dict[int, Tensor]]) -> dict[int, _Patches]:

@@ -7,16 +7,18 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from attention_transfer.data import Placement
+from attention_transfer.data.decoding import in_mode
+from attention_transfer.viewing.overlays import Scale, overlaid, shaded
 from attention_transfer.writing import whole_file
 
-_SIDE, _GAP, _APART = 112, 6, 18  # pixels: a tile's longer side, between tiles, between rows of unlike images
+_SIDE, _LARGEST = 112, 192  # pixels: a tile's longer side, at least and at most
+_GAP, _APART = 6, 18  # pixels: between tiles, between rows of unlike images
 _TYPE, _TITLES = 14, 24  # pixels: the type's size, and the height of the line above
-_STRENGTH = 0.72  # of the colours over the image
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,20 +27,23 @@ class SheetRow:
 
     Attributes:
         label: whose attention it is.
-        image: uint8, (height, width) or (height, width, 3).
+        image: of any size and mode.
+        placement: where the network's patches lie on it.
         patches: the attention that the patches get, (rows, columns) for each column of the sheet; `None` for an empty
             one.
     """
 
     label: str
-    image: NDArray[np.uint8]
+    image: Image.Image
+    placement: Placement
     patches: Sequence[NDArray[np.float32] | None]
 
 
 def attention_sheet(rows: Sequence[SheetRow], columns: Sequence[str]) -> Image.Image:
     """Draw one row for each network and image and one column for each layer: where the network looks, over the image.
 
-    Each tile is scaled by itself, from its least to its most attended patch. It takes some hundredths of a second.
+    Each tile is scaled by itself, from 0 to its most attended patch; what the network did not see is shaded. It takes
+    some hundredths of a second.
 
     Args:
         rows: at least one; images of one size.
@@ -48,7 +53,10 @@ def attention_sheet(rows: Sequence[SheetRow], columns: Sequence[str]) -> Image.I
         The sheet, RGB; the image alone stands in the first column.
     """
     font = ImageFont.load_default(_TYPE)
-    tiles = [[_tile(row.image, None), *(_tile(row.image, patches) for patches in row.patches)] for row in rows]
+    tiles = []
+    for row in rows:
+        image = in_mode(row.image, "RGB")
+        tiles.append([_tile(image, row.placement, patches) for patches in (None, *row.patches)])
     width, height = tiles[0][0].size
     tops = [_TITLES]
     for before, row in pairwise(rows):
@@ -73,26 +81,11 @@ def save_sheet(sheet: Image.Image, path: Path) -> Path:
     return path
 
 
-def under_attention(image: Image.Image, patches: NDArray[np.float32], strength: float) -> Image.Image:
-    """An image, in grey, under the attention that its patches get, from black (least) to yellow (most).
-
-    Args:
-        image: of any size and mode; it becomes grey, so that all colour is attention.
-        patches: (rows, columns); scaled by itself.
-        strength: of the colours over the image, in [0, 1].
-    """
-    spread = float(patches.max() - patches.min())
-    scaled = (patches - patches.min()) / spread if spread > 0 else np.zeros_like(patches)
-    colours = Image.fromarray((mpl.colormaps["inferno"](scaled)[..., :3] * 255).round().astype(np.uint8))
-    return Image.blend(
-        image.convert("L").convert("RGB"), colours.resize(image.size, Image.Resampling.NEAREST), strength
-    )
-
-
-def _tile(image: NDArray[np.uint8], patches: NDArray[np.float32] | None) -> Image.Image:
-    picture = Image.fromarray(image)
-    factor = _SIDE / max(picture.size)
-    size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
-    resample = Image.Resampling.NEAREST if factor > 1 else Image.Resampling.BILINEAR
-    picture = picture.resize(size, resample).convert("RGB")
-    return picture if patches is None else under_attention(picture, patches, _STRENGTH)
+def _tile(image: Image.Image, placement: Placement, patches: NDArray[np.float32] | None) -> Image.Image:
+    longer = max(image.size)
+    factor = min(_LARGEST, max(_SIDE, longer)) / longer
+    size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
+    picture = image.resize(size, Image.Resampling.NEAREST if factor > 1 else Image.Resampling.BILINEAR)
+    if patches is None:
+        return Image.fromarray(shaded(picture, placement))
+    return Image.fromarray(overlaid(picture, placement, patches, Scale.of([patches])))

@@ -23,6 +23,10 @@ from attention_transfer.vit.libraries import ViTSpec
 
 _TILE = 64  # rows of the maps that are in memory at once
 
+Query = Literal["class", "mean"] | int | None
+"""Whose row: the class token's, the mean of the patches', that of the token with this index, or, by default, the class
+token's where there is one, and else the patches' mean."""
+
 
 @torch.no_grad()
 def rollout(
@@ -30,7 +34,7 @@ def rollout(
     images: Tensor,
     *,
     vit: nn.Module | None = None,
-    query: Literal["class", "mean"] | None = None,
+    query: Query = None,
 ) -> Tensor:
     """Attention rollout (Abnar and Zuidema 2020): the row of `Π (A + I) / 2`, from the last block to the first.
 
@@ -40,14 +44,14 @@ def rollout(
         model: what is run, in eval mode.
         images: normalised, (B, channels, height, width).
         vit: the vision transformer in it; default the only one.
-        query: whose row: "class" token, or "mean" of the patches; default the class token where there is one.
+        query: whose row it is; see `Query`.
 
     Returns:
         What came from each patch, not negative, float32 or wider, (B, R, C). What came from prefix tokens is missing
         from its sum.
 
     Raises:
-        UserError: the model is no plain vision transformer, or has no class token and one is asked for.
+        UserError: the model is no plain vision transformer, or lacks the token that is asked for.
     """
     vit = model if vit is None else vit
     with capture(vit) as calls:
@@ -55,9 +59,7 @@ def rollout(
     return rollout_of(calls, describe(vit), query=query)
 
 
-def rollout_of(
-    calls: Sequence[AttentionCall], spec: ViTSpec, *, query: Literal["class", "mean"] | None = None
-) -> Tensor:
+def rollout_of(calls: Sequence[AttentionCall], spec: ViTSpec, *, query: Query = None) -> Tensor:
     """As [`rollout`][attention_transfer.vit.attribution.rollout], from the calls of all blocks, first to last."""
     row_BN = _first_row(calls[-1], spec, query)
     for call in reversed(calls):
@@ -71,7 +73,7 @@ def relevance(
     target: int | Tensor | None = None,
     *,
     vit: nn.Module | None = None,
-    query: Literal["class", "mean"] | None = None,
+    query: Query = None,
 ) -> Tensor:
     """Relevance of each patch for a class (Chefer, Gur and Wolf, ICCV 2021): a row of `Π (I + Ā)`, without `I`.
 
@@ -83,14 +85,14 @@ def relevance(
         images: normalised, (B, channels, height, width).
         target: the class of all images, or of each (B,); default the one that the model predicts.
         vit: the vision transformer in it; default the only one.
-        query: whose row: "class" token, or "mean" of the patches; default the class token where there is one.
+        query: whose row it is; see `Query`.
 
     Returns:
         Not negative, float32 or wider, (B, R, C). The gradients of the model's weights stay as they are.
 
     Raises:
-        UserError: the model has no such class, is no plain vision transformer, has no class token where one is asked
-            for, or its attention is replaced by an `AttentionTransfer`, whose teacher's maps no class depends on.
+        UserError: the model has no such class, is no plain vision transformer, lacks the token that is asked for, or
+            its attention is replaced by an `AttentionTransfer`, whose teacher's maps no class depends on.
     """
     vit = model if vit is None else vit
     spec = describe(vit)
@@ -142,13 +144,19 @@ def _through(call: AttentionCall, row_BN: Tensor, weigh: Callable[[Tensor, slice
     return total
 
 
-def _first_row(call: AttentionCall, spec: ViTSpec, query: Literal["class", "mean"] | None) -> Tensor:
+def _first_row(call: AttentionCall, spec: ViTSpec, query: Query) -> Tensor:
     """The tokens whose row it is, with weights that sum to one, (B, N)."""
     if query == "class" and not spec.class_token:
         raise UserError('there is no class token; choose query="mean"')
     batch, _, tokens, _ = call.q.shape
+    if isinstance(query, int) and not 0 <= query < tokens:
+        raise UserError(f"there is no token {query}; choose from 0 to {tokens - 1}")
     row_BN = call.q.new_zeros(batch, tokens, dtype=torch.promote_types(call.q.dtype, torch.float32))
-    chosen = slice(0, 1) if query == "class" or (query is None and spec.class_token) else spec.tokens.patches(tokens)
+    if isinstance(query, int):
+        chosen = slice(query, query + 1)
+    else:
+        of_class = query == "class" or (query is None and spec.class_token)
+        chosen = slice(0, 1) if of_class else spec.tokens.patches(tokens)
     row_BN[:, chosen] = 1 / (chosen.stop - chosen.start)
     return row_BN
 

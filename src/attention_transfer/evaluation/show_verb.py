@@ -131,4 +131,4 @@ def _label(seen: Sequence[Seen], config: Show, subjects: Sequence[Subject]) -> s
     keys = [key for each in seen for shown in each.networks for key in shown.maps]
     common = [parts.pop() for parts in ({key[0] for key in keys}, {key[1] for key in keys}) if len(parts) == 1]
     of = ", ".join(part for part in common if part and part != "rollout")
-    return f"{config.source} of {whose}{', ' + of if of else ''} (1: uniform)"
+    return f"{config.source} of {whose}{', ' + of if of else ''} (1\xa0=\xa0uniform)"

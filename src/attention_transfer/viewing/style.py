@@ -50,5 +50,6 @@ def style() -> Iterator[None]:
 def save(figure: Figure, path: Path) -> Path:
     """Write a figure, whole or not at all."""
     with whole_file(path) as file:
-        figure.savefig(file, format=path.suffix[1:], bbox_inches="tight", facecolor="white")
+        smaller = {"pil_kwargs": {"optimize": True}} if path.suffix == ".png" else {}
+        figure.savefig(file, format=path.suffix[1:], bbox_inches="tight", facecolor="white", **smaller)
     return path

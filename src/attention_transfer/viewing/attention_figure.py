@@ -19,12 +19,14 @@ from PIL import Image
 
 from attention_transfer.data import Placement
 from attention_transfer.data.placement import Box, Floats
+from attention_transfer.errors import UserError
 from attention_transfer.viewing.overlays import Scale, fitted, outline, overlaid, shaded
 from attention_transfer.viewing.style import style
 
 _WIDEST, _WIDE, _NARROWEST = 3.2, 11.0, 0.95  # inches: a panel at most, all panels of a row, a panel at least
 _GAP, _LINE, _BAR, _BAR_ROOM = 0.07, 0.17, 0.14, 0.95  # inches: between panels, of text, a bar, and all that it needs
 _RASTER = 250  # pixels an inch of the panels
+_HIGHEST = 200  # inches; the largest PNG that matplotlib draws is twice as high
 _WRAP = 22  # letters of a row's label
 _SEEN_MASK, _OUTLINED, _ASKED = "#56b4e9", "#ffffff", "#00e5a0"  # outlines: of masks, of patches, of the query
 
@@ -73,6 +75,9 @@ def attention_figure(
         scales: those of the whole figure, each with a colour bar; scales of a row have theirs beside it.
         smooth: interpolate between patches.
         over: draw maps over the image.
+
+    Raises:
+        UserError: the figure would be too high.
     """
     columns = max(len(row.panels) for row in rows)
     width = min(_WIDEST, max(_NARROWEST, (_WIDE - (columns - 1) * _GAP) / columns))
@@ -83,6 +88,11 @@ def attention_figure(
     bars = max(len(scales), *(len(row.scales) for row in rows))
     total_w = left + columns * (width + _GAP) + bars * _BAR_ROOM
     total_h = sum(heights) + sum(above) + len(rows) * _GAP
+    if total_h > _HIGHEST:
+        raise UserError(
+            f"the figure would be {total_h:,.0f} inches high, more than {_HIGHEST}; show fewer images or layers at a "
+            "time, and no narrow strips"
+        )
     with style():
         figure = Figure(figsize=(total_w, total_h))
         top = total_h

@@ -15,7 +15,7 @@ from attention_transfer.config.show import FIGURES, Show
 from attention_transfer.data import read_image
 from attention_transfer.errors import UserError, raise_all
 from attention_transfer.evaluation.attention_panels import maps_of
-from attention_transfer.evaluation.attention_rows import Rows, Seen
+from attention_transfer.evaluation.figure_rows import Rows, Seen
 from attention_transfer.evaluation.image_files import ImageFile, find_images
 from attention_transfer.evaluation.masks import MaskFiles, checked_mask
 from attention_transfer.evaluation.subjects import Subject, load_subjects, short_names

@@ -20,7 +20,8 @@ from attention_transfer.data import DATA, load_data
 from attention_transfer.errors import UserErrors
 from attention_transfer.evaluation import looks
 from attention_transfer.experiments.compare import Comparison
-from attention_transfer.experiments.results import Labels, Row, markdown
+from attention_transfer.experiments.results import markdown
+from attention_transfer.experiments.rows import Labels, Row
 from attention_transfer.training import Recipe, RunFolder, Training, TrainingResult, fit
 from attention_transfer.vit import load_vit, save_vit
 

@@ -22,7 +22,8 @@ from attention_transfer.errors import UserError, nearest, raise_all
 from attention_transfer.evaluation import Looks, load_run, looks
 from attention_transfer.experiments.pictures import draw_accuracies, draw_attention, draw_curves
 from attention_transfer.experiments.report import write_report
-from attention_transfer.experiments.results import Labels, Row, row_of, write_results
+from attention_transfer.experiments.results import write_results
+from attention_transfer.experiments.rows import Labels, Row, row_of
 from attention_transfer.locking import LOCK, locked
 from attention_transfer.places import check_writable, expanded, folder_problems
 from attention_transfer.plain_yaml import read_mapping

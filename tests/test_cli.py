@@ -445,6 +445,7 @@ def test_the_flags_are_these() -> None:
             "--overwrite",
         },
         "presets": set(),
+        "runs": {"--preset", "--data", "--seed", "--state", "--out", "--overwrite"},
         "bench": {
             "--model",
             "--methods",

@@ -395,6 +395,7 @@ def test_the_flags_are_these() -> None:
             "--trained",
             "--rules",
             "--vary",
+            "--margin",
             "--loggers",
             "--device",
             "--out",

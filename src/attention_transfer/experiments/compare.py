@@ -103,13 +103,13 @@ def _compared(
                 asked = replace(asked, teacher=str(tuned.path), pretrained=True)
             run = train_student(asked)
             rows.append(row_of(run, cell.labels, _looks(run, splits.test)))
-            write_results(rows, folder)
+            write_results(rows, folder, margin=config.margin)
             bar.advance()
     network = load_vit(source, pretrained=config.pretrained, image_size=config.image_size)
     seen = None if splits.test.masks is None else looks(network, network, splits.test)
-    write_results(rows, folder, seen)
+    write_results(rows, folder, seen, config.margin)
     figures = _figures(folder, rows, network, splits)
-    write_report(folder, rows, figures, teacher=source, teacher_looks=seen)
+    write_report(folder, rows, figures, teacher=source, teacher_looks=seen, margin=config.margin)
     return Comparison(folder, source, tuple(rows))
 
 

@@ -113,7 +113,8 @@ def _charts(rows: Sequence[Row]) -> list[dict[str, str]]:
     for name, figure in {**over_labels(rows), **over_settings(rows)}.items():
         charts.append((figure, f"Test accuracy over {name}: mean over seeds with its 95 % interval."))
     says = "Validation accuracy of the averaged weights while training, with {}: mean over seeds, and their range."
-    charts += [(curves(group), says.format(title)) for title, group in several.items()]
+    logged = {t: group for t, group in several.items() if any((Path(r.run) / "metrics.jsonl").is_file() for r in group)}
+    charts += [(curves(group), says.format(title)) for title, group in logged.items()]
     return [{"svg": inline_svg(figure, f"chart{i}"), "caption": words} for i, (figure, words) in enumerate(charts)]
 
 

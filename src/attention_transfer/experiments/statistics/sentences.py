@@ -67,7 +67,7 @@ def leading_text(group: Sequence[str], methods: int) -> str:
         return f"no method leads: none of the {counted(methods, 'method')} is shown to be better than another"
     if len(group) == 1:
         return f"{group[0]} leads"
-    return f"{', '.join(group[:-1])} and {group[-1]} lead: none is shown to be better than another of them"
+    return f"{', '.join(group[:-1])} and {group[-1]} lead: no method is shown to be better than any of them"
 
 
 def equal_labels_text(method: str, own: str, other: str, found: EqualLabels, unit: str) -> str:

@@ -395,6 +395,7 @@ def test_the_flags_are_these() -> None:
             "--trained",
             "--rules",
             "--vary",
+            "--margin",
             "--loggers",
             "--device",
             "--out",
@@ -464,6 +465,7 @@ def test_the_flags_are_these() -> None:
             "--overwrite",
         },
         "presets": set(),
+        "runs": {"--preset", "--data", "--seed", "--state", "--out", "--overwrite"},
         "bench": {
             "--model",
             "--methods",

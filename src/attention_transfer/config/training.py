@@ -207,5 +207,16 @@ class Compare(Student):
     vary: dict[str, list[object]] | None = None
     """Further axes: fields of train with the values that they take in turn, e.g. recipe.lr: [1e-3, 1e-2]."""
 
+    margin: float | None = None
+    """Differences of test accuracy up to this size, e.g. 0.01, count as none: methods whose interval is inside it are
+    said to be as good as each other."""
+
     out: str = "runs/comparison"
     """Folder of the comparison."""
+
+    def problems(self) -> list[str]:
+        """Words, and a margin that no difference can be inside."""
+        found = super().problems()
+        if self.margin is not None and not self.margin > 0:
+            found.append(f"margin is {self.margin:g}; give the difference that would not matter, above 0, e.g. 0.01")
+        return found

@@ -23,7 +23,8 @@ from attention_transfer.errors import UserError, nearest, raise_all
 from attention_transfer.evaluation import Looks, load_run, looks
 from attention_transfer.experiments.pictures import draw_accuracies, draw_attention, draw_curves
 from attention_transfer.experiments.report import write_report
-from attention_transfer.experiments.results import Labels, Row, row_of, write_results
+from attention_transfer.experiments.results import write_results
+from attention_transfer.experiments.rows import Labels, Row, row_of
 from attention_transfer.locking import LOCK, locked
 from attention_transfer.places import check_writable, expanded, folder_problems
 from attention_transfer.plain_yaml import read_mapping
@@ -103,13 +104,13 @@ def _compared(
                 asked = replace(asked, teacher=str(tuned.path), pretrained=True)
             run = train_student(asked)
             rows.append(row_of(run, cell.labels, _looks(run, splits.test)))
-            write_results(rows, folder)
+            write_results(rows, folder, margin=config.margin)
             bar.advance()
     network = load_vit(source, pretrained=config.pretrained, image_size=config.image_size)
     seen = None if splits.test.masks is None else looks(network, network, splits.test)
-    write_results(rows, folder, seen)
+    write_results(rows, folder, seen, config.margin)
     figures = _figures(folder, rows, network, splits)
-    write_report(folder, rows, figures, teacher=source, teacher_looks=seen)
+    write_report(folder, rows, figures, teacher=source, teacher_looks=seen, margin=config.margin)
     return Comparison(folder, source, tuple(rows))
 
 

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
 GROUP = "attention_transfer.verbs"
 
-EXTRAS = {"train": ("torchmetrics", "tensorboard", "sklearn", "matplotlib", "jinja2")}
+EXTRAS = {"train": ("torchmetrics", "tensorboard", "sklearn", "matplotlib", "jinja2", "optuna")}
 """By the name of an extra, the packages that it brings, as they are imported."""
 
 P = ParamSpec("P")

@@ -203,8 +203,21 @@ class Compare(Student):
     fractions: str | list[float] = ""
     """Shares of the labels, separated by commas; with shots, both are run. Default all labels."""
 
-    vary: dict[str, list[object]] | None = None
-    """Further axes: fields of train with the values that they take in turn, e.g. recipe.lr: [1e-3, 1e-2]."""
+    grid: dict[str, list[object]] | None = None
+    """Further axes: fields of train, or of the methods' rules, with the values that they take in turn, e.g.
+    lr=1e-4,3e-4 or rules.weight=0.1,1 or teacher=A,B."""
+
+    workers: int = 1
+    """Processes that compute runs on this machine; each gets its share of the threads."""
+
+    storage: str | None = None
+    """URL of a database that keeps who computes which run, e.g. postgresql://USER@HOST/NAME or sqlite:///FILE; default
+    a journal in the folder."""
 
     out: str = "runs/comparison"
     """Folder of the comparison."""
+
+    def problems(self) -> list[str]:
+        """No worker at all."""
+        few = [f"workers is {self.workers}; give 1 or more"] if self.workers < 1 else []
+        return super().problems() + few

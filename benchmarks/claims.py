@@ -25,10 +25,10 @@ from scipy import stats
 
 from attention_transfer import ensemble
 
-_MEASURED = ("test_accuracy", "attention_iou", "attention_share")
+_MEASURED = ("test_accuracy", "validation_accuracy", "attention_iou", "attention_share")
 Values = NDArray[np.float64]
 Runs = dict[str, dict[int, dict[str, float]]]
-"""By method and seed: test_accuracy, attention_iou and attention_share, in points."""
+"""By method and seed: accuracy on test and validation, attention_iou and attention_share, in points."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,27 @@ def _beats_both(mix: str, *members: str) -> Callable[[Runs, int], float]:
 
     return effect
 
+
+def _loses_more(method: str, other: str) -> Callable[[Runs, int], float]:
+    """Above 0 where a method loses more from validation, which is as training is, to a test that is not."""
+
+    def drop(found: dict[str, float]) -> float:
+        return found["validation_accuracy"] - found["test_accuracy"]
+
+    return lambda runs, seed: drop(runs[method][seed]) - drop(runs[other][seed])
+
+
+SHIFTED = (
+    Claim(
+        "distilled attention loses more than fine-tuning where the background shifts",
+        "Li et al. 2024",
+        _loses_more("distill", "finetune"),
+    ),
+    Claim("copied attention loses more", "Li et al. 2024", _loses_more("copy", "finetune")),
+    Claim("GTA loses less than fine-tuning", "Seo et al. 2024", _loses_more("finetune", "gta")),
+    Claim("random weights lose more than fine-tuning", "–", _loses_more("scratch", "finetune")),
+)
+"""Of data whose background shifts from validation to test."""
 
 CLAIMS = (
     Claim(
@@ -141,8 +162,9 @@ def table(folder: Path) -> str:
     """The claims of one setting, as Markdown."""
     lines = [f"### {folder.name}", "", "| claim | source | difference, points (95 %) | p | seeds | |"]
     lines += ["|---|---|---:|---:|---:|---|"]
+    claims = (*SHIFTED, *CLAIMS) if folder.name.startswith("shift") else CLAIMS
     for labels, runs in read(folder).items():
-        lines += [_line(claim, labels, values) for claim in CLAIMS if len(values := differences(claim, runs)) > 1]
+        lines += [_line(claim, labels, values) for claim in claims if len(values := differences(claim, runs)) > 1]
     return "\n".join(lines)
 
 

@@ -44,7 +44,7 @@ T = TypeVar("T")
         ("train --loggers wandb", 'loggers is wandb; give a list in quoted brackets, such as "[wandb]"'),
         (
             "train --preset scratch --data x[b]y",
-            "there is no data set 'x[b]y'; choose one of: character-scenes, digit-scenes, digits. A folder,",
+            "there is no data set 'x[b]y'; choose one of: character-scenes, digit-scenes, digit-scenes-shift, digits.",
         ),
         ("train --seed 1e400", "seed is inf; give a value of type int"),
         (f"train --seed {'9' * 5_000}", "seed: a number of so many digits can't be read"),
@@ -55,7 +55,7 @@ T = TypeVar("T")
         ("train --rules+=Distill --rules.weight=-1", "Distill.weight is -1.0; give a finite number of at least 0"),
         (
             "train --preset scratch --data mnist",
-            "there is no data set 'mnist'; choose one of: character-scenes, digit-scenes, digits",
+            "there is no data set 'mnist'; choose one of: character-scenes, digit-scenes, digit-scenes-shift, digits",
         ),
         ("train --preset copy --teacher builtin/vit_digit", "there is no built-in model 'vit_digit'"),
         ("compare --recipe.lr fast", "recipe.lr is fast; give a value of type float"),

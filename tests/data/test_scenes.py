@@ -72,6 +72,32 @@ def test_what_is_outside_the_sign_is_a_piece_of_the_photograph(splits: Splits) -
     assert not np.array_equal(pixels(splits.test), pixels(other))
 
 
+def test_a_shifted_background_tells_the_class_but_not_in_the_test_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: dict[str, list[str]] = {}
+    monkeypatch.setattr(module, "_piece", lambda photograph, draw: module.Image.new("RGB", (48, 48), photograph))
+    monkeypatch.setattr(module, "_photograph", lambda name: chosen[part].append(name) or "black")
+    plain = digits()
+    for part, split in plain.parts.items():
+        chosen[part] = []
+        module._of_digits(part, split, shifted=True)
+    own = [name for names in module._PHOTOGRAPHS.values() for name in names]
+    share = {
+        part: np.mean([name == own[label] for name, label in zip(chosen[part], split.labels, strict=True)])
+        for part, split in plain.parts.items()
+    }
+    assert share["train"] == pytest.approx(0.8 + 0.2 / 10, abs=0.03)
+    assert share["validation"] == pytest.approx(0.8 + 0.2 / 10, abs=0.06)
+    assert share["test"] == pytest.approx(0.1, abs=0.04)
+    assert set(chosen["test"]) == set(own)
+
+
+def test_shifted_scenes_are_the_same_digits_with_masks(splits: Splits) -> None:
+    shifted = load_data("digit-scenes-shift")
+    assert np.array_equal(shifted.test.labels, splits.test.labels)
+    assert masks(shifted.test).sum(axis=(1, 2)).tolist() == [24 * 24] * 450
+    assert not np.array_equal(pixels(shifted.test), pixels(splits.test))
+
+
 def test_masks_go_with_the_images_that_are_taken(splits: Splits) -> None:
     taken = splits.test.take(np.array([7, 3]))
     assert np.array_equal(masks(taken), masks(splits.test)[[7, 3]])

@@ -47,6 +47,14 @@ def test_the_grid_is_presets_by_seeds_by_labels(comparison: Comparison) -> None:
     assert {r.images for r in comparison.rows if r.labels == "1 labels a class"} == {10}
 
 
+def test_a_shared_recipe_leaves_a_method_what_makes_it_that_method(teacher: str, tmp_path: Path) -> None:
+    comparison = compare_tiny(teacher, tmp_path / "c", presets="gta,gta-transmix")
+    recipes = {r.preset: RunFolder(Path(r.run)).config()["recipe"] for r in comparison.rows}
+    assert {r["batch_size"] for r in recipes.values()} == {20}
+    assert [recipes[name]["transmix"] for name in ("gta", "gta-transmix")] == ["off", "student"]
+    assert recipes["gta-transmix"]["cutmix"] == 1.0
+
+
 def test_results_are_written_as_rows_and_as_a_table(comparison: Comparison) -> None:
     with (comparison.path / "results.csv").open() as file:
         rows = list(csv.DictReader(file))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -80,7 +80,12 @@ class Preset:
     @property
     def own_recipe(self) -> Recipe:
         """The recipe with these values, all others left open."""
-        return Recipe(**self.recipe)  # type: ignore[arg-type] # checked by tests, of every preset
+        return self.recipe_with(Recipe())
+
+    def recipe_with(self, common: Recipe) -> Recipe:
+        """A recipe that several methods share, with this method's own values where it has the defaults."""
+        own = {name: value for name, value in self.recipe.items() if getattr(common, name) == getattr(Recipe(), name)}
+        return replace(common, **own)  # type: ignore[arg-type] # checked by tests, of every preset
 
 
 # Rates and budgets are no part of a method: they follow from what is trained (training/defaults.py).

@@ -118,7 +118,8 @@ class Student(Images, Computing):
     """What binds the student to the teacher; default the preset's."""
 
     recipe: Recipe | None = None
-    """Optimisation settings; what they leave open follows from what is trained. Default each preset's own."""
+    """Optimisation settings; what they leave open follows from what is trained. Default each preset's own; compare
+    gives each method its preset's own values where these have the defaults."""
 
 
 @dataclass(frozen=True, kw_only=True)

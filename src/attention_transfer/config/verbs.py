@@ -202,8 +202,8 @@ class Segment(Config):
     """Networks to look at, side by side: folders of runs, or models in the forms of `load_vit`, e.g. timm/<name>."""
 
     data: str | None = None
-    """Images with masks: digit-scenes, character-scenes, the folder of a published data set that has masks (PASCAL VOC
-    2012, CUB-200-2011, Pets), or a folder of images; default the data set of the runs."""
+    """Images with masks: digit-scenes, digit-scenes-shift, character-scenes, the folder of a published data set with
+    masks (PASCAL VOC 2012, CUB-200-2011, Pets), or a folder of images; default the data set of the runs."""
 
     masks: str | None = None
     """Folder of the masks of a folder of images, with the same names but for the suffix. 0 is background, and each

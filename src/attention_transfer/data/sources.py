@@ -13,7 +13,7 @@ from attention_transfer.data.digits import digits
 from attention_transfer.data.hub import load_hub
 from attention_transfer.data.images import Splits
 from attention_transfer.data.layouts import find_layout
-from attention_transfer.data.scenes import character_scenes, digit_scenes
+from attention_transfer.data.scenes import character_scenes, digit_scenes, shifted_digit_scenes
 from attention_transfer.data.shards import is_shards, load_shards
 from attention_transfer.data.tables import SUFFIXES, load_table
 from attention_transfer.data.torchvision_sets import load_torchvision
@@ -22,6 +22,7 @@ from attention_transfer.errors import UserError, nearest
 DATA: dict[str, Callable[[], Splits]] = {
     "digits": digits,
     "digit-scenes": digit_scenes,
+    "digit-scenes-shift": shifted_digit_scenes,
     "character-scenes": character_scenes,
 }
 """Embedded data sets."""

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from attention_transfer.config.base import Setting, options_of, parts_of, settings_of, with_settings
 from attention_transfer.config.presets import preset
+from attention_transfer.config.recipe import Recipe
 from attention_transfer.config.training import Compare, Student, Train
 from attention_transfer.config.values import brought, short
 from attention_transfer.data import check_subset
@@ -89,7 +90,7 @@ def run_of(config: Compare, cell: Cell, folder: Path) -> Train:
         tune_teacher=False,
         out=str(folder / "runs" / _name(cell, plain | {f"rules.{name}": value for name, value in applied.items()})),
     )
-    run = with_settings(replace(run, recipe=run.recipe or preset(cell.preset).own_recipe), plain)
+    run = with_settings(replace(run, recipe=preset(cell.preset).recipe_with(run.recipe or Recipe())), plain)
     if applied:
         run = replace(run, rules=[replace_known(rule, applied) for rule in own])
     taught = any(rule.needs_teacher for rule in filled_in(run).rules or [])

@@ -211,9 +211,9 @@ class Study:
 
     def finish(self, entry: Entry, value: float, result: Mapping[str, Any]) -> None:
         """Record what came of a run; a database that does not answer is asked again for a while."""
-        trial = self._trial(entry)
         for pause in (*_PATIENCE, None):
             try:
+                trial = self._trial(entry)
                 with suppress(UpdateFinishedTrialError):  # by a worker that was believed to be gone
                     self.storage.set_trial_user_attr(trial, "result", dict(result))
                     self.storage.set_trial_state_values(trial, TrialState.COMPLETE, [value])

@@ -6,9 +6,9 @@
 The folder has a folder for each setting, with results.csv and teacher.csv of `attention-transfer compare --config
 recipes/claims/SETTING.yaml`, and ensembles.csv, which the second command writes into such a comparison's folder.
 
-A claim is of a difference that is paired over seeds. It holds where the 95 % interval (BCa bootstrap) is above 0 and
-the exact two-sided sign-flip test has p < 0.05, which takes at least six seeds; it does not hold where both say that
-the difference is below 0; otherwise it is undecided.
+A claim is of a difference that is paired over seeds. It holds where the 95 % interval (Student's t) is above 0 and the
+exact two-sided sign-flip test has p < 0.05, which takes at least six seeds; it does not hold where both say that the
+difference is below 0; otherwise it is undecided.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from attention_transfer import ensemble
+from attention_transfer.experiments.statistics import Difference, judged
 
 _MEASURED = ("test_accuracy", "validation_accuracy", "attention_iou", "attention_share")
 Values = NDArray[np.float64]
@@ -169,9 +169,21 @@ def table(folder: Path) -> str:
 
 
 def _line(claim: Claim, labels: str, values: Values) -> str:
-    low, high, p = judged(values)
-    found = f"{values.mean():+.1f} ({low:+.1f} to {high:+.1f})"
-    return f"| {claim.text}, {labels} | {claim.source} | {found} | {p:.3f} | {len(values)} | **{verdict(values)}** |"
+    found = judged_of(values)
+    interval = found.interval
+    effect = f"{interval.mean:+.1f} ({interval.low:+.1f} to {interval.high:+.1f})"
+    return (
+        f"| {claim.text}, {labels} | {claim.source} | {effect} | {found.p:.3f} | {found.seeds} "
+        f"| **{VERDICTS[found.verdict]}** |"
+    )
+
+
+VERDICTS = {"better": "holds", "worse": "does not hold", "undecided": "undecided"}
+
+
+def judged_of(values: Values) -> Difference:
+    """What an effect's values, one a seed, say about 0."""
+    return judged(dict(enumerate(values)), dict.fromkeys(range(len(values)), 0.0))
 
 
 def differences(claim: Claim, runs: Runs) -> Values:
@@ -186,23 +198,6 @@ def _there(claim: Claim, runs: Runs, seeds: Sequence[int]) -> Iterator[float]:
             yield claim.effect(runs, seed)
         except KeyError:  # a method or a measurement that this setting does not have
             continue
-
-
-def judged(values: Values) -> tuple[float, float, float]:
-    """BCa interval of the mean, and p of the exact two-sided sign-flip test of a mean of 0."""
-    p = float(stats.permutation_test((values,), np.mean, permutation_type="samples", n_resamples=100_000).pvalue)
-    if np.ptp(values) == 0:
-        return float(values[0]), float(values[0]), p
-    interval = stats.bootstrap((values,), np.mean, n_resamples=10_000, method="BCa", rng=np.random.default_rng(0))
-    return float(interval.confidence_interval.low), float(interval.confidence_interval.high), p
-
-
-def verdict(values: Values) -> str:
-    """Holds, does not hold, or undecided."""
-    low, high, p = judged(values)
-    if p >= 0.05:
-        return "undecided"
-    return "holds" if low > 0 else "does not hold" if high < 0 else "undecided"
 
 
 def read(folder: Path) -> dict[str, Runs]:

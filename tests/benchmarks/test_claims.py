@@ -42,10 +42,10 @@ def sign_flip(values: list[float]) -> float:
     ],
 )
 def test_a_claim_holds_where_interval_and_test_agree(gains: list[float], verdict: str) -> None:
-    low, high, p = MODULE["judged"](np.array(gains))
-    assert p == pytest.approx(sign_flip(gains), abs=1e-9)
-    assert low <= np.mean(gains) <= high
-    assert MODULE["verdict"](np.array(gains)) == verdict
+    found = MODULE["judged_of"](np.array(gains))
+    assert found.p == pytest.approx(sign_flip(gains), abs=1e-9)
+    assert found.interval.mean == pytest.approx(np.mean(gains))
+    assert MODULE["VERDICTS"][found.verdict] == verdict
 
 
 def test_the_table_has_each_claim_that_the_rows_speak_of(tmp_path: Path) -> None:

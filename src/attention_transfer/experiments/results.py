@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from attention_transfer.evaluation import Looks
-from attention_transfer.experiments.statistics import Interval, gap_share, mean_interval
+from attention_transfer.experiments.statistics import Interval, gap_recovered, mean_interval
 from attention_transfer.training import Run
 from attention_transfer.writing import write_whole
 
@@ -113,7 +113,7 @@ def _line(preset: str, by_preset: dict[str, dict[int, Row]]) -> Line:
         floor, top, method = (
             [by_preset[p][seed].test_accuracy for seed in shared] for p in ("scratch", "finetune", preset)
         )
-        share = gap_share(floor, top, method)
+        share = gap_recovered(floor, top, method)
     values = tuple(row.test_accuracy for row in own.values())
     seconds = sum(row.seconds for row in own.values()) / len(own)
     iou, on_object = (_known([getattr(row, f"attention_{what}") for row in own.values()]) for what in ("iou", "share"))

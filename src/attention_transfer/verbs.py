@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 from attention_transfer.config.base import Config, checked
 from attention_transfer.config.presets import PRESETS, Preset
 from attention_transfer.config.presets import of_other_packages as presets_of_other_packages
+from attention_transfer.config.studies import Status
 from attention_transfer.config.training import Compare, Pretrain, Train
 from attention_transfer.config.values import short
 from attention_transfer.config.verbs import (
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
         Prediction,
         Similarity,
     )
-    from attention_transfer.experiments import Comparison, Cost
+    from attention_transfer.experiments import Comparison, Cost, StudyStatus
     from attention_transfer.training import Run
     from attention_transfer.vit import TransferReport
 
@@ -227,6 +228,21 @@ def compare(config: Compare) -> Comparison:
     return compare_methods(config)
 
 
+@verb(Status, words=("folder",), extra="train")
+def status(config: Status) -> StudyStatus:
+    """Say what of a comparison or a sweep runs where, since when, what waits or failed, and how long the rest takes.
+
+    Returns:
+        The runs with their states, and the time that is left.
+
+    Raises:
+        UserError: the folder holds no study, or its storage can't be reached.
+    """
+    from attention_transfer.experiments.status import study_status
+
+    return study_status(config)
+
+
 @verb(Predict, words=("run", "images"), lists=True, extra="train")
 def predict(config: Predict) -> list[Prediction]:
     """Classify images with a trained run.
@@ -393,6 +409,7 @@ _OWN = (
     pretrain,
     train,
     compare,
+    status,
     predict,
     export,
     ensemble,

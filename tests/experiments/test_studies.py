@@ -9,9 +9,12 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from optuna.exceptions import StorageInternalError
+from optuna.trial import TrialState
 
 from attention_transfer import UserError
 from attention_transfer.errors import Interrupted
@@ -181,25 +184,28 @@ def test_a_damaged_journal_is_named_with_the_way_out(tmp_path: Path) -> None:
 def test_a_database_that_goes_away_is_asked_again_and_then_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url = f"sqlite:///{tmp_path}/study.db"
-    study = opened(tmp_path / "c", url)
+    study = opened(tmp_path / "c", f"sqlite:///{tmp_path}/study.db")
     study.add(NAMES[:1])
     claim = study.claim(NAMES)
     assert claim is not None
-    pauses = list[float]()
+    pauses, record = list[float](), study.storage.set_trial_state_values
 
-    def back_after_two(seconds: float) -> None:
-        pauses.append(seconds)
-        if len(pauses) == 2:
-            (tmp_path / "away").rename(tmp_path / "study.db")
+    def away(trial: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
+        if state == TrialState.COMPLETE and len(pauses) != 2:
+            raise StorageInternalError from OSError("no route to host")
+        return record(trial, state, values)
 
-    (tmp_path / "study.db").rename(tmp_path / "away")
-    study.storage.remove_session()
-    study.storage.engine.dispose()  # type: ignore[attr-defined] # of a database
-    monkeypatch.setattr(time, "sleep", back_after_two)
+    monkeypatch.setattr(study.storage, "set_trial_state_values", away)
+    monkeypatch.setattr(time, "sleep", pauses.append)
     study.finish(claim, 1.0, {})
     assert pauses == [1, 2]
     assert study.entries()[NAMES[0]].state == "finished"
+    pauses.append(0)
+    study.add(NAMES[1:2])
+    claim = study.claim(NAMES)
+    assert claim is not None
+    with pytest.raises(UserError, match=r"can't be reached \(no route to host\); .* the same command goes on"):
+        study.finish(claim, 1.0, {})
 
 
 def _slow(folder: Path, storage: str | None, seconds: float) -> None:

@@ -215,10 +215,25 @@ class Compare(Student):
     """URL of a database that keeps who computes which run, e.g. postgresql://USER@HOST/NAME or sqlite:///FILE; default
     a journal in the folder."""
 
+    until_sure: bool = False
+    """Add seeds, six at least, until each method is known to be better or worse than the first one, or the budget
+    ends."""
+
+    max_seeds: int | None = None
+    """Budget of until_sure: seeds of each method, 6 to 50; default 20."""
+
+    minutes: float | None = None
+    """Budget of until_sure: time; no seed is begun that is not expected to end within it."""
+
     out: str = "runs/comparison"
     """Folder of the comparison."""
 
     def problems(self) -> list[str]:
-        """No worker at all."""
-        few = [f"workers is {self.workers}; give 1 or more"] if self.workers < 1 else []
-        return super().problems() + few
+        """No worker at all, or a budget without a question."""
+        found = [f"workers is {self.workers}; give 1 or more"] if self.workers < 1 else []
+        for name in ("max_seeds", "minutes"):
+            if getattr(self, name) is not None and not self.until_sure:
+                found.append(f"{name} is the budget of until_sure; add --until-sure, or leave it out")
+        if self.minutes is not None and self.minutes <= 0:
+            found.append(f"minutes is {self.minutes:g}; give more than 0")
+        return super().problems() + found

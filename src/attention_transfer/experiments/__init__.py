@@ -9,5 +9,6 @@ from attention_transfer.lazy import lazily
 if TYPE_CHECKING:
     from attention_transfer.experiments.bench import Cost as Cost
     from attention_transfer.experiments.compare import Comparison as Comparison
+    from attention_transfer.experiments.status import StudyStatus as StudyStatus
 else:
     __all__, __getattr__ = lazily(__name__)

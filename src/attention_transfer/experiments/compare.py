@@ -24,6 +24,7 @@ from attention_transfer.experiments.pictures import draw_accuracies, draw_attent
 from attention_transfer.experiments.report import write_report
 from attention_transfer.experiments.results import Row, write_results
 from attention_transfer.experiments.studies import Study, holds_study_alone, turn
+from attention_transfer.experiments.sure import Decisions, Sure, sure_problems
 from attention_transfer.experiments.workers import POLL
 from attention_transfer.locking import Busy
 from attention_transfer.places import check_writable, expanded, folder_problems
@@ -48,11 +49,13 @@ class Comparison:
         path: its folder, with results.csv, results.md, figures/ and report.html.
         teacher: what its students were given as a teacher.
         rows: a row a run.
+        decisions: of until_sure, by the amount of labels in words and by the method; else empty.
     """
 
     path: Path
     teacher: str
     rows: tuple[Row, ...]
+    decisions: Decisions
 
 
 def compare_methods(config: Compare) -> Comparison:
@@ -82,12 +85,15 @@ def compare_methods(config: Compare) -> Comparison:
 def _compared(config: Compare, study: Study, grid: Sequence[Cell], splits: Splits) -> Comparison:
     """Run what is not there yet, and write tables, figures and the page."""
     folder = study.folder
-    with Display.open() as display, display.bar("comparison", len(grid) + (config.teacher is None)) as bar:
+    with Display.open() as display:
         if config.teacher is None:
             log.info("no teacher named: pre-training one on the same images, in %s", folder / "teacher")
             config = replace(config, teacher=_made_teacher(config, folder))
-            bar.advance()
-        rows = Cells(config, folder, grid).run(study, bar)
+        rows, sure, cells = list[Row](), Sure(config, grid), list(grid)
+        while len(cells) > len(rows):
+            with display.bar("comparison", len(cells)) as bar:
+                rows = Cells(config, folder, cells).run(study, bar)
+            cells += sure.more(rows) if config.until_sure else []
     source = str(config.teacher)
     network = load_vit(source, pretrained=config.pretrained, image_size=config.image_size)
     seen = None if splits.test.masks is None else looks(network, network, splits.test)
@@ -95,7 +101,8 @@ def _compared(config: Compare, study: Study, grid: Sequence[Cell], splits: Split
         write_results(rows, folder, seen)
         figures = _figures(folder, rows, network, splits)
         write_report(folder, rows, figures, teacher=source, teacher_looks=seen)
-    return Comparison(folder, source, tuple(rows))
+        decisions = sure.say(rows, folder) if config.until_sure else {}
+    return Comparison(folder, source, tuple(rows), decisions)
 
 
 def _made_teacher(config: Compare, folder: Path) -> str:
@@ -128,6 +135,7 @@ def _check(config: Compare, grid: Sequence[Cell], splits: Splits) -> None:
     """Find before the first run what would stop a later one."""
     folder = expanded(config.out)
     named = config if config.teacher is not None else replace(config, teacher=str(folder / "teacher"), pretrained=True)
+    raise_all(sure_problems(config, grid))
     problems = dict.fromkeys(found for cell in grid for found in train_problems(filled_in(run_of(named, cell, folder))))
     for labels in dict.fromkeys((cell.labels.fraction, cell.labels.shots) for cell in grid):
         try:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 from attention_transfer.config.base import Config, checked
 from attention_transfer.config.presets import PRESETS, Preset
 from attention_transfer.config.presets import of_other_packages as presets_of_other_packages
-from attention_transfer.config.studies import Status
+from attention_transfer.config.studies import Status, Sweep
 from attention_transfer.config.training import Compare, Pretrain, Train
 from attention_transfer.config.values import short
 from attention_transfer.config.verbs import (
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
         Prediction,
         Similarity,
     )
-    from attention_transfer.experiments import Comparison, Cost, StudyStatus
+    from attention_transfer.experiments import Comparison, Cost, StudyStatus, SweepResult
     from attention_transfer.training import Run
     from attention_transfer.vit import TransferReport
 
@@ -226,6 +226,24 @@ def compare(config: Compare) -> Comparison:
     from attention_transfer.experiments.compare import compare_methods
 
     return compare_methods(config)
+
+
+@verb(Sweep, resumes=True, extra="train")
+def sweep(config: Sweep) -> SweepResult:
+    """Find the settings that a method needs, on validation, and test them once on fresh seeds against the defaults.
+
+    Settings are searched by TPE, each over several seeds; Wilcoxon's test gives up what is worse than the best. A sweep
+    that was interrupted goes on by the same command. Writes every configuration (curve.csv), a figure and a sentence.
+
+    Returns:
+        The folder, and for each amount of labels the best settings and how far they differ from the defaults.
+
+    Raises:
+        UserError: the input is wrong; every mistake is listed, and nothing was written.
+    """
+    from attention_transfer.experiments.sweep import sweep_settings
+
+    return sweep_settings(config)
 
 
 @verb(Status, words=("folder",), extra="train")
@@ -409,6 +427,7 @@ _OWN = (
     pretrain,
     train,
     compare,
+    sweep,
     status,
     predict,
     export,

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.table import Table
 
 from attention_transfer.config.studies import Status
-from attention_transfer.experiments.studies import Entry, Study
+from attention_transfer.experiments.studies import RECORD, Entry, Study
 from attention_transfer.places import expanded
 from attention_transfer.ui import console
 
@@ -38,7 +38,9 @@ class StudyStatus:
 def study_status(config: Status) -> StudyStatus:
     """The verb `status`."""
     folder = expanded(config.folder)
-    entries = tuple(Study.there(folder, storage=config.storage).entries().values())
+    places = [folder] if (folder / RECORD).is_file() else sorted(record.parent for record in folder.glob(f"*/{RECORD}"))
+    studies = [Study.there(place, storage=config.storage) for place in places or [folder]]
+    entries = tuple(entry for study in studies for entry in study.entries().values())
     found = StudyStatus(folder, entries, seconds_left(entries, datetime.now()))
     _show(found)
     return found

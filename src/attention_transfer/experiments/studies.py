@@ -77,25 +77,28 @@ class Entry:
 class Study:
     """The runs of a folder, and who computes which."""
 
-    def __init__(self, storage: BaseStorage, ident: int, folder: Path) -> None:
-        self.storage, self.ident, self.folder = storage, ident, folder
+    def __init__(self, storage: BaseStorage, ident: int, folder: Path, name: str) -> None:
+        self.storage, self.ident, self.folder, self.name = storage, ident, folder, name
         self._me = {"host": socket.gethostname(), "process": os.getpid(), "worker": uuid4().hex}
         self._signs: dict[int, tuple[object, float]] = {}  # the last sign of each worker, and when it was new here
 
     @classmethod
-    def open(cls, folder: Path, configuration: Mapping[str, Any], *, storage: str | None) -> Study:
+    def open(
+        cls, folder: Path, configuration: Mapping[str, Any], *, storage: str | None, name: str | None = None
+    ) -> Study:
         """Open the study of a folder, or make it; call it in a turn.
 
         Args:
             folder: where the runs are.
             configuration: what all of its runs share.
             storage: URL of a database; `None` for a journal in the folder.
+            name: of the study; default the folder's.
 
         Raises:
             UserError: the storage can't be reached, or its study of this name is another one.
         """
         opened = storage_at(folder, storage)
-        name, record = folder.resolve().name, _record(folder)
+        name, record = name or folder.resolve().name, _record(folder)
         token = record.get("token") or uuid4().hex
         with _quiet(), answering(storage):
             try:
@@ -119,7 +122,7 @@ class Study:
         said = {"token": token, "study": name, "storage": without_password(storage)}
         if record != said:
             write_whole(folder / RECORD, json.dumps(said, indent=2) + "\n")
-        return cls(opened, ident, folder)
+        return cls(opened, ident, folder, name)
 
     @classmethod
     def there(cls, folder: Path, *, storage: str | None) -> Study:
@@ -137,7 +140,7 @@ class Study:
         opened = storage_at(folder, url)
         with answering(url):
             try:
-                return cls(opened, opened.get_study_id_from_name(record["study"]), folder)
+                return cls(opened, opened.get_study_id_from_name(record["study"]), folder, record["study"])
             except KeyError as error:
                 raise UserError(
                     f"there is no study {record['study']!r} in {without_password(url) or folder}"
@@ -190,6 +193,15 @@ class Study:
                     self.storage.set_trial_user_attr(trial, "owner", {**self._me, "seen": time.time()})
                     return entry
         return None
+
+    def adopt(self, number: int, name: str) -> Entry:
+        """Take a trial that Optuna has begun, and give it a name; call it in the turn in which it was begun."""
+        with answering(None):
+            trial = self.storage.get_trial_id_from_study_id_trial_number(self.ident, number)
+            self.storage.set_trial_user_attr(trial, "attempts", 1)
+            self.storage.set_trial_user_attr(trial, "owner", {**self._me, "seen": time.time()})
+            self.storage.set_trial_user_attr(trial, "run", name)
+        return Entry(number, name, "running")
 
     @contextmanager
     def alive(self, entry: Entry) -> Iterator[None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import FormatStrFormatter, NullFormatter, PercentFormatter
 
 from attention_transfer.viewing.charts import Point
 from attention_transfer.viewing.style import style
@@ -38,6 +38,8 @@ def sweep_chart(
                 )
             if name in logarithmic:
                 axis.set_xscale("log")
+                axis.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+                axis.xaxis.set_minor_formatter(NullFormatter())
             axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
             axis.set_xlabel(name)
             axis.set_ylabel("validation accuracy")

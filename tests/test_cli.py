@@ -254,9 +254,15 @@ def test_values_are_of_the_types_of_their_settings() -> None:
     assert config.recipe == Recipe(lr=1e-3, ema_decay=None, epochs=7)
     assert (config.devices, config.shots) == ("auto", 5)
     assert parsed("train --loggers [wandb,mlflow] --pretrained w.pth", Train).loggers == ["wandb", "mlflow"]
-    assert parsed("compare --vary.pool [token,avg] --vary.recipe.batch-size [8]", Compare).vary == {
+    assert parsed("compare --grid.pool [token,avg] --grid.recipe.batch-size [8]", Compare).grid == {
         "pool": ["token", "avg"],
         "recipe.batch_size": [8],
+    }
+    words = "compare --grid batch-size=8,16 --grid rules.weight=0.5 --grid=rules.layers=[[0,1],last]"
+    assert parsed(words, Compare).grid == {
+        "batch_size": [8, 16],
+        "rules.weight": [0.5],
+        "rules.layers": [[0, 1], "last"],
     }
 
 
@@ -394,7 +400,9 @@ def test_the_flags_are_these() -> None:
             "--init-parts",
             "--trained",
             "--rules",
-            "--vary",
+            "--grid",
+            "--workers",
+            "--storage",
             "--margin",
             "--loggers",
             "--device",

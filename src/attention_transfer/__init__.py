@@ -69,6 +69,8 @@ if TYPE_CHECKING:
     from attention_transfer.verbs import segment as segment
     from attention_transfer.verbs import show as show
     from attention_transfer.verbs import similarity as similarity
+    from attention_transfer.verbs import status as status
+    from attention_transfer.verbs import sweep as sweep
     from attention_transfer.verbs import train as train
     from attention_transfer.verbs import verb as verb
     from attention_transfer.vit import AttentionCall as AttentionCall

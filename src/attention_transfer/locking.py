@@ -19,6 +19,11 @@ log = logging.getLogger("attention_transfer")
 LOCK = ".attention-transfer.lock"
 """File name of a folder's lock; its holder writes its process, host and time into it."""
 
+
+class Busy(UserError):
+    """Another command holds a lock."""
+
+
 _held: set[int] = set()  # descriptors that forked processes, such as loader workers, must not keep
 
 
@@ -33,7 +38,7 @@ def locked(path: Path, what: Path) -> Iterator[None]:
         what: what is written meanwhile, for the message.
 
     Raises:
-        UserError: another command holds it; the message names its process, its host and since when.
+        Busy: another command holds it; the message names its process, its host and since when.
         OSError: the file can't be written.
     """
     descriptor = _opened(path)
@@ -67,7 +72,7 @@ def _taken(descriptor: int, path: Path, what: Path) -> bool:
     except BlockingIOError as error:
         holder = _record(path) or "a process that did not say its name yet"
         os.close(descriptor)
-        raise UserError(
+        raise Busy(
             f"{what} is being written by another command ({holder}); wait for it, stop it, or choose another --out"
         ) from error
     except OSError as error:

@@ -157,6 +157,9 @@ class _Command:
                 self._take_rules(name, value)
             elif setting is not None and setting.group is not None:
                 self._take_group(name, value)
+            elif setting is not None and is_map(setting) and isinstance(value, str) and "=" in value:
+                key, _, text = value.partition("=")
+                self._take(f"{name}.{key.strip().replace('-', '_')}", text if text.strip()[:1] == "[" else f"[{text}]")
             elif setting is not None:
                 self.given[name] = brought(value, setting.kind, name)
                 self.wrong.discard(name)
@@ -188,8 +191,8 @@ class _Command:
     def _is_known(self, name: str) -> bool:
         """Whether something is of this name: a setting, a list of rules, or an entry of a mapping."""
         top, _, key = name.partition(".")
-        maps = key and top in self.options and any(get_origin(part) is dict for part in members(self.options[top].kind))
-        return name in self.options or self._is_rules(name.removesuffix("+")) or bool(maps)
+        maps = bool(key) and top in self.options and is_map(self.options[top])
+        return name in self.options or self._is_rules(name.removesuffix("+")) or maps
 
     def _is_rules(self, name: str) -> bool:
         """Whether a dotted name is that of a list of rules, or of a setting of its last rule."""
@@ -297,6 +300,11 @@ class _Command:
 def holds_many(setting: Setting) -> bool:
     """Whether a setting takes any number of words."""
     return str(setting.kind).startswith("list[")
+
+
+def is_map(setting: Setting) -> bool:
+    """Whether a setting holds lists by name: `--grid lr=1,2` is an entry of it, as `--grid.lr "[1, 2]"` is."""
+    return any(get_origin(part) is dict for part in members(setting.kind))
 
 
 def _without_empty(arguments: Sequence[str], problems: list[str]) -> list[str]:

@@ -22,6 +22,7 @@ from attention_transfer.config.presets import PRESETS, Preset
 from attention_transfer.config.presets import of_other_packages as presets_of_other_packages
 from attention_transfer.config.runs import ListRuns
 from attention_transfer.config.show import Show
+from attention_transfer.config.studies import Status, Sweep
 from attention_transfer.config.training import Compare, Pretrain, Train
 from attention_transfer.config.values import short
 from attention_transfer.config.verbs import (
@@ -51,14 +52,21 @@ if TYPE_CHECKING:
         Prediction,
         Similarity,
     )
-    from attention_transfer.experiments import Comparison, Cost, RunDifference, RunRecord
+    from attention_transfer.experiments import (
+        Comparison,
+        Cost,
+        RunDifference,
+        RunRecord,
+        StudyStatus,
+        SweepResult,
+    )
     from attention_transfer.explorer import ExplorerWidget
     from attention_transfer.training import Run
     from attention_transfer.vit import TransferReport
 
 GROUP = "attention_transfer.verbs"
 
-_TRAIN = ("torchmetrics", "tensorboard", "sklearn", "matplotlib", "jinja2")
+_TRAIN = ("torchmetrics", "tensorboard", "sklearn", "matplotlib", "jinja2", "optuna")
 EXTRAS = {"train": _TRAIN, "explore": (*_TRAIN, "starlette", "uvicorn", "anywidget")}
 """By the name of an extra, the packages that it brings, as they are imported."""
 
@@ -232,6 +240,39 @@ def compare(config: Compare) -> Comparison:
     from attention_transfer.experiments.compare import compare_methods
 
     return compare_methods(config)
+
+
+@verb(Sweep, resumes=True, extra="train")
+def sweep(config: Sweep) -> SweepResult:
+    """Find the settings that a method needs, on validation, and test them once on fresh seeds against the defaults.
+
+    Settings are searched by TPE, each over several seeds; Wilcoxon's test gives up what is worse than the best. A sweep
+    that was interrupted goes on by the same command. Writes every configuration (curve.csv), a figure and a sentence.
+
+    Returns:
+        The folder, and for each amount of labels the best settings and how far they differ from the defaults.
+
+    Raises:
+        UserError: the input is wrong; every mistake is listed, and nothing was written.
+    """
+    from attention_transfer.experiments.sweep import sweep_settings
+
+    return sweep_settings(config)
+
+
+@verb(Status, words=("folder",), extra="train")
+def status(config: Status) -> StudyStatus:
+    """Say what of a comparison or a sweep runs where, since when, what waits or failed, and how long the rest takes.
+
+    Returns:
+        The runs with their states, and the time that is left.
+
+    Raises:
+        UserError: the folder holds no study, or its storage can't be reached.
+    """
+    from attention_transfer.experiments.status import study_status
+
+    return study_status(config)
 
 
 @verb(Predict, words=("run", "images"), lists=True, extra="train")
@@ -452,6 +493,8 @@ _OWN = (
     pretrain,
     train,
     compare,
+    sweep,
+    status,
     predict,
     export,
     ensemble,

@@ -186,7 +186,7 @@ def test_every_run_has_the_device_and_is_as_strict(teacher: str, tmp_path: Path)
 
 def test_any_setting_of_train_is_an_axis_and_the_others_are_shared(teacher: str, tmp_path: Path) -> None:
     axes: dict[str, list[object]] = {"pool": ["token", "avg"], "recipe.lr": [1e-3]}
-    found = compare_tiny(teacher, tmp_path / "c", presets="scratch", trained=["head"], vary=axes)
+    found = compare_tiny(teacher, tmp_path / "c", presets="scratch", trained=["head"], grid=axes)
     titles = ["1 labels a class, pool token, recipe.lr 0.001", "1 labels a class, pool avg, recipe.lr 0.001"]
     assert [row.labels for row in found.rows] == titles
     configs = [RunFolder(Path(row.run)).config() for row in found.rows]
@@ -198,13 +198,30 @@ def test_any_setting_of_train_is_an_axis_and_the_others_are_shared(teacher: str,
 
 
 def test_an_axis_that_there_is_not_is_refused(teacher: str, tmp_path: Path) -> None:
+    axes: dict[str, list[object]] = {"recipe.lrr": [1.0], "data": ["digits"], "pool": ["all"], "lr": [], "seed": [1]}
     with pytest.raises(UserErrors) as caught:
-        compare_tiny(teacher, tmp_path / "c", vary={"recipe.lrr": [1.0], "data": ["digits"], "pool": ["all"]})
-    assert str(caught.value).splitlines() == [
-        "vary can't change 'recipe.lrr'; did you mean 'recipe.lr'?",
-        *(line for line in str(caught.value).splitlines() if line.startswith("vary can't change 'data'; ")),
-        "vary.pool is 'all'; choose one of: avg, token",
+        compare_tiny(teacher, tmp_path / "c", grid=axes)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "grid can't change 'recipe.lrr'; did you mean 'recipe.lr'?"
+    assert lines[1].startswith("grid can't change 'data'; ")
+    assert lines[2:4] == [
+        "grid.pool is 'all'; choose one of: avg, token",
+        "grid.lr is empty; give at least one value",
     ]
+    assert lines[4].startswith("grid can't change 'seed'; ")
+
+
+def test_what_is_given_twice_is_refused(teacher: str, tmp_path: Path) -> None:
+    with pytest.raises(UserErrors) as caught:
+        compare_tiny(teacher, tmp_path / "c", seeds="0,1,1", presets="copy,copy", shots="2,1,2")
+    assert str(caught.value).splitlines() == [
+        "presets has 'copy' twice; name each once",
+        "seeds has 1 twice; name each once",
+        "shots has 2 twice; name each once",
+    ]
+    with pytest.raises(UserError, match=r"grid\.lr has 0\.1 twice"):
+        compare_tiny(teacher, tmp_path / "c", grid={"lr": [0.1, "1e-1"]})
+    assert not list(tmp_path.iterdir())
 
 
 def test_damaged_files_are_refused_where_that_is_asked_for(teacher: str, tmp_path: Path) -> None:

@@ -204,8 +204,26 @@ class Compare(Student):
     fractions: str | list[float] = ""
     """Shares of the labels, separated by commas; with shots, both are run. Default all labels."""
 
-    vary: dict[str, list[object]] | None = None
-    """Further axes: fields of train with the values that they take in turn, e.g. recipe.lr: [1e-3, 1e-2]."""
+    grid: dict[str, list[object]] | None = None
+    """Further axes: fields of train, or of the methods' rules, with the values that they take in turn, e.g.
+    lr=1e-4,3e-4 or rules.weight=0.1,1 or teacher=A,B."""
+
+    workers: int = 1
+    """Processes that compute runs on this machine; each gets its share of the threads."""
+
+    storage: str | None = None
+    """URL of a database that keeps who computes which run, e.g. postgresql://USER@HOST/NAME or sqlite:///FILE; default
+    a journal in the folder."""
+
+    until_sure: bool = False
+    """Add seeds, six at least, until each method is known to be better or worse than the first one, or the budget
+    ends."""
+
+    max_seeds: int | None = None
+    """Budget of until_sure: seeds of each method, 6 to 50; default 20."""
+
+    minutes: float | None = None
+    """Budget of until_sure: time; no seed is begun that is not expected to end within it."""
 
     margin: float | None = None
     """Differences of test accuracy up to this size, e.g. 0.01, count as none: methods whose interval is inside it are
@@ -215,8 +233,13 @@ class Compare(Student):
     """Folder of the comparison."""
 
     def problems(self) -> list[str]:
-        """Words, and a margin that no difference can be inside."""
-        found = super().problems()
+        """No worker at all, a budget without a question, or a margin that no difference can be inside."""
+        found = [f"workers is {self.workers}; give 1 or more"] if self.workers < 1 else []
+        for name in ("max_seeds", "minutes"):
+            if getattr(self, name) is not None and not self.until_sure:
+                found.append(f"{name} is the budget of until_sure; add --until-sure, or leave it out")
+        if self.minutes is not None and self.minutes <= 0:
+            found.append(f"minutes is {self.minutes:g}; give more than 0")
         if self.margin is not None and not self.margin > 0:
             found.append(f"margin is {self.margin:g}; give the difference that would not matter, above 0, e.g. 0.01")
-        return found
+        return super().problems() + found

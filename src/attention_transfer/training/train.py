@@ -63,14 +63,8 @@ class Run:
 
 def train_student(config: Train) -> Run:
     """The verb `train`."""
-    asked = filled_in(config)
-    raise_all([*dict.fromkeys(train_problems(asked))])
+    asked = _asked(config)
     method, tunes = find_preset(config.preset), asked.tune_teacher
-    if config.data == "digits" and config.preset in DIGITS and fits(trained_network(asked)):
-        own = DIGITS[config.preset]
-        rules = own.rules(method.rules) if config.rules is None else asked.rules
-        asked = replace(asked, rules=rules, recipe=with_values(asked.recipe or Recipe(), own.recipe))
-        log.debug("what the recipe leaves open is %s", NAME)
     # Repeating a run neither fine-tunes its teacher again, which is then the one named, nor replaces a folder.
     run = replace(asked, tune_teacher=False, overwrite=False)
     if tunes:
@@ -81,6 +75,38 @@ def train_student(config: Train) -> Run:
     if tunes:
         _tune_teacher(asked, str(run.teacher))
     return _train(plan)
+
+
+def validate_student(config: Train) -> TrialScore:
+    """Train as `train` does, but for a search: the test split is not read, and no model is kept.
+
+    Raises:
+        UserError: as for `train`.
+    """
+    asked = replace(_asked(config), tune_teacher=False, overwrite=False, loggers=[])
+    plan = _Plan(asked, False, find_preset(config.preset))
+    splits = load_data(asked.data, strict=asked.strict)
+    subset = labelled_subset(
+        splits.train.labels, fraction=asked.fraction, shots=asked.shots, seed=asked.seed, names=splits.classes
+    )
+    recipe = _built(plan, classes=len(splits.classes), images=len(subset)).recipe
+    return _scored(plan, recipe, Path(str(asked.out)).name, splits=splits, subset=subset)
+
+
+def _asked(config: Train) -> Train:
+    """What is asked for, with what the preset and the recipe of the digits fill in.
+
+    Raises:
+        UserError: it is wrong; every mistake is listed.
+    """
+    asked, method = filled_in(config), find_preset(config.preset)
+    raise_all([*dict.fromkeys(train_problems(asked))])
+    if config.data == "digits" and config.preset in DIGITS and fits(trained_network(asked)):
+        own = DIGITS[config.preset]
+        rules = own.rules(method.rules) if config.rules is None else asked.rules
+        asked = replace(asked, rules=rules, recipe=with_values(asked.recipe or Recipe(), own.recipe))
+        log.debug("what the recipe leaves open is %s", NAME)
+    return asked
 
 
 def filled_in(config: Train) -> Train:
@@ -300,12 +326,16 @@ def _fitted(
 def _trial(plan: _Plan, recipe: ResolvedRecipe, place: str, *, splits: Splits, subset: NDArray[np.int64]) -> TrialScore:
     """Train by a shorter recipe in a folder of its own, of which the scores are kept, and validate."""
     config = replace(plan.config, recipe=recipe, loggers=[], out=f"{plan.config.out}-tune/{place}")
-    short = replace(plan, config=config)
-    with RunFolder.open(str(config.out), short.data(recipe), overwrite=plan.overwrite) as folder:
+    return _scored(replace(plan, config=config), recipe, place, splits=splits, subset=subset)
+
+
+def _scored(plan: _Plan, recipe: ResolvedRecipe, name: str, *, splits: Splits, subset: NDArray[np.int64]) -> TrialScore:
+    """Train by a recipe into the plan's folder, of which the scores are kept, and validate."""
+    with RunFolder.open(str(plan.config.out), plan.data(recipe), overwrite=plan.overwrite) as folder:
         if not folder.finished:
-            built = _built(short, classes=len(splits.classes), images=len(subset))
-            fitted = _fitted(config, built, folder, splits, subset, name=place, tested=False)
-            folder.write_json("summary.json", {"trial": place, "validation": fitted.validation})
+            built = _built(plan, classes=len(splits.classes), images=len(subset))
+            fitted = _fitted(plan.config, built, folder, splits, subset, name=name, tested=False)
+            folder.write_json("summary.json", {"trial": name, "validation": fitted.validation})
             shutil.rmtree(folder.checkpoints)
         scores = folder.summary()["validation"]
     return TrialScore(scores["accuracy"], scores["cross_entropy"])

@@ -1,0 +1,178 @@
+"""The grid of a comparison: methods × amounts of labels × seeds × any other settings, and what is wrong with it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any, TypeVar
+
+from attention_transfer.config.base import Setting, options_of, parts_of, settings_of, with_settings
+from attention_transfer.config.presets import preset
+from attention_transfer.config.recipe import Recipe
+from attention_transfer.config.training import Compare, Student, Train
+from attention_transfer.config.values import brought, short
+from attention_transfer.data import check_subset
+from attention_transfer.errors import UserError, nearest, raise_all
+from attention_transfer.experiments.rows import Labels
+from attention_transfer.training.train import filled_in
+from attention_transfer.transfer import Rule
+
+T = TypeVar("T")
+
+_NO_AXES = ("data", "strict", "rules")
+_LONGEST = 120  # letters of a run's name
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the grid: a method, an amount of labels, a seed, and what is varied besides."""
+
+    preset: str
+    labels: Labels
+    seed: int
+    settings: Mapping[str, Any]
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        return f"{self.preset}, {self.labels.title}, seed {self.seed}"
+
+
+def grid_of(config: Compare) -> list[Cell]:
+    """Every run, ordered so that an early stop leaves whole seeds behind.
+
+    Raises:
+        UserError: an axis is unknown or empty, or a value is wrong or given twice; every mistake is listed.
+    """
+    problems: list[str] = []
+    names = _listed(config.presets, str, "presets", problems)
+    numbers = _listed(config.seeds, int, "seeds", problems)
+    amounts = [Labels(shots=n) for n in _listed(config.shots, int, "shots", problems)]
+    amounts += [Labels(fraction=f) for f in _listed(config.fractions, float, "fractions", problems)]
+    for name in names:
+        try:
+            preset(name)
+        except UserError as error:
+            problems.append(str(error))
+    for labels in amounts:
+        problems += check_subset(labels.fraction, labels.shots)
+    for what, values in (("presets", names), ("seeds", numbers)):
+        if not values:
+            problems.append(f"{what} is empty; name at least one")
+    raise_all(problems)
+    axes = [_axis(name, values, config, names, problems) for name, values in (config.grid or {}).items()]
+    raise_all(problems)
+    return [
+        Cell(name, replace(labels, settings=in_words(settings)), seed, settings)
+        for labels in amounts or [Labels()]
+        for settings in map(dict, product(*axes))
+        for seed in numbers
+        for name in names
+    ]
+
+
+def run_of(config: Compare, cell: Cell, folder: Path) -> Train:
+    """What `train` is told for a cell of the grid; settings of rules that its method lacks have no part in it."""
+    shared = {name: getattr(config, name) for name in settings_of(Student)}
+    own = config.rules if config.rules is not None else list(preset(cell.preset).rules)
+    of_rules = {name.removeprefix("rules."): v for name, v in cell.settings.items() if name.startswith("rules.")}
+    applied = {name: value for name, value in of_rules.items() if any(_has(rule, name) for rule in own)}
+    plain = {name: value for name, value in cell.settings.items() if not name.startswith("rules.")}
+    run = replace(
+        Train(cell.preset, **shared),
+        seed=cell.seed,
+        fraction=cell.labels.fraction,
+        shots=cell.labels.shots,
+        tune_teacher=False,
+        out=str(folder / "runs" / _name(cell, plain | {f"rules.{name}": value for name, value in applied.items()})),
+    )
+    run = with_settings(replace(run, recipe=preset(cell.preset).recipe_with(run.recipe or Recipe())), plain)
+    if applied:
+        run = replace(run, rules=[replace_known(rule, applied) for rule in own])
+    taught = any(rule.needs_teacher for rule in filled_in(run).rules or [])
+    return run if taught else replace(run, pairing=None)  # which has an effect on other methods alone
+
+
+def replace_known(rule: Rule, values: Mapping[str, Any]) -> Rule:
+    """A rule with those of these settings that it has."""
+    known = {name: value for name, value in values.items() if _has(rule, name)}
+    return replace(rule, **known) if known and is_dataclass(rule) else rule
+
+
+def setting_named(name: str, rules: Sequence[Rule], what: str) -> tuple[str, Setting]:
+    """A setting of a student that may be varied, by its dotted name or by the last part of it, e.g. lr.
+
+    Args:
+        name: as it is given.
+        rules: whose settings there are besides, as rules.weight.
+        what: what it is given for, for the message.
+
+    Raises:
+        UserError: there is none, or the name fits several.
+    """
+    known = {n: setting for n, setting in options_of(Student).items() if n not in _NO_AXES and setting.group is None}
+    for rule in rules:
+        known |= {f"rules.{f.name}": settings_of(type(rule))[f.name] for f in fields(rule) if f.init}
+    if name in known:
+        return name, known[name]
+    ends = [option for option in known if option.rpartition(".")[2] == name]
+    if len(ends) == 1:
+        return ends[0], known[ends[0]]
+    if ends:
+        raise UserError(f"{what} can't tell which {name!r} is meant; did you mean {' or '.join(map(repr, ends))}?")
+    raise UserError(f"{what} can't change {short(name)!r}; {nearest(name, known)}")
+
+
+def in_words(settings: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """Settings as tables and folder names have them."""
+    return tuple((name, str(value)) for name, value in settings.items())
+
+
+def _axis(
+    name: str, values: Sequence[object], config: Compare, names: Sequence[str], problems: list[str]
+) -> list[tuple[str, Any]]:
+    """The values of one further axis, in the type of the setting."""
+    rules = config.rules if config.rules is not None else [rule for method in names for rule in preset(method).rules]
+    try:
+        full, setting = setting_named(name, rules, "grid")
+        found = [(full, brought(value, setting.kind, f"grid.{name}")) for value in values]
+    except UserError as error:
+        problems.append(str(error))
+        return []
+    if not found:
+        problems.append(f"grid.{name} is empty; give at least one value")
+    problems += [f"grid.{name} has {value!r} twice; give each value once" for value in _twice(v for _, v in found)]
+    return found
+
+
+def _has(rule: Rule, name: str) -> bool:
+    return is_dataclass(rule) and any(f.name == name and f.init for f in fields(rule))
+
+
+def _name(cell: Cell, settings: Mapping[str, Any]) -> str:
+    """Of a run's folder."""
+    ordered = {name: settings[name] for name in cell.settings if name in settings}
+    name = f"{cell.preset}-{replace(cell.labels, settings=in_words(ordered)).slug}-seed{cell.seed}"
+    return name if len(name) <= _LONGEST else f"{name[:_LONGEST]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def _listed(value: str | Sequence[T], kind: Callable[[str], T], what: str, problems: list[str]) -> list[T]:
+    """Values from a list or from text with commas, each once, in order."""
+    items = parts_of(value, what, problems) if isinstance(value, str) else list(value)
+    values: list[T] = []
+    for item in items:
+        try:
+            values.append(kind(item) if isinstance(item, str) else item)
+        except ValueError:
+            problems.append(f"{what} has {item!r}, which is no {kind.__name__}; give numbers separated by commas")
+    problems += [f"{what} has {value!r} twice; name each once" for value in _twice(values)]
+    return values
+
+
+def _twice(values: Any) -> list[Any]:
+    counts = Counter(map(repr, found := list(values)))
+    return [value for value in {repr(v): v for v in found}.values() if counts[repr(value)] > 1]

@@ -161,10 +161,21 @@ def test_an_upload_beyond_the_limit_is_not_read_to_its_end(opened: TestClient) -
     assert (response.status_code, "is not an image" in response.json()["error"]) == (400, True)
 
 
-def test_old_sessions_end_when_there_are_many(server: Server, opened: TestClient) -> None:
+def test_sessions_that_nobody_uses_end_when_there_are_many(server: Server, opened: TestClient) -> None:
+    idle = browser(server)
+    idle.get("/")
     for _ in range(64):
+        assert opened.post("/api/state").status_code == 200
         browser(server).get("/")
-    assert opened.post("/api/state").status_code == 403
+    assert opened.post("/api/state").status_code == 200
+    assert idle.post("/api/state", headers=ASKING).status_code == 403
+
+
+@pytest.mark.parametrize("dest", ["image", "iframe", "empty", "script"])
+def test_another_page_can_not_begin_sessions(opened: TestClient, dest: str) -> None:
+    response = opened.get("/", headers={"Sec-Fetch-Dest": dest})
+    assert (response.status_code, "set-cookie" in response.headers) == (403, False)
+    assert opened.get("/", headers={"Sec-Fetch-Dest": "document"}).status_code == 200
 
 
 def test_another_address_needs_the_token(explorer: Explorer) -> None:

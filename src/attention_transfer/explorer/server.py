@@ -110,6 +110,8 @@ class Server:
 
     async def _page(self, request: Request) -> Response:
         self._check_host(request)
+        if request.headers.get("sec-fetch-dest", "document") != "document":  # as a picture or a frame of another page
+            raise Refused(403, "the page is opened by itself alone")
         known = request.cookies.get(self._cookie) in self._sessions
         if known or self._token is None:
             response: Response = Response(_PAGE, media_type="text/html", headers=_HEADERS)
@@ -131,9 +133,11 @@ class Server:
         own = origin in (None, f"{request.url.scheme}://{request.headers['host']}") and site == "same-origin"
         if request.headers.get(HEADER) != "1" or not own:
             raise Refused(403, "only the page itself may ask")
-        session = self._sessions.get(request.cookies.get(self._cookie, ""))
+        id = request.cookies.get(self._cookie, "")
+        session = self._sessions.get(id)
         if session is None:
             raise Refused(403, "this session has ended; reload the page")
+        self._sessions.move_to_end(id)
         name = request.path_params["name"]
         if name == "upload":
             data = await _body(request, UPLOAD_BYTES)
@@ -161,7 +165,7 @@ class Server:
             raise Refused(403, "this server answers on its own address alone")
 
     def _begun(self) -> str:
-        """A new session; beyond a number of them, the one that began first ends."""
+        """A new session; beyond a number of them, the one that was used least recently ends."""
         id = secrets.token_urlsafe(32)
         self._sessions[id] = Session(self._explorer)
         if len(self._sessions) > _SESSIONS:

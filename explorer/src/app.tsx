@@ -59,7 +59,7 @@ export function App({ store }: { store: Store }) {
           <EpochPanel store={store} />
         </Panel>
       )}
-      {state.causal && image !== undefined && (
+      {state.causal && state.networks.length > 1 && image !== undefined && (
         <Panel store={store} name="causal" title="What if it looked elsewhere?">
           <CausalPanel store={store} />
         </Panel>

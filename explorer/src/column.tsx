@@ -199,9 +199,9 @@ function Bar({ store, maps, top, unlike }: { store: Store; maps: Maps; top: numb
       class="bar"
       title={unlike ? "In multiples of even attention, because the patch grids differ" : "Attention to one patch"}
     >
-      <span>{maps.signed ? `−${number(top)}` : "0"}</span>
+      <span>{maps.signed ? `≤ −${number(top)}` : "0"}</span>
       <canvas ref={canvas} />
-      <span>{number(top)}</span>
+      <span>≥ {number(top)}</span>
     </p>
   );
 }

@@ -33,6 +33,7 @@ export class Cache<T> {
 /** Asks once for each thing, and tells when it is there. */
 export class Things<T> {
   private readonly asked = new Set<string>();
+  private readonly failed = new Set<string>();
   private readonly cache: Cache<T>;
 
   constructor(
@@ -45,7 +46,7 @@ export class Things<T> {
 
   get(key: string): T | undefined {
     const value = this.cache.get(key);
-    if (value === undefined && !this.asked.has(key)) {
+    if (value === undefined && !this.asked.has(key) && !this.failed.has(key)) {
       this.asked.add(key);
       this.ask(key).then(
         (found) => {
@@ -53,10 +54,19 @@ export class Things<T> {
           this.asked.delete(key);
           this.changed();
         },
-        (error: Error) => this.changed(error), // stays asked: what failed is not asked for again at every frame
+        (error: Error) => {
+          this.failed.add(key); // so that it is not asked for again at every frame
+          this.asked.delete(key);
+          this.changed(error);
+        },
       );
     }
     return value;
+  }
+
+  /** Lets what failed be asked for again. */
+  retry(): void {
+    this.failed.clear();
   }
 }
 
@@ -64,6 +74,7 @@ export class Things<T> {
 export class Newest<K extends { key: string }, T> {
   private wish: K | null = null;
   private busy = false;
+  private failed = false;
   /** The newest answer, and what it answers. */
   shown: { of: K; value: T } | null = null;
 
@@ -76,14 +87,20 @@ export class Newest<K extends { key: string }, T> {
   want(wish: K): void {
     if (wish.key === this.wish?.key) return;
     this.wish = wish;
+    this.failed = false;
     const value = this.cache.get(wish.key);
     if (value !== undefined) this.shown = { of: wish, value };
     else if (!this.busy) void this.run(wish);
   }
 
-  /** Whether what is shown is what was wished for. */
+  /** Whether nothing is under way for what was wished for. */
   get ready(): boolean {
-    return this.shown !== null && this.shown.of.key === this.wish?.key;
+    return this.failed || (this.shown !== null && this.shown.of.key === this.wish?.key);
+  }
+
+  /** Lets what failed be asked for again. */
+  retry(): void {
+    if (this.failed) this.wish = null;
   }
 
   private async run(wish: K): Promise<void> {
@@ -95,7 +112,10 @@ export class Newest<K extends { key: string }, T> {
       this.shown = { of: wish, value };
     } catch (cause) {
       error = cause as Error;
-      if (wish === this.wish) this.shown = null;
+      if (wish === this.wish) {
+        this.shown = null;
+        this.failed = true; // and is not asked for again at every frame
+      }
     }
     this.busy = false;
     const next = this.wish;

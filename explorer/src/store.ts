@@ -119,8 +119,10 @@ export class Store {
     return this.view === undefined ? "-" : hashOf(this.view, this.first);
   }
 
+  /** Changes the view; what failed before is asked for again. */
   set(change: Partial<View>): void {
     Object.assign(this.view, change);
+    for (const asked of [this.places, this.masses, this.photos, ...this.feeds.values()]) asked.retry();
     this.message = "";
     this.note = "";
     this.changed();

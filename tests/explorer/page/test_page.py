@@ -228,7 +228,7 @@ def test_the_map_is_painted_where_the_patches_lie(page: Page, address: str, pret
 
 def test_a_network_differs_in_nothing_from_itself_but_from_another(page: Page, address: str) -> None:
     opened(page, address, "networks=a,c&paint=map&mass=0&difference=yes")
-    assert text(network(page, "c").locator(".bar span").first).startswith("−")
+    assert text(network(page, "c").locator(".bar span").first).startswith("≤ −")
     assert text(network(page, "a").locator(".bar span").first) == "0"
 
 
@@ -370,6 +370,66 @@ def test_a_file_shows_what_it_holds_without_asking_anybody(page: Page, pretended
     assert float(text(first.locator(".value").first)) == pytest.approx(row[:, 2].mean(), abs=float(row.max()) / 255)
     assert first.get_by_role("button", name="Add image").count() == 0
     assert first.get_by_text("What if").count() == 0
+
+
+NOTEBOOK = """async () => {
+  const page = await import("./page.js");
+  const server = new page.HttpSource();
+  const heard = new Set();
+  const model = {
+    on: (event, callback) => heard.add(callback),
+    off: (event, callback) => heard.delete(callback),
+    send: async ({id, name, arguments: parameters}) => {
+      const views = (buffers) => buffers.map((buffer) => new DataView(buffer));
+      const answer = (reply, buffers = []) => heard.forEach((f) => f({id, ...reply}, views(buffers)));
+      await server.ask(name, parameters).then(({meta, buffers}) => answer({meta}, buffers),
+                                              (error) => answer({error: error.message}));
+    },
+  };
+  const el = document.body.appendChild(document.createElement("div"));
+  el.id = "cell";
+  const close = page.default.render({model, el});
+  window.closeCell = () => { close(); return [heard.size, el.firstChild.shadowRoot.childElementCount]; };
+}"""
+
+
+def test_a_notebook_s_widget_shows_the_same_beside_another_explorer(
+    page: Page, address: str, pretended: Pretended
+) -> None:
+    opened(page, address, "networks=a")
+    page.evaluate(NOTEBOOK)
+    cell = page.locator("#cell")
+    cell.locator(".bar").nth(2).wait_for()
+    cell.locator(".picture").first.focus()
+    page.keyboard.press("ArrowDown")  # goes to the cell alone
+    page.keyboard.press("Shift+ArrowDown")
+    cell.locator(".value").nth(2).wait_for()
+    value = pretended.values("a", "x", 2, 2 + 3 * 6 + 3)[:, 2 + 3 * 6 + 3].mean()
+    cell.locator(".value", has_text=f"{value:#.4g}").first.wait_for()
+    assert text(page.locator("main .controls output").first) == "3"
+    assert "layer" not in page.url
+    assert page.evaluate("() => window.closeCell()") == [0, 0]
+
+
+def test_what_failed_is_asked_for_again_at_the_next_action(
+    page: Page, address: str, pretended: Pretended, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened(page, address, "networks=a")
+
+    def failing(**asked: Any) -> Reply:
+        raise ValueError("The disk is asleep.")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(pretended, "rows", failing)
+        page.keyboard.press("ArrowDown")
+        page.get_by_text("The disk is asleep.").wait_for()
+        asked = len(pretended.asked)
+        page.mouse.move(3, 3)
+        page.wait_for_timeout(300)
+        assert len(pretended.asked) == asked
+    page.keyboard.press("Enter")
+    settled(page)
+    assert text(page.locator(".message.error")) == ""
 
 
 def in_a_file(pretended: Pretended) -> str:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from csv import DictReader
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,8 @@ from attention_transfer.experiments.statistics import (
 
 SEEDS = (3, 5, 6, 10)
 BUDGET = 12
+Bootstrap = Literal["BCa", "percentile"]
+BOOTSTRAPS: tuple[Bootstrap, ...] = ("BCa", "percentile")
 _RESULTS = Path(__file__).parent / "results"
 _ROWS = (
     "digits-2026-11-21/5shot.csv",
@@ -111,13 +114,15 @@ def coverage(repeats: int, seeds: int, *, normal: bool, rng: np.random.Generator
         "gap, Fieller": np.mean([i.low <= true <= i.high for i, true in zip(gaps, gap, strict=True)]),
         "gap, without bounds": np.mean([np.isinf(i.low) for i in gaps]),
     }
-    for name in ("BCa", "percentile"):
+    for name in BOOTSTRAPS:
         found[f"difference, {name}"] = _bootstrapped((method - top,), np.mean, name, difference)
         found[f"gap, {name}"] = _bootstrapped((floor, top, method), _gap, name, gap)
     return {name: float(value) for name, value in found.items()}
 
 
-def _bootstrapped(samples: tuple[Values, ...], statistic: Callable[..., Values], method: str, truth: Values) -> float:
+def _bootstrapped(
+    samples: tuple[Values, ...], statistic: Callable[..., Values], method: Bootstrap, truth: Values
+) -> float:
     interval = stats.bootstrap(
         samples,
         statistic,
@@ -126,7 +131,7 @@ def _bootstrapped(samples: tuple[Values, ...], statistic: Callable[..., Values],
         axis=-1,
         n_resamples=2000,
         batch=100,
-        method=method,  # type: ignore[arg-type] # one of its names
+        method=method,
         rng=np.random.default_rng(0),
     ).confidence_interval
     return float(np.mean((interval.low <= truth) & (truth <= interval.high)))
@@ -189,7 +194,7 @@ def lost_leader(repeats: int, seeds: int, rng: np.random.Generator) -> float:
 
 def labels_coverage(repeats: int, seeds: int, rng: np.random.Generator) -> float:
     """Share of intervals of equal labels that hold the truth: a curve that is linear in log labels, normal errors."""
-    hits, amounts = 0, (5, 10, 20, 40)
+    hits, amounts = 0, (5.0, 10.0, 20.0, 40.0)
     for _ in range(repeats):
         shared = rng.normal(0, 0.02, seeds)
         curve = {n: dict(enumerate(0.5 + 0.1 * np.log2(n / 5) + shared + rng.normal(0, 0.02, seeds))) for n in amounts}

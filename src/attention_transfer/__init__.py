@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from attention_transfer.verbs import predict as predict
     from attention_transfer.verbs import presets as presets
     from attention_transfer.verbs import pretrain as pretrain
+    from attention_transfer.verbs import runs as runs
     from attention_transfer.verbs import segment as segment
     from attention_transfer.verbs import similarity as similarity
     from attention_transfer.verbs import status as status

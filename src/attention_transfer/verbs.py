@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 from attention_transfer.config.base import Config, checked
 from attention_transfer.config.presets import PRESETS, Preset
 from attention_transfer.config.presets import of_other_packages as presets_of_other_packages
+from attention_transfer.config.runs import ListRuns
 from attention_transfer.config.studies import Status, Sweep
 from attention_transfer.config.training import Compare, Pretrain, Train
 from attention_transfer.config.values import short
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
         Prediction,
         Similarity,
     )
-    from attention_transfer.experiments import Comparison, Cost, StudyStatus, SweepResult
+    from attention_transfer.experiments import Comparison, Cost, RunDifference, RunRecord, StudyStatus, SweepResult
     from attention_transfer.training import Run
     from attention_transfer.vit import TransferReport
 
@@ -407,6 +408,21 @@ def bench(config: MeasureCost) -> list[Cost]:
     return measure_costs(config)
 
 
+@verb(ListRuns, words=("folders",), extra="train")
+def runs(config: ListRuns) -> list[RunRecord] | RunDifference:
+    """List runs and their results, or show in what two of them differ: runs diff A B.
+
+    Returns:
+        A record for each run; with diff, the settings, the environment and the results of both.
+
+    Raises:
+        UserError: there is no such folder, or a folder after diff is no run; nothing was written.
+    """
+    from attention_transfer.experiments.runs import show_runs
+
+    return show_runs(config)
+
+
 @verb(NoSettings)
 def presets(config: NoSettings) -> dict[str, Preset]:  # noqa: ARG001
     """List the methods: what each does, and where it comes from.
@@ -427,16 +443,17 @@ _OWN = (
     pretrain,
     train,
     compare,
-    sweep,
-    status,
     predict,
     export,
     ensemble,
     evaluate,
     segment,
     similarity,
+    sweep,
+    status,
     doctor,
     bench,
+    runs,
     presets,
 )
 VERBS: dict[str, Verb[..., Any]] = {own.name: own for own in _OWN}

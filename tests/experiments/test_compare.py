@@ -8,6 +8,7 @@ from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -20,7 +21,8 @@ from attention_transfer.data import DATA, load_data
 from attention_transfer.errors import UserErrors
 from attention_transfer.evaluation import looks
 from attention_transfer.experiments.compare import Comparison
-from attention_transfer.experiments.results import Labels, Row, markdown
+from attention_transfer.experiments.results import markdown
+from attention_transfer.experiments.rows import Labels, Row
 from attention_transfer.training import Recipe, RunFolder, Training, TrainingResult, fit
 from attention_transfer.vit import load_vit, save_vit
 
@@ -64,11 +66,14 @@ def test_results_are_written_as_rows_and_as_a_table(comparison: Comparison) -> N
 
 def test_the_page_stands_alone(comparison: Comparison) -> None:
     page = (comparison.path / "report.html").read_text()
-    sources = re.findall(r'(?:src|href)="([^"]{0,40})', page)
-    assert len(sources) == 5  # accuracies, curves and three images
+    sources = re.findall(r'src="([^"]{0,40})', page)
+    assert len(sources) == 3  # images of three digits; charts are part of the page
     assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert page.count("<svg ") == 4  # accuracies and curves of both amounts of labels
     for name in ("scratch", "finetune", "copy"):
-        assert f"<td>{name}</td>" in page
+        assert f'<th scope="row">{name}</th>' in page
+    links = re.findall(r'href="([^"#]+)"', page)
+    assert {(comparison.path / unquote(link)).resolve() for link in links} == {Path(r.run) for r in comparison.rows}
 
 
 def test_what_is_done_is_not_done_again_and_more_can_be_added(
@@ -118,6 +123,11 @@ def test_every_mistake_is_listed_and_nothing_written(tmp_path: Path) -> None:
     for part in ("did you mean 'copy'", "seeds has 'x'", "shots is 0", "fraction is 1.5"):
         assert part in message
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_margin_of_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="margin is 0; give the difference that would not matter"):
+        compare("copy,distill", margin=0.0, out=str(tmp_path / "c"))
 
 
 def test_a_comparison_of_something_else_is_refused(comparison: Comparison, teacher: str, tmp_path: Path) -> None:
@@ -248,4 +258,4 @@ def test_where_masks_are_known_attention_is_held_against_them(tmp_path: Path, mo
         f"| copy | {100 * made.rows[0].test_accuracy:.1f} | {100 * known.share:.1f} | {100 * known.iou:.1f} |" in table
     )
     assert f"Of the teacher's own attention {100 * known.share:.1f} % is on the object" in table
-    assert "attention on the object, %</th>" in (made.path / "report.html").read_text()
+    assert "attention on the object,\u00a0%</th>" in (made.path / "report.html").read_text()

@@ -204,9 +204,7 @@ def test_sentences() -> None:
     worse = judged(runs([-value for value in CLEAR]), zero(6))
     assert sentence("copy", "finetune", worse).startswith("copy is worse than finetune: −2.3 points (−3.1 to −1.5), p")
     early = judged(runs(CLEAR[:4]), zero(4))
-    assert sentence("gta", "finetune", early).endswith(
-        "p = 0.125, four seeds; about 2 more seeds would decide if mean and spread stay as they are"
-    )
+    assert sentence("gta", "finetune", early).endswith("p = 0.125, four seeds; about 2 more seeds would decide")
     alike = judged(runs(UNCLEAR), zero(6), 0.05)
     assert sentence("gta", "finetune", alike).startswith("gta is as good as finetune (within ±5.0 points): ")
     once = judged(runs([0.01]), zero(1))
@@ -234,7 +232,7 @@ def test_before_the_first_look_nothing_is_said() -> None:
     assert (found.interval.low, found.interval.high) == (-math.inf, math.inf)
     assert sentence("gta", "finetune", found) == (
         "undecided between gta and finetune: +2.3 points (no interval before six seeds), five seeds; about 1 more seed "
-        "would decide if mean and spread stay as they are"
+        "would decide"
     )
 
 
@@ -302,8 +300,8 @@ def test_the_interval_of_labels_widens_with_the_spread_and_ends_where_a_t_test_d
 @pytest.mark.parametrize(
     ("level", "text"),
     [
-        (0.9, "is better than finetune with 20 labels a class"),
-        (0.1, "is not as good as finetune with 5 labels a class"),
+        (0.9, "is as good as finetune with more than 20 labels a class (at least 20)"),
+        (0.1, "is as good as finetune with fewer than 5 labels a class (at most 5)"),
     ],
 )
 def test_beyond_the_curve_nothing_is_made_up(level: float, text: str) -> None:

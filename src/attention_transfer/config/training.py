@@ -225,15 +225,21 @@ class Compare(Student):
     minutes: float | None = None
     """Budget of until_sure: time; no seed is begun that is not expected to end within it."""
 
+    margin: float | None = None
+    """Differences of test accuracy up to this size, e.g. 0.01, count as none: methods whose interval is inside it are
+    said to be as good as each other."""
+
     out: str = "runs/comparison"
     """Folder of the comparison."""
 
     def problems(self) -> list[str]:
-        """No worker at all, or a budget without a question."""
+        """Words, no worker at all, a budget without a question, and a margin that no difference can be inside."""
         found = [f"workers is {self.workers}; give 1 or more"] if self.workers < 1 else []
         for name in ("max_seeds", "minutes"):
             if getattr(self, name) is not None and not self.until_sure:
                 found.append(f"{name} is the budget of until_sure; add --until-sure, or leave it out")
         if self.minutes is not None and self.minutes <= 0:
             found.append(f"minutes is {self.minutes:g}; give more than 0")
+        if self.margin is not None and not self.margin > 0:
+            found.append(f"margin is {self.margin:g}; give the difference that would not matter, above 0, e.g. 0.01")
         return super().problems() + found

@@ -15,7 +15,8 @@ from attention_transfer.engine.progress import Bar
 from attention_transfer.errors import UserError
 from attention_transfer.evaluation import Looks, load_run, looks
 from attention_transfer.experiments.grid import Cell, run_of
-from attention_transfer.experiments.results import Row, row_of, write_results
+from attention_transfer.experiments.results import write_results
+from attention_transfer.experiments.rows import Row, row_of
 from attention_transfer.experiments.studies import Entry, Study
 from attention_transfer.experiments.workers import Computed, in_processes, work
 from attention_transfer.training import Run
@@ -128,7 +129,7 @@ class Cells:
         """Renew the tables; no other process writes them meanwhile."""
         with study.turn():
             if rows := self._rows(study):
-                write_results(rows, self.folder)
+                write_results(rows, self.folder, margin=self.config.margin)
 
 
 def _work(cells: Cells, names: Sequence[str]) -> None:

@@ -22,7 +22,8 @@ from attention_transfer.experiments.cells import Cells
 from attention_transfer.experiments.grid import Cell, grid_of, run_of
 from attention_transfer.experiments.pictures import draw_accuracies, draw_attention, draw_curves
 from attention_transfer.experiments.report import write_report
-from attention_transfer.experiments.results import Row, write_results
+from attention_transfer.experiments.results import write_results
+from attention_transfer.experiments.rows import Row
 from attention_transfer.experiments.studies import Study, holds_study_alone, turn
 from attention_transfer.experiments.sure import Decisions, Sure, sure_problems
 from attention_transfer.experiments.workers import POLL
@@ -98,9 +99,9 @@ def _compared(config: Compare, study: Study, grid: Sequence[Cell], splits: Split
     network = load_vit(source, pretrained=config.pretrained, image_size=config.image_size)
     seen = None if splits.test.masks is None else looks(network, network, splits.test)
     with study.turn():
-        write_results(rows, folder, seen)
+        write_results(rows, folder, seen, config.margin)
         figures = _figures(folder, rows, network, splits)
-        write_report(folder, rows, figures, teacher=source, teacher_looks=seen)
+        write_report(folder, rows, figures, teacher=source, teacher_looks=seen, margin=config.margin)
         decisions = sure.say(rows, folder) if config.until_sure else {}
     return Comparison(folder, source, tuple(rows), decisions)
 

@@ -17,7 +17,8 @@ from attention_transfer.config.recipe import Recipe
 from attention_transfer.config.training import Compare, Pretrain
 from attention_transfer.config.verbs import Demo
 from attention_transfer.experiments.compare import Comparison, compare_methods
-from attention_transfer.experiments.results import by_labels, lines, table
+from attention_transfer.experiments.results import lines, table
+from attention_transfer.experiments.rows import by_labels
 from attention_transfer.training.pretrain import pretrain_teacher
 from attention_transfer.ui import console
 

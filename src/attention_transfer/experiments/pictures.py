@@ -8,19 +8,23 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from attention_transfer.data import Normalise, Splits, eval_pixels
 from attention_transfer.evaluation import load_run
-from attention_transfer.experiments.results import Row, by_labels, lines
-from attention_transfer.experiments.statistics import mean_interval
+from attention_transfer.experiments.findings import label_curves, setting_curves
+from attention_transfer.experiments.results import lines
+from attention_transfer.experiments.rows import Row, by_labels
+from attention_transfer.experiments.statistics import Interval, mean_interval
 from attention_transfer.training import read_metrics
 from attention_transfer.viewing import (
     Point,
     SheetRow,
     accuracy_chart,
     attention_sheet,
+    curve_chart,
     learning_curves,
     save,
     save_sheet,
@@ -30,22 +34,53 @@ from attention_transfer.vit import capture, describe
 
 def draw_accuracies(rows: Sequence[Row], path: Path) -> Path:
     """Test accuracy of each method, with intervals."""
+    return save(accuracies(rows), path)
+
+
+def accuracies(rows: Sequence[Row]) -> Figure:
+    """The chart of test accuracies."""
     points = {
-        title: {line.preset: Point(line.accuracy.mean, *_bounds(line.values), line.values) for line in lines(group)}
+        title: {line.preset: _point(line.accuracy, line.values) for line in lines(group)}
         for title, group in by_labels(rows).items()
     }
-    return save(accuracy_chart(points), path)
+    return accuracy_chart(points)
 
 
 def draw_curves(rows: Sequence[Row], path: Path) -> Path:
     """Validation accuracy over training; mean and range over seeds."""
+    return save(curves(rows), path)
+
+
+def curves(rows: Sequence[Row]) -> Figure:
+    """The chart of validation accuracies."""
     panels = {}
     for title, group in by_labels(rows).items():
         panels[title] = {
             preset: _curve([row for row in group if row.preset == preset])
             for preset in dict.fromkeys(row.preset for row in group)
         }
-    return save(learning_curves(panels), path)
+    return learning_curves(panels)
+
+
+def over_labels(rows: Sequence[Row]) -> dict[str, Figure]:
+    """Charts of accuracy over labels, by the unit of these, where there are several amounts."""
+    units: dict[str, dict[str, dict[str, list[tuple[float, Point]]]]] = {}
+    for (unit, others), methods in label_curves(rows).items():
+        units.setdefault(unit.strip(), {})[others] = {
+            name: [(number, _point(mean_interval([*runs.values()]))) for number, runs in sorted(curve.items())]
+            for name, curve in methods.items()
+        }
+    return {unit: curve_chart(panels, xlabel=unit) for unit, panels in units.items()}
+
+
+def over_settings(rows: Sequence[Row]) -> dict[str, Figure]:
+    """Charts of accuracy over each setting that takes three or more numbers, by its name."""
+    settings: dict[str, dict[str, dict[str, list[tuple[float, Point]]]]] = {}
+    for found in setting_curves(rows):
+        settings.setdefault(found.setting, {})[found.labels] = {
+            name: [(number, _point(accuracy)) for number, accuracy in curve] for name, curve in found.methods.items()
+        }
+    return {setting: curve_chart(panels, xlabel=setting) for setting, panels in settings.items()}
 
 
 def draw_attention(runs: Sequence[Path], teacher: nn.Module, splits: Splits, folder: Path) -> list[Path]:
@@ -107,8 +142,7 @@ def _curve(rows: Sequence[Row]) -> list[tuple[float, Point]]:
     return [(epoch, Point(float(np.mean(v)), min(v), max(v))) for epoch, v in sorted(by_epoch.items())]
 
 
-def _bounds(values: tuple[float, ...]) -> tuple[float, float]:
-    interval = mean_interval(values)
-    if np.isnan(interval.low):
-        return interval.mean, interval.mean
-    return interval.low, interval.high
+def _point(interval: Interval, values: tuple[float, ...] = ()) -> Point:
+    """A mean with its interval; the mean alone where there is none."""
+    low, high = (interval.mean, interval.mean) if np.isnan(interval.low) else (interval.low, interval.high)
+    return Point(interval.mean, low, high, values)

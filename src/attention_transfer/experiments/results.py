@@ -5,82 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from attention_transfer.evaluation import Looks
+from attention_transfer.experiments.findings import findings, label_sentences
+from attention_transfer.experiments.rows import Row
 from attention_transfer.experiments.statistics import Interval, gap_recovered, mean_interval
-from attention_transfer.training import Run
 from attention_transfer.writing import write_whole
-
-
-@dataclass(frozen=True)
-class Labels:
-    """How many labels a run gets: a share of each class, or a number of images of each. And what else is varied."""
-
-    fraction: float = 1.0
-    shots: int | None = None
-    settings: tuple[tuple[str, str], ...] = ()
-
-    @property
-    def slug(self) -> str:
-        """For folder names."""
-        amount = f"{self.shots}shot" if self.shots is not None else f"{100 * self.fraction:g}pct"
-        varied = [re.sub(r"[^\w.=-]+", "_", f"{name}={value}") for name, value in self.settings]
-        return "-".join([amount, *varied])
-
-    @property
-    def title(self) -> str:
-        """For people."""
-        share = f"{100 * self.fraction:g} % of the labels"
-        amount = f"{self.shots} labels a class" if self.shots is not None else share
-        return ", ".join([amount, *(f"{name} {value}" for name, value in self.settings)])
-
-
-@dataclass(frozen=True)
-class Row:
-    """One run: a method, an amount of labels, a seed, and the results. Accuracies are shares in [0, 1].
-
-    The attention columns have values if the objects' masks are known; see `evaluation.Looks`.
-    """
-
-    preset: str
-    labels: str
-    seed: int
-    images: int
-    test_accuracy: float
-    test_cross_entropy: float
-    test_calibration_error: float
-    validation_accuracy: float
-    best_epoch: int
-    steps: int
-    seconds: float
-    run: str
-    attention_iou: float | None = None
-    attention_share: float | None = None
-
-
-def row_of(run: Run, labels: Labels, looks: Looks | None = None) -> Row:
-    """The row of a finished run."""
-    s = run.summary
-    return Row(
-        preset=s["preset"],
-        labels=labels.title,
-        seed=s["seed"],
-        images=s["train"]["images"],
-        test_accuracy=s["test"]["accuracy"],
-        test_cross_entropy=s["test"]["cross_entropy"],
-        test_calibration_error=s["test"]["calibration_error"],
-        validation_accuracy=s["validation"]["accuracy"],
-        best_epoch=s["best_epoch"],
-        steps=s["train"]["steps"],
-        seconds=s["train"]["seconds"],
-        run=str(run.path),
-        attention_iou=None if looks is None else looks.iou,
-        attention_share=None if looks is None else looks.share,
-    )
 
 
 @dataclass(frozen=True)
@@ -89,7 +22,7 @@ class Line:
 
     preset: str
     accuracy: Interval
-    share: Interval
+    gap: Interval
     seconds: float
     seeds: int
     values: tuple[float, ...]
@@ -108,16 +41,16 @@ def lines(rows: Sequence[Row]) -> list[Line]:
 def _line(preset: str, by_preset: dict[str, dict[int, Row]]) -> Line:
     own = by_preset[preset]
     shared = [seed for seed in own if all(seed in by_preset.get(p, {}) for p in ("scratch", "finetune"))]
-    share = Interval(float("nan"), float("nan"), float("nan"))
+    gap = Interval(float("nan"), float("nan"), float("nan"))
     if shared:
         floor, top, method = (
             [by_preset[p][seed].test_accuracy for seed in shared] for p in ("scratch", "finetune", preset)
         )
-        share = gap_recovered(floor, top, method)
+        gap = gap_recovered(floor, top, method)
     values = tuple(row.test_accuracy for row in own.values())
     seconds = sum(row.seconds for row in own.values()) / len(own)
     iou, on_object = (_known([getattr(row, f"attention_{what}") for row in own.values()]) for what in ("iou", "share"))
-    return Line(preset, mean_interval(values), share, seconds, len(own), values, iou, on_object)
+    return Line(preset, mean_interval(values), gap, seconds, len(own), values, iou, on_object)
 
 
 def _known(values: Sequence[float | None]) -> Interval | None:
@@ -126,22 +59,16 @@ def _known(values: Sequence[float | None]) -> Interval | None:
     return mean_interval(there) if len(there) == len(values) else None
 
 
-def by_labels(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Rows grouped by amount of labels, in the order of first appearance."""
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(row.labels, []).append(row)
-    return groups
-
-
 def percent(interval: Interval) -> str:
     """`86.1 ± 1.2`; the mean alone if there is no interval, a dash if there is no value."""
     return _shown(interval, f"{100 * interval.mean:.1f}", f" ± {100 * interval.half_width:.1f}")
 
 
-def share_text(interval: Interval) -> str:
-    """`79 % (71 to 86)`: the share of the gap and its interval."""
-    bounds = f" ({100 * interval.low:.0f} to {100 * interval.high:.0f})"
+def gap_text(interval: Interval) -> str:
+    """`79 % (71 to 86)`: the gap recovered and its interval."""
+    bounds = (
+        f" ({100 * interval.low:.0f} to {100 * interval.high:.0f})" if math.isfinite(interval.low) else " (no bounds)"
+    )
     return _shown(interval, f"{100 * interval.mean:.0f} %", bounds)
 
 
@@ -151,32 +78,44 @@ def _shown(interval: Interval, mean: str, bounds: str) -> str:
 
 _METHOD, _ACCURACY = "method", "test accuracy, % (mean ± 95 %)"
 _LOOKS = ("attention on the object, %", "attention IoU, %")
-_REST = ("share of the gap (95 %)", "training, s", "seeds")
+_REST = ("gap recovered (95 %)", "training, s", "seeds")
 
 
-def table(lines: Sequence[Line]) -> list[tuple[str, ...]]:
-    """Lines as text under headings; the attention columns only if the objects' masks are known."""
+def table(lines: Sequence[Line], leaders: Sequence[str] = ()) -> list[tuple[str, ...]]:
+    """Lines as text under headings.
+
+    The attention columns are there only if the objects' masks are known, the last one only if some methods lead.
+    """
     known = all(line.iou is not None and line.on_object is not None for line in lines)
-    rows = [(_METHOD, _ACCURACY, *(_LOOKS if known else ()), *_REST)]
+    rows = [(_METHOD, _ACCURACY, *(_LOOKS if known else ()), *_REST, *(["leads"] if leaders else []))]
     for line in lines:
         looks = [percent(value) for value in (line.on_object, line.iou) if known and value is not None]
-        rest = (share_text(line.share), f"{line.seconds:.0f}", str(line.seeds))
-        rows.append((line.preset, percent(line.accuracy), *looks, *rest))
+        rest = (gap_text(line.gap), f"{line.seconds:.0f}", str(line.seeds))
+        leads = ["yes" if line.preset in leaders else "no"] if leaders else []
+        rows.append((line.preset, percent(line.accuracy), *looks, *rest, *leads))
     return rows
 
 
-def markdown(rows: Sequence[Row], teacher: Looks | None = None) -> str:
-    """A Markdown table for each amount of labels."""
+def markdown(rows: Sequence[Row], teacher: Looks | None = None, margin: float | None = None) -> str:
+    """For each amount of labels a table, and what the comparisons found in words."""
+    if not rows:
+        return NO_RUN + "\n"
     parts = []
-    for title, group in by_labels(rows).items():
-        head, *body = table(lines(group))
-        text = [f"**{title}** ({group[0].images} images)", "", "| " + " | ".join(head) + " |"]
+    for finding in findings(rows, margin):
+        head, *body = table(lines(finding.rows), finding.leaders)
+        text = [f"**{finding.labels}** ({finding.rows[0].images} images)", "", "| " + " | ".join(head) + " |"]
         text.append("|---" + "|---:" * (len(head) - 1) + "|")
         text += ["| " + " | ".join(line) + " |" for line in body]
+        text += ["", *(f"- {sentence}" for sentence in finding.sentences)] if finding.sentences else []
         parts.append("\n".join(text))
+    if equal := label_sentences(rows):
+        parts.append("\n".join(["**Equal labels**", "", *(f"- {sentence}" for sentence in equal)]))
     if teacher is not None:
         parts.append(teacher_text(teacher))
     return "\n\n".join(parts) + "\n"
+
+
+NO_RUN = "No run is finished yet, so there is nothing to compare."
 
 
 def teacher_text(looks: Looks) -> str:
@@ -185,8 +124,15 @@ def teacher_text(looks: Looks) -> str:
     return f"Of the teacher's own attention {share:.1f} % is on the object, with an IoU of {iou:.1f} %."
 
 
-def write_results(rows: Sequence[Row], folder: Path, teacher: Looks | None = None) -> None:
-    """Write `results.csv`, a row a run, and `results.md`, the tables; and `teacher.csv`, if its attention is known."""
+def write_results(rows: Sequence[Row], folder: Path, teacher: Looks | None = None, margin: float | None = None) -> None:
+    """Write `results.csv`, a row a run, and `results.md`, tables and sentences; and `teacher.csv` of its attention.
+
+    Args:
+        rows: the finished runs.
+        folder: of the comparison.
+        teacher: how its attention covers the objects, if that is known.
+        margin: differences of accuracy up to this size count as none.
+    """
     text = io.StringIO()
     writer = csv.DictWriter(text, [f.name for f in fields(Row)])
     writer.writeheader()
@@ -194,4 +140,4 @@ def write_results(rows: Sequence[Row], folder: Path, teacher: Looks | None = Non
     write_whole(folder / "results.csv", text.getvalue())
     if teacher is not None:
         write_whole(folder / "teacher.csv", f"attention_iou,attention_share\n{teacher.iou},{teacher.share}\n")
-    write_whole(folder / "results.md", markdown(rows, teacher))
+    write_whole(folder / "results.md", markdown(rows, teacher, margin))

@@ -19,7 +19,7 @@ from attention_transfer.config.training import Compare
 from attention_transfer.config.values import brought
 from attention_transfer.errors import UserError
 from attention_transfer.experiments.grid import Cell, in_words, run_of, setting_named
-from attention_transfer.experiments.results import Labels
+from attention_transfer.experiments.rows import Labels
 from attention_transfer.experiments.studies import Entry, Study
 from attention_transfer.experiments.workers import POLL, Computed
 from attention_transfer.training.train import validate_student

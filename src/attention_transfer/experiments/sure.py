@@ -12,7 +12,7 @@ from pathlib import Path
 
 from attention_transfer.config.training import Compare
 from attention_transfer.experiments.grid import Cell
-from attention_transfer.experiments.results import Row
+from attention_transfer.experiments.rows import Row
 from attention_transfer.experiments.statistics import DECIDING_SEEDS, MOST_SEEDS, Sequential, sentence, until_sure
 from attention_transfer.writing import write_whole
 
@@ -92,7 +92,7 @@ class Sure:
 
     def _found(self, title: str, rows: Sequence[Row]) -> dict[str, Sequential]:
         runs = self._runs(title, rows)
-        return until_sure(runs.pop(self.reference, {}), runs, max_seeds=_most(self.config))
+        return until_sure(runs.pop(self.reference, {}), runs, max_seeds=_most(self.config), margin=self.config.margin)
 
     def _runs(self, title: str, rows: Sequence[Row]) -> dict[str, dict[int, float]]:
         """Test accuracies by method and seed, in the order of the seeds."""

@@ -23,7 +23,7 @@ from attention_transfer.data import DATA, load_data
 from attention_transfer.errors import UserError, raise_all
 from attention_transfer.experiments.cells import Cells
 from attention_transfer.experiments.grid import Cell, grid_of, in_words, run_of
-from attention_transfer.experiments.results import Row
+from attention_transfer.experiments.rows import Row
 from attention_transfer.experiments.search import Search, Trialled, space_of
 from attention_transfer.experiments.statistics import Difference, judged, mean_interval, sentence
 from attention_transfer.experiments.studies import Study, turn

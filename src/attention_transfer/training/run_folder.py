@@ -237,11 +237,11 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any], defaults: Map
         here: what is asked for now.
         defaults: of settings other than the recipe's.
     """
-    known = _flat({**defaults, "recipe": asdict(ResolvedRecipe())} if here.get("recipe") else defaults)
-    flat_there, flat_here = {**known, **_flat(there)}, _flat(here)
+    known = flat({**defaults, "recipe": asdict(ResolvedRecipe())} if here.get("recipe") else defaults)
+    flat_there, flat_here = {**known, **flat(there)}, flat(here)
     return [
         f"{key} is {flat_there.get(key)!r} there and {flat_here.get(key)!r} here"
-        for key in sorted({*_flat(there), *flat_here} - {*_NOT_COMPARED})
+        for key in sorted({*flat(there), *flat_here} - {*_NOT_COMPARED})
         if not _same(key, flat_there.get(key), flat_here.get(key))
     ]
 
@@ -255,11 +255,12 @@ def _same(key: str, there: Any, here: Any) -> bool:
     return bool(there == here)
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The settings of a configuration by their dotted names."""
+    found: dict[str, Any] = {}
     for key, value in config.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
 
 
 def environment() -> dict[str, Any]:

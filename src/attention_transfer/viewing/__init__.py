@@ -3,6 +3,7 @@
 from attention_transfer.viewing.charts import Point as Point
 from attention_transfer.viewing.charts import accuracy_chart as accuracy_chart
 from attention_transfer.viewing.charts import cost_chart as cost_chart
+from attention_transfer.viewing.charts import curve_chart as curve_chart
 from attention_transfer.viewing.charts import learning_curves as learning_curves
 from attention_transfer.viewing.heat_maps import HeatMap as HeatMap
 from attention_transfer.viewing.heat_maps import heat_maps as heat_maps
@@ -12,4 +13,5 @@ from attention_transfer.viewing.sheets import SheetRow as SheetRow
 from attention_transfer.viewing.sheets import attention_sheet as attention_sheet
 from attention_transfer.viewing.sheets import save_sheet as save_sheet
 from attention_transfer.viewing.sheets import under_attention as under_attention
+from attention_transfer.viewing.style import inline_svg as inline_svg
 from attention_transfer.viewing.style import save as save

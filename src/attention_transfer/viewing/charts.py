@@ -24,7 +24,8 @@ class Point:
 def accuracy_chart(points: Mapping[str, Mapping[str, Point]], *, ylabel: str = "test accuracy") -> Figure:
     """Accuracy of each method, one panel for each amount of labels: mean, interval, and each seed as a small dot."""
     with style():
-        figure = Figure(figsize=(1.2 + 3.4 * len(points), 3.4), layout="constrained")
+        width = max(3.4, 0.85 * max(map(len, points.values())))
+        figure = Figure(figsize=(1.2 + width * len(points), 3.4), layout="constrained")
         for axis, (title, methods) in zip(
             figure.subplots(1, len(points), squeeze=False)[0], points.items(), strict=True
         ):
@@ -71,6 +72,38 @@ def learning_curves(
                 axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
             axis.set_title(title, fontsize=10)
             axis.set_xlabel("epoch")
+            axis.set_ylabel(ylabel)
+        panels[-1].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def curve_chart(
+    curves: Mapping[str, Mapping[str, Sequence[tuple[float, Point]]]], *, xlabel: str, ylabel: str = "test accuracy"
+) -> Figure:
+    """Accuracy of each method over a number, one panel for each title: means with intervals.
+
+    Args:
+        curves: for each panel and method (number, accuracy), by rising number; positive ones have a logarithmic axis.
+        xlabel: what the number is.
+        ylabel: what the accuracy is of.
+    """
+    with style():
+        figure = Figure(figsize=(1.2 + 4.2 * len(curves), 3.4), layout="constrained")
+        panels = figure.subplots(1, len(curves), squeeze=False)[0]
+        for axis, (title, methods) in zip(panels, curves.items(), strict=True):
+            numbers = sorted({number for points in methods.values() for number, _ in points})
+            for method, points in methods.items():
+                means = [point.mean for _, point in points]
+                ends = [[p.mean - p.low for _, p in points], [p.high - p.mean for _, p in points]]
+                shade = colour(method)
+                axis.errorbar([n for n, _ in points], means, yerr=ends, fmt="o-", color=shade, capsize=3, label=method)
+            if numbers[0] > 0:
+                axis.set_xscale("log")
+            axis.set_xticks(numbers, [f"{number:g}" for number in numbers])
+            axis.minorticks_off()
+            axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+            axis.set_title(title, fontsize=10)
+            axis.set_xlabel(xlabel)
             axis.set_ylabel(ylabel)
         panels[-1].legend(frameon=False, fontsize=8)
     return figure

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,3 +54,19 @@ def save(figure: Figure, path: Path) -> Path:
     with whole_file(path) as file:
         figure.savefig(file, format=path.suffix[1:], bbox_inches="tight", facecolor="white")
     return path
+
+
+def inline_svg(figure: Figure, name: str) -> str:
+    """A figure as an `<svg>` element for a page: black is the page's own colour of text, so that it fits a dark one.
+
+    Args:
+        figure: it needs no file beside it, and no font but the page's.
+        name: a word for its ids, which no other figure of the page may have.
+    """
+    file = io.StringIO()
+    with style():
+        figure.savefig(file, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None})
+    text = file.getvalue()
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text)
+    return text.replace("<svg ", '<svg fill="currentColor" aria-hidden="true" ', 1).replace("#000000", "currentColor")

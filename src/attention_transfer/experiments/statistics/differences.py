@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy.special import betaincinv, stdtrit
 
 from attention_transfer.errors import UserError
 from attention_transfer.experiments.statistics.intervals import NONE, Interval, mean_interval
@@ -23,7 +24,8 @@ DECIDING_SEEDS = 6
 """Fewer can't decide anything: all signs of five differences agree in 1 of 16 cases by chance, which is above 5 %."""
 
 _EXACT_SEEDS = 13  # all 8,192 flips of one; beyond, as many are drawn
-_FARTHEST = 1000  # seeds that an estimate of how many are needed goes up to
+FARTHEST = 1000
+"""Numbers of seeds that estimates of how many are needed go up to."""
 
 
 @dataclass(frozen=True)
@@ -164,9 +166,8 @@ def _difference(values: Values, p: float, margin: float | None, comparisons: int
     verdict = decided(interval, len(values), margin, rejected=p < 0.05)
     needed = None
     if verdict == "undecided" and len(values) > 1:
-        seeds = np.arange(max(len(values) + 1, DECIDING_SEEDS), _FARTHEST)
-        factors = np.asarray(stats.t.ppf(1 - 0.025 / comparisons, seeds - 1))
-        needed = seeds_needed(values, margin, seeds, factors)
+        seeds = np.arange(max(len(values) + 1, DECIDING_SEEDS), FARTHEST)
+        needed = seeds_needed(values, margin, seeds, _factors(comparisons)[seeds])
     more = None if needed is None else needed - len(values)
     return Difference(interval, p, _wins(values), len(values), margin, verdict, more)
 
@@ -198,8 +199,15 @@ def seeds_needed(values: Values, margin: float | None, seeds: NDArray[np.int_], 
     return int(seeds[enough.argmax()]) if enough.any() else None
 
 
+@cache
+def _factors(comparisons: int) -> Values:
+    """How many standard errors a difference must be to decide one of so many comparisons, by the number of seeds."""
+    freedom = np.maximum(np.arange(FARTHEST) - 1, 1)
+    return np.asarray(stdtrit(freedom, 1 - 0.025 / comparisons))
+
+
 def _wins(values: Values) -> Interval:
     count, won = len(values), float((values > 0).sum() + (values == 0).sum() / 2)
-    low = float(stats.beta.ppf(0.025, won, count - won + 1)) if won > 0 else 0.0
-    high = float(stats.beta.ppf(0.975, won + 1, count - won)) if won < count else 1.0
+    low = float(betaincinv(won, count - won + 1, 0.025)) if won > 0 else 0.0
+    high = float(betaincinv(won + 1, count - won, 0.975)) if won < count else 1.0
     return Interval(won / count, low, high)

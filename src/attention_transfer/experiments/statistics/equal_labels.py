@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 from attention_transfer.errors import UserError
 from attention_transfer.experiments.statistics.differences import Runs
@@ -66,7 +66,7 @@ def equal_labels(method: Runs, reference: Mapping[float, Runs]) -> EqualLabels:
         estimate = -np.inf
     low, high = NONE, NONE
     if len(seeds) > 1:
-        half = stats.t.ppf(0.975, len(seeds) - 1) * stats.sem(ahead_SX, axis=0)
+        half = stdtrit(len(seeds) - 1, 0.975) * ahead_SX.std(axis=0, ddof=1) / np.sqrt(len(seeds))
         like = np.flatnonzero(np.abs(mean) <= half)
         # With none alike, the method is above or below the whole curve; a curve that jumps has its estimate alone.
         low, high = np.exp(grid[like[[0, -1]]]) if len(like) else (estimate, estimate)

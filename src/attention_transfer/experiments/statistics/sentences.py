@@ -34,10 +34,10 @@ def sentence(method: str, other: str, found: Difference | Sequential) -> str:
 
 
 def more_text(more: int | None) -> str:
-    """How many more seeds would decide."""
+    """About how many more seeds would decide, if mean and spread stayed as they are."""
     if more is None:
         return "no estimate of how many seeds would decide"
-    return f"about {more} more {'seed' if more == 1 else 'seeds'} would decide if mean and spread stay as they are"
+    return f"about {more} more {'seed' if more == 1 else 'seeds'} would decide"
 
 
 def p_text(p: float) -> str:
@@ -67,7 +67,7 @@ def leading_text(group: Sequence[str], methods: int) -> str:
         return f"no method leads: none of the {counted(methods, 'method')} is shown to be better than another"
     if len(group) == 1:
         return f"{group[0]} leads"
-    return f"{', '.join(group[:-1])} and {group[-1]} lead: none is shown to be better than another of them"
+    return f"{', '.join(group[:-1])} and {group[-1]} lead: no method is shown to be better than any of them"
 
 
 def equal_labels_text(method: str, own: str, other: str, found: EqualLabels, unit: str) -> str:
@@ -81,23 +81,21 @@ def equal_labels_text(method: str, own: str, other: str, found: EqualLabels, uni
         unit: of that number, e.g. " %" or " labels a class".
     """
     amount = found.amount
-    start = f"{method} with {own} is"
-    if amount.mean == math.inf:
-        return f"{start} better than {other} with {found.most:.3g}{unit}" + _bounds(amount, found, unit)
-    if amount.mean == -math.inf:
-        return f"{start} not as good as {other} with {found.fewest:.3g}{unit}" + _bounds(amount, found, unit)
-    return f"{start} as good as {other} with {amount.mean:.3g}{unit}" + _bounds(amount, found, unit)
+    labels = f"{amount.mean:.3g}"
+    if math.isinf(amount.mean):
+        labels = f"more than {found.most:.3g}" if amount.mean > 0 else f"fewer than {found.fewest:.3g}"
+    return f"{method} with {own} is as good as {other} with {labels}{unit} ({_bounds(amount, found)})"
 
 
-def _bounds(amount: Interval, found: EqualLabels, unit: str) -> str:
+def _bounds(amount: Interval, found: EqualLabels) -> str:
     if math.isnan(amount.low):
-        return " (one seed, no interval)"
+        return "one seed, no interval"
     low, high = math.isinf(amount.low), math.isinf(amount.high)
     if low and high:
-        return f" (undecided between {found.fewest:.3g} and {found.most:.3g}{unit})"
+        return f"undecided between {found.fewest:.3g} and {found.most:.3g}"
     if low:
-        return f" (at most {amount.high:.3g}{unit})"
-    return f" (at least {amount.low:.3g}{unit})" if high else f" ({amount.low:.3g} to {amount.high:.3g})"
+        return f"at most {amount.high:.3g}"
+    return f"at least {amount.low:.3g}" if high else f"{amount.low:.3g} to {amount.high:.3g}"
 
 
 def _points(share: float) -> str:

@@ -8,11 +8,11 @@ from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from attention_transfer.errors import UserError
 from attention_transfer.experiments.statistics.differences import (
     DECIDING_SEEDS,
+    FARTHEST,
     Runs,
     Values,
     Verdict,
@@ -103,14 +103,14 @@ def _looked_at(values: Values, crossed: int | None, factors: Values, margin: flo
 
 def _interval(values: Values, factors: Values) -> Interval:
     mean = float(values.mean())
-    half = float(factors[len(values) - DECIDING_SEEDS] * stats.sem(values))
+    half = float(factors[len(values) - DECIDING_SEEDS] * values.std(ddof=1) / np.sqrt(len(values)))
     return Interval(mean, mean - half, mean + half)
 
 
 def _more(values: Values, factors: Values, margin: float | None) -> int | None:
     if len(values) < 2:
         return None
-    seeds = np.arange(max(len(values) + 1, DECIDING_SEEDS), 1000)
+    seeds = np.arange(max(len(values) + 1, DECIDING_SEEDS), FARTHEST)
     known = np.minimum(seeds - DECIDING_SEEDS, len(factors) - 1)
     needed = seeds_needed(values, margin, seeds, factors[known])
     return None if needed is None else needed - len(values)

@@ -52,14 +52,7 @@ if TYPE_CHECKING:
         Prediction,
         Similarity,
     )
-    from attention_transfer.experiments import (
-        Comparison,
-        Cost,
-        RunDifference,
-        RunRecord,
-        StudyStatus,
-        SweepResult,
-    )
+    from attention_transfer.experiments import Comparison, Cost, RunDifference, RunRecord, StudyStatus, SweepResult
     from attention_transfer.explorer import ExplorerWidget
     from attention_transfer.training import Run
     from attention_transfer.vit import TransferReport
@@ -493,8 +486,6 @@ _OWN = (
     pretrain,
     train,
     compare,
-    sweep,
-    status,
     predict,
     export,
     ensemble,
@@ -503,6 +494,8 @@ _OWN = (
     similarity,
     show,
     explore,
+    sweep,
+    status,
     doctor,
     bench,
     runs,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -47,7 +48,7 @@ def server() -> Iterator[str]:
             time.sleep(0.1)
         yield f"postgresql+psycopg2://study@127.0.0.1:{port}/postgres"
     finally:
-        process.terminate()
+        process.send_signal(signal.SIGINT)  # which waits for no connection
         process.wait()
         shutil.rmtree(folder)
 

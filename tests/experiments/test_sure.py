@@ -11,7 +11,7 @@ import pytest
 
 from attention_transfer.config.training import Compare
 from attention_transfer.experiments.grid import Cell, grid_of
-from attention_transfer.experiments.results import Row
+from attention_transfer.experiments.rows import Row
 from attention_transfer.experiments.sure import DECISIONS, Sure, sure_problems
 
 NOISE = (0.01, -0.02, 0.015, -0.005, 0.02, -0.012, 0.004, -0.018, 0.011, 0.003, -0.009, 0.017)

@@ -233,7 +233,7 @@ class Compare(Student):
     """Folder of the comparison."""
 
     def problems(self) -> list[str]:
-        """No worker at all, a budget without a question, or a margin that no difference can be inside."""
+        """Words, no worker at all, a budget without a question, and a margin that no difference can be inside."""
         found = [f"workers is {self.workers}; give 1 or more"] if self.workers < 1 else []
         for name in ("max_seeds", "minutes"):
             if getattr(self, name) is not None and not self.until_sure:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import Trial
@@ -121,8 +122,8 @@ class Search:
             known = study.entries()
             if not self.has_budget(study):
                 return None
-            seed = 1000 * min(self.seeds) + len(known)
-            shared.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=8)
+            (seed,) = np.random.SeedSequence([*self.seeds, len(known)]).generate_state(1)
+            shared.sampler = optuna.samplers.TPESampler(seed=int(seed), n_startup_trials=8)
             trial = shared.ask(dict(self.space))
             return study.adopt(trial.number, f"search-{trial.number}")
 

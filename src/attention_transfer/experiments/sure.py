@@ -92,7 +92,7 @@ class Sure:
 
     def _found(self, title: str, rows: Sequence[Row]) -> dict[str, Sequential]:
         runs = self._runs(title, rows)
-        return until_sure(runs.pop(self.reference, {}), runs, max_seeds=_most(self.config))
+        return until_sure(runs.pop(self.reference, {}), runs, max_seeds=_most(self.config), margin=self.config.margin)
 
     def _runs(self, title: str, rows: Sequence[Row]) -> dict[str, dict[int, float]]:
         """Test accuracies by method and seed, in the order of the seeds."""

@@ -17,6 +17,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 from attention_transfer.config.base import Config, checked
+from attention_transfer.config.corrupt import Corrupt
 from attention_transfer.config.presets import PRESETS, Preset
 from attention_transfer.config.presets import of_other_packages as presets_of_other_packages
 from attention_transfer.config.training import Compare, Pretrain, Train
@@ -39,6 +40,7 @@ from attention_transfer.errors import UserError, nearest, raise_all
 if TYPE_CHECKING:
     from attention_transfer.data import DataReport
     from attention_transfer.evaluation import (
+        CorruptedImages,
         EnsembleResult,
         Evaluation,
         ExportReport,
@@ -300,6 +302,25 @@ def evaluate(config: Evaluate) -> Evaluation:
     return evaluate_models(config)
 
 
+@verb(Corrupt, words=("data", "out"), extra="train")
+def corrupt(config: Corrupt) -> CorruptedImages:
+    """Write shifted copies of labelled images to disk, once, for `evaluate --shift`.
+
+    The fifteen common corruptions of ImageNet-C at five severities, or objects on other backgrounds where there are
+    masks. The same settings give the same images; the folder appears whole or not at all.
+
+    Returns:
+        Where they are, and how many.
+
+    Raises:
+        UserError: the images can't be loaded, have no masks for backgrounds, or the folder can't be written.
+        OSError: the disk is full, or alike; nothing is left behind.
+    """
+    from attention_transfer.evaluation.corrupt_verb import write_corrupted
+
+    return write_corrupted(config)
+
+
 @verb(Segment, words=("models",), extra="train")
 def segment(config: Segment) -> list[ModelSegmentation]:
     """Measure how well attention finds the foreground, against masks, by several protocols at once.
@@ -397,6 +418,7 @@ _OWN = (
     export,
     ensemble,
     evaluate,
+    corrupt,
     segment,
     similarity,
     doctor,

@@ -166,6 +166,10 @@ class Evaluate(Config):
     """Judge the features of models that need no classification layer: knn, the 20 nearest training images, by DINO's
     protocol; linear, a linear probe, whose penalty validation images choose."""
 
+    shift: str | list[str] | None = None
+    """Shifted images of the same classes, or several sets in a list: ImageNet-A, -R, -Sketch, -V2 or -C as published,
+    what `corrupt` wrote, or any folder whose class folders are called as the data set's classes."""
+
     bins: int = 15
     """Bins of equal width for calibration."""
 

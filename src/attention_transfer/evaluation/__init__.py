@@ -13,12 +13,13 @@ if TYPE_CHECKING:
     from attention_transfer.evaluation.classifier import LoadedRun as LoadedRun
     from attention_transfer.evaluation.classifier import load_classifier as load_classifier
     from attention_transfer.evaluation.classifier import load_run as load_run
+    from attention_transfer.evaluation.corrupt_verb import CorruptedImages as CorruptedImages
     from attention_transfer.evaluation.ensemble import EnsembleResult as EnsembleResult
     from attention_transfer.evaluation.ensemble import Member as Member
     from attention_transfer.evaluation.ensemble import Pair as Pair
-    from attention_transfer.evaluation.evaluate_verb import Evaluation as Evaluation
-    from attention_transfer.evaluation.evaluate_verb import ModelDifference as ModelDifference
-    from attention_transfer.evaluation.evaluate_verb import ModelScores as ModelScores
+    from attention_transfer.evaluation.evaluation_result import Evaluation as Evaluation
+    from attention_transfer.evaluation.evaluation_result import ModelDifference as ModelDifference
+    from attention_transfer.evaluation.evaluation_result import ModelScores as ModelScores
     from attention_transfer.evaluation.export import ExportReport as ExportReport
     from attention_transfer.evaluation.foreground import Looks as Looks
     from attention_transfer.evaluation.foreground import looks as looks
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from attention_transfer.evaluation.intervals import Estimate as Estimate
     from attention_transfer.evaluation.intervals import PairedDifference as PairedDifference
     from attention_transfer.evaluation.intervals import bca as bca
+    from attention_transfer.evaluation.intervals import mean_difference as mean_difference
     from attention_transfer.evaluation.intervals import paired_difference as paired_difference
     from attention_transfer.evaluation.masks import MaskFiles as MaskFiles
     from attention_transfer.evaluation.metrics import ClassificationScores as ClassificationScores
@@ -46,5 +48,9 @@ if TYPE_CHECKING:
     from attention_transfer.evaluation.segment_verb import ModelSegmentation as ModelSegmentation
     from attention_transfer.evaluation.segmentation import Segmentation as Segmentation
     from attention_transfer.evaluation.segmentation import segment as segment
+    from attention_transfer.evaluation.shift import CorruptionError as CorruptionError
+    from attention_transfer.evaluation.shift import ShiftDifference as ShiftDifference
+    from attention_transfer.evaluation.shift import Shifts as Shifts
+    from attention_transfer.evaluation.shift import ShiftScore as ShiftScore
 else:
     __all__, __getattr__ = lazily(__name__)

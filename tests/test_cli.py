@@ -402,7 +402,7 @@ def test_the_flags_are_these() -> None:
         "data": {"--strict", "--duplicates", "--out", "--overwrite"},
         "predict": {"--top", "--probabilities", "--overlay", "--batch-size", "--device", "--out", "--overwrite"},
         "export": {"--to", "--batch-size", "--out", "--overwrite"},
-        "doctor": {"--pretrained", "--image-size", "--pairing"},
+        "doctor": {"--pretrained", "--data", "--limit", "--image-size", "--pairing"},
         "ensemble": {"--weights", "--mean", "--out", "--overwrite"},
         "evaluate": {
             "--data",
@@ -436,6 +436,7 @@ def test_the_flags_are_these() -> None:
             "--mass",
             "--void",
             "--limit",
+            "--repair",
             "--training",
             "--image-size",
             "--batch-size",

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from attention_transfer.data import DataReport
     from attention_transfer.evaluation import (
         CorruptedImages,
+        Diagnosis,
         EnsembleResult,
         Evaluation,
         ExportReport,
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
     )
     from attention_transfer.experiments import Comparison, Cost
     from attention_transfer.training import Run
-    from attention_transfer.vit import TransferReport
 
 GROUP = "attention_transfer.verbs"
 
@@ -359,10 +359,11 @@ def similarity(config: MeasureSimilarity) -> Similarity:
 
 
 @verb(Doctor, words=("teacher", "student"))
-def doctor(config: Doctor) -> TransferReport:
+def doctor(config: Doctor) -> Diagnosis:
     """Say what a vision transformer is, and whether a student can take its attention.
 
-    Prints a table of both, and each difference with its effect and how to fix it.
+    Prints a table of both, and each difference with its effect and how to fix it. With images, it also looks at the
+    teacher's attention: what sinks and registers get, and whether artefacts will spoil a transfer.
 
     Returns:
         The report.

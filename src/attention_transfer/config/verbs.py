@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Literal
 
 from attention_transfer.config.base import Config
@@ -231,6 +232,11 @@ class Segment(Config):
     limit: int | None = None
     """How many images to take, at even distances; default all."""
 
+    repair: bool = False
+    """Look at each network once more with a test-time register: the hidden units that make artefacts of patches, found
+    on 50 training images without their masks (or else on those that are looked at), are moved to a token of their
+    own. Plain ViTs of timm only."""
+
     training: int = 200
     """How many training images choose the fixed head and the size of the box; 0 leaves the fixed head out."""
 
@@ -338,11 +344,29 @@ class Doctor(Config):
     pretrained: bool | str = False
     """Also load the teacher's weights: true, or a weights file; default only its architecture."""
 
+    data: str | None = None
+    """Images on which the teacher's attention is looked at as well, in the forms of `load_data`, or a folder of images
+    without classes; that needs the weights."""
+
+    limit: int = 50
+    """How many of these images, at even distances."""
+
     image_size: int | None = None
     """Input pixels of both, height and width; default each model's own."""
 
     pairing: PairingSettings | None = None
     """How unequal parts are mapped."""
+
+    def problems(self) -> list[str]:
+        """Images without weights, or without what reads them."""
+        found = super().problems() + below_one(limit=self.limit)
+        if self.data is not None and self.pretrained is False:
+            found.append("data is looked at with the teacher's weights; add --pretrained true, or name a weights file")
+        if self.data is not None and (
+            missing := [name for name in ("sklearn", "matplotlib") if find_spec(name) is None]
+        ):
+            found.append(f'data needs {" and ".join(missing)}; run: pip install "attention-transfer[train]"')
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +27,7 @@ SIDE = 256
 
 SEVERITIES = (1, 2, 3, 4, 5)
 
-Pixels = NDArray[np.float32]
+Pixels = NDArray[np.floating[Any]]
 Draw = np.random.Generator
 
 
@@ -58,7 +59,7 @@ def fitted(image: Image.Image) -> Image.Image:
     return image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
 
 
-def _image(pixels: NDArray[np.floating]) -> Image.Image:
+def _image(pixels: Pixels) -> Image.Image:
     return Image.fromarray((pixels.clip(0, 1) * 255).round().astype(np.uint8))
 
 
@@ -120,25 +121,29 @@ def _snow(x: Pixels, level: int, draw: Draw) -> Pixels:
     flakes = np.where(flakes < threshold, 0, flakes).clip(0, 1).astype(np.float32)
     flakes = _streaked(flakes, radius, sigma, draw.uniform(-135, -45))
     pale = np.maximum(x, 1.5 * (x @ _GREY)[..., None] + 0.5)
-    return kept * x + (1 - kept) * pale + flakes + flakes[::-1, ::-1]
+    snowy: Pixels = kept * x + (1 - kept) * pale + flakes + flakes[::-1, ::-1]
+    return snowy
 
 
 def _frost(x: Pixels, level: int, draw: Draw) -> Pixels:
     kept, added = ((1.0, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75))[level]
-    return kept * x + added * _ice(x.shape[0], x.shape[1], draw)
+    frozen: Pixels = kept * x + added * _ice(x.shape[0], x.shape[1], draw)
+    return frozen
 
 
 def _fog(x: Pixels, level: int, draw: Draw) -> Pixels:
     amount, decay = ((1.5, 2.0), (2.0, 2.0), (2.5, 1.7), (2.5, 1.5), (3.0, 1.4))[level]
     fog = _plasma(x.shape[0], x.shape[1], decay, draw)[..., None]
-    return (x + amount * fog) * (x.max() / (x.max() + amount))
+    foggy: Pixels = (x + amount * fog) * (x.max() / (x.max() + amount))
+    return foggy
 
 
 def _brightness(x: Pixels, level: int, _: Draw) -> Pixels:
     # In HSV, a colour whose value grows keeps hue and saturation: all three channels grow by the same factor.
     value = x.max(axis=2, keepdims=True)
     brighter = (value + (0.1, 0.2, 0.3, 0.4, 0.5)[level]).clip(0, 1)
-    return np.where(value > 0, x * (brighter / np.maximum(value, 1e-6)), brighter)
+    bright: Pixels = np.where(value > 0, x * (brighter / np.maximum(value, 1e-6)), brighter)
+    return bright
 
 
 def _contrast(x: Pixels, level: int, _: Draw) -> Pixels:
@@ -262,7 +267,8 @@ def _plasma(height: int, width: int, decay: float, draw: Draw) -> Pixels:
         heights[::step, half::step], heights[half::step, ::step] = rough(above), rough(beside)
         step, spread = half, spread / decay
     heights -= heights.min()
-    return (heights / heights.max()).astype(np.float32)[:height, :width]
+    plasma: Pixels = (heights / heights.max()).astype(np.float32)[:height, :width]
+    return plasma
 
 
 def _ice(height: int, width: int, draw: Draw) -> Pixels:
@@ -273,4 +279,5 @@ def _ice(height: int, width: int, draw: Draw) -> Pixels:
         needles = np.maximum(needles, 6 * _streaked(seeds, 16, 8, degrees))
     patches = _plasma(height, width, 2.0, draw)[..., None]
     ice = 0.35 + 0.65 * (needles.clip(0, 1) + patches).clip(0, 1) * patches
-    return (ice * np.array([0.85, 0.95, 1.0])).astype(np.float32)
+    blue: Pixels = (ice * np.array([0.85, 0.95, 1.0])).astype(np.float32)
+    return blue

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 from attention_transfer.lazy import lazily
 
 if TYPE_CHECKING:
+    from attention_transfer.evaluation.artefacts import AttentionReport as AttentionReport
+    from attention_transfer.evaluation.artefacts import Finding as Finding
+    from attention_transfer.evaluation.artefacts import examine_attention as examine_attention
     from attention_transfer.evaluation.averaging import Ensemble as Ensemble
     from attention_transfer.evaluation.averaging import Score as Score
     from attention_transfer.evaluation.classifier import Classifier as Classifier
@@ -14,6 +17,7 @@ if TYPE_CHECKING:
     from attention_transfer.evaluation.classifier import load_classifier as load_classifier
     from attention_transfer.evaluation.classifier import load_run as load_run
     from attention_transfer.evaluation.corrupt_verb import CorruptedImages as CorruptedImages
+    from attention_transfer.evaluation.doctor import Diagnosis as Diagnosis
     from attention_transfer.evaluation.ensemble import EnsembleResult as EnsembleResult
     from attention_transfer.evaluation.ensemble import Member as Member
     from attention_transfer.evaluation.ensemble import Pair as Pair
@@ -46,6 +50,8 @@ if TYPE_CHECKING:
     from attention_transfer.evaluation.profile import LayerProfile as LayerProfile
     from attention_transfer.evaluation.profile import attention_profile as attention_profile
     from attention_transfer.evaluation.segment_verb import ModelSegmentation as ModelSegmentation
+    from attention_transfer.evaluation.segment_verb import SegmentationDifference as SegmentationDifference
+    from attention_transfer.evaluation.segment_verb import segmentation_differences as segmentation_differences
     from attention_transfer.evaluation.segmentation import Segmentation as Segmentation
     from attention_transfer.evaluation.segmentation import segment as segment
     from attention_transfer.evaluation.shift import CorruptionError as CorruptionError

@@ -408,6 +408,7 @@ def test_the_flags_are_these() -> None:
             "--data",
             "--split",
             "--frozen",
+            "--ensemble",
             "--shift",
             "--bins",
             "--limit",

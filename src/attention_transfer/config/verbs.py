@@ -167,6 +167,9 @@ class Evaluate(Config):
     """Judge the features of models that need no classification layer: knn, the 20 nearest training images, by DINO's
     protocol; linear, a linear probe, whose penalty validation images choose."""
 
+    ensemble: bool = False
+    """Also judge all models together, by the mean of their class probabilities."""
+
     shift: str | list[str] | None = None
     """Shifted images of the same classes, or several sets in a list: ImageNet-A, -R, -Sketch, -V2 or -C as published,
     what `corrupt` wrote, or any folder whose class folders are called as the data set's classes."""
@@ -196,6 +199,8 @@ class Evaluate(Config):
     def problems(self) -> list[str]:
         """No models or the same twice, and numbers below 1."""
         found = model_problems(self.models) + below_one(batch_size=self.batch_size, limit=self.limit)
+        if self.ensemble and len(self.models) < 2:
+            found.append("an ensemble needs at least two models; name more, or leave ensemble out")
         return found + ([] if self.bins >= 1 else [f"bins is {self.bins}; give at least 1"])
 
 

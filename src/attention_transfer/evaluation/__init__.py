@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from attention_transfer.evaluation.export import ExportReport as ExportReport
     from attention_transfer.evaluation.foreground import Looks as Looks
     from attention_transfer.evaluation.foreground import looks as looks
+    from attention_transfer.evaluation.forward_cost import ForwardCost as ForwardCost
+    from attention_transfer.evaluation.forward_cost import forward_cost as forward_cost
     from attention_transfer.evaluation.frozen import LinearProbe as LinearProbe
     from attention_transfer.evaluation.frozen import frozen_features as frozen_features
     from attention_transfer.evaluation.frozen import knn as knn

@@ -22,10 +22,19 @@ def show(result: Evaluation) -> None:
     show_line(f"{result.images} {result.split} images of {result.data}{how[result.frozen]}")
     table = Table()
     table.add_column("", overflow="fold")
-    for heading in ("top-1, %\n(95 %)", "top-5, %\n(95 %)", "mean per\nclass, %", "NLL,\nnats", "Brier", "ECE, %"):
+    for heading in (
+        "top-1, %\n(95 %)",
+        "top-5, %\n(95 %)",
+        "mean per\nclass, %",
+        "NLL,\nnats",
+        "Brier",
+        "ECE, %",
+        "GFLOPs\nan image",
+        "images\na second",
+    ):
         table.add_column(heading, justify="right")
     for name, model in zip(names, result.models, strict=True):
-        scores = model.scores
+        scores, cost = model.scores, model.cost
         table.add_row(
             name,
             with_interval(scores.top1, 100, 1),
@@ -34,6 +43,7 @@ def show(result: Evaluation) -> None:
             with_interval(scores.nll, 1, 3),
             with_interval(scores.brier, 1, 3),
             f"{100 * scores.ece:.1f}",
+            *(("–", "–") if cost is None else (f"{cost.flops / 1e9:.3g}", f"{cost.images_per_second:.3g}")),
         )
     console.print(table)
     if result.differences:

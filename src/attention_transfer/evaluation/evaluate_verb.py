@@ -14,6 +14,7 @@ from itertools import combinations
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import log_softmax, logsumexp
 
 from attention_transfer.config.choices import FrozenProbe
 from attention_transfer.config.verbs import Evaluate
@@ -22,6 +23,7 @@ from attention_transfer.data.splits import first_five
 from attention_transfer.errors import UserError, raise_all
 from attention_transfer.evaluation.evaluate_tables import show
 from attention_transfer.evaluation.evaluation_result import Evaluation, ModelDifference, ModelScores
+from attention_transfer.evaluation.forward_cost import ForwardCost, forward_cost
 from attention_transfer.evaluation.frozen import frozen_features, knn, linear_probe
 from attention_transfer.evaluation.intervals import paired_difference
 from attention_transfer.evaluation.metrics import ImageScores, classification, image_scores
@@ -43,6 +45,7 @@ from attention_transfer.writing import write_whole
 
 log = logging.getLogger("attention_transfer")
 
+_TIMED = 8  # images a forward pass, of which time is taken
 _FILES = ("evaluation.json", "reliability.png")
 Floats = NDArray[np.float64]
 
@@ -72,17 +75,24 @@ def evaluate_models(config: Evaluate) -> Evaluation:
         replace(each, split=each.split.take(spread(len(each.split), config.limit)))
         for each in shifted_sets(shifts, splits, config.split)
     ]
-    models, each, judged = [], [], []
-    for subject, (classes, place) in zip(subjects, places, strict=True):
-        run = _runner(subject, splits, config)
-        logits_NC, labels_N = run(split), place[split.labels]
-        models.append(ModelScores(subject.name, classes, classification(logits_NC, labels_N, bins=config.bins)))
-        each.append(image_scores(logits_NC, labels_N))
-        judged.append(Judged(subject.name, place, logits_NC, run))
-    differences = tuple(
-        _difference((names[i], names[j]), each[i], each[j]) for i, j in combinations(range(len(names)), 2)
-    )
+    judged = [
+        Judged(subject.name, place, run(split), run)
+        for subject, (_, place) in zip(subjects, places, strict=True)
+        for run in [_remembered(_runner(subject, splits, config))]
+    ]
+    costs: list[ForwardCost | None] = [
+        forward_cost(s.network, s.spec, batch=min(_TIMED, config.batch_size)) for s in subjects
+    ]
+    if config.ensemble:
+        judged.append(_ensemble(judged, [classes for classes, _ in places]))
+        places, costs = [*places, places[0]], [*costs, None]
+    models, each = [], []
+    for model, (classes, place), cost in zip(judged, places, costs, strict=True):
+        scores = classification(model.logits, place[split.labels], bins=config.bins)
+        models.append(ModelScores(model.name, classes, scores, cost))
+        each.append(image_scores(model.logits, place[split.labels]))
     found = measure_shifts(judged, split.labels, sets) if sets else None
+    differences = _differences([model.name for model in models], each)
     result = Evaluation(data, config.split, len(split), config.frozen, tuple(models), differences, found)
     show(result)
     if target is not None:
@@ -122,6 +132,36 @@ def _places(
                 splits.name,
             )
     return found
+
+
+def _ensemble(models: Sequence[Judged], classes: Sequence[tuple[str, ...]]) -> Judged:
+    """All models as one, whose logits are the logarithms of their mean class probabilities.
+
+    Raises:
+        UserError: they do not have the same classes in the same order.
+    """
+    if len({*classes}) > 1:
+        raise UserError("the models have other classes, or in another order, so that no ensemble can be made of them")
+
+    def mean(logits: Sequence[Floats]) -> Floats:
+        averaged: Floats = logsumexp([log_softmax(each, axis=1) for each in logits], axis=0) - np.log(len(logits))
+        return averaged
+
+    name = f"ensemble of {len(models)}"
+    together = mean([model.logits for model in models])
+    return Judged(name, models[0].place, together, lambda split: mean([model.run(split) for model in models]))
+
+
+def _remembered(run: Callable[[Split], Floats]) -> Callable[[Split], Floats]:
+    """The same for the split that it ran last, so that an ensemble does not run its members again."""
+    last: list[tuple[Split, Floats]] = []
+
+    def once(split: Split) -> Floats:
+        if not (last and last[0][0] is split):
+            last[:] = [(split, run(split))]
+        return last[0][1]
+
+    return once
 
 
 def _runner(subject: Subject, splits: Splits, config: Evaluate) -> Callable[[Split], Floats]:
@@ -164,9 +204,14 @@ def _feature_runner(subject: Subject, splits: Splits, frozen: FrozenProbe, batch
     return lambda split: probe.log_probabilities(features(split, "test"))
 
 
-def _difference(names: tuple[str, str], a: ImageScores, b: ImageScores) -> ModelDifference:
-    return ModelDifference(
-        names, *(paired_difference(getattr(a, of), getattr(b, of)) for of in ("top1", "nll", "brier"))
+def _differences(names: Sequence[str], each: Sequence[ImageScores]) -> tuple[ModelDifference, ...]:
+    """Of every two models, in order."""
+    return tuple(
+        ModelDifference(
+            (names[i], names[j]),
+            *(paired_difference(getattr(each[i], of), getattr(each[j], of)) for of in ("top1", "nll", "brier")),
+        )
+        for i, j in combinations(range(len(names)), 2)
     )
 
 

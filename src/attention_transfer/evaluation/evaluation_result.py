@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from attention_transfer.config.choices import FrozenProbe, SplitName
+from attention_transfer.evaluation.forward_cost import ForwardCost
 from attention_transfer.evaluation.intervals import PairedDifference
 from attention_transfer.evaluation.metrics import ClassificationScores
 from attention_transfer.evaluation.shift import Shifts
@@ -18,11 +19,13 @@ class ModelScores:
         name: as it was named.
         classes: class names, in the order of `scores.per_class` and `scores.confusion`.
         scores: its figures.
+        cost: of a forward pass; `None` of an ensemble.
     """
 
     name: str
     classes: tuple[str, ...]
     scores: ClassificationScores
+    cost: ForwardCost | None = None
 
 
 @dataclass(frozen=True)

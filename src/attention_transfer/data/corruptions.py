@@ -148,7 +148,8 @@ def _brightness(x: Pixels, level: int, _: Draw) -> Pixels:
 
 def _contrast(x: Pixels, level: int, _: Draw) -> Pixels:
     mean = x.mean(axis=(0, 1), keepdims=True)
-    return (x - mean) * np.float32((0.4, 0.3, 0.2, 0.1, 0.05)[level]) + mean
+    flat: Pixels = (x - mean) * np.float32((0.4, 0.3, 0.2, 0.1, 0.05)[level]) + mean
+    return flat
 
 
 def _elastic_transform(x: Pixels, level: int, draw: Draw) -> Pixels:

@@ -1,9 +1,9 @@
-"""Draw the pictures of the pages on segmentation, similarity and attribution, docs/assets/protocols/*.png.
+"""Draw the pictures of the pages on segmentation, similarity, attribution and shift, docs/assets/protocols/*.png.
 
     python tools/draw_protocols.py [--out docs/assets/protocols]
 
-Every map and number is of `builtin/vit_characters` on photographs with digits; nothing is downloaded, and it takes less
-than a minute.
+Every map and number is of `builtin/vit_characters` on photographs with digits, and the corrupted photograph one of
+scikit-learn's; nothing is downloaded, and it takes less than a minute.
 """
 
 from __future__ import annotations
@@ -16,10 +16,13 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from PIL import Image
+from sklearn.datasets import load_sample_image
 from torch import Tensor, nn
 
 from attention_transfer import capture, describe, load_vit, relevance, rollout
 from attention_transfer.data import Normalise, Split, eval_pixels
+from attention_transfer.data.corruptions import CORRUPTIONS, corrupted, fitted
 from attention_transfer.data.scenes import digit_scenes
 from attention_transfer.evaluation import segment, similarity
 from attention_transfer.evaluation.foreground import foreground
@@ -27,7 +30,7 @@ from attention_transfer.viewing.style import save, style
 
 
 def main() -> None:
-    """Draw all three."""
+    """Draw them all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("docs/assets/protocols"))
     out = parser.parse_args().out
@@ -38,6 +41,9 @@ def main() -> None:
         print(save(draw_segmentation(model, scenes), out / "segmentation.png"))
         print(save(draw_similarity(model, scenes), out / "similarity.png"))
         print(save(draw_attribution(model, scenes), out / "attribution.png"))
+        photographs = save(draw_corruptions(), out / "corruptions.png")
+        Image.open(photographs).quantize().save(photographs, optimize=True)  # 256 colours: a third of the bytes
+        print(photographs)
 
 
 def draw_segmentation(model: nn.Module, scenes: Split) -> Figure:
@@ -110,6 +116,16 @@ def draw_attribution(model: nn.Module, scenes: Split) -> Figure:
     figure = Figure(figsize=(8.6, 2.1), layout="constrained")
     for axis, (title, shown) in zip(figure.subplots(1, len(maps)), maps, strict=True):
         picture(axis, np.asarray(shown), title)
+    return figure
+
+
+def draw_corruptions() -> Figure:
+    """A photograph under each corruption, at severity 4."""
+    photograph = fitted(Image.fromarray(load_sample_image("china.jpg")).crop((100, 0, 500, 400)))
+    figure = Figure(figsize=(6.2, 4.3), layout="constrained")
+    for axis, kind in zip(figure.subplots(3, 5).flat, CORRUPTIONS, strict=True):
+        shown = corrupted(photograph, kind, 4, np.random.default_rng(0))
+        picture(axis, np.asarray(shown.resize((112, 112))), kind.replace("_", " "))
     return figure
 
 

@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from attention_transfer.verbs import Verb as Verb
     from attention_transfer.verbs import bench as bench
     from attention_transfer.verbs import compare as compare
+    from attention_transfer.verbs import corrupt as corrupt
     from attention_transfer.verbs import demo as demo
     from attention_transfer.verbs import doctor as doctor
     from attention_transfer.verbs import ensemble as ensemble

@@ -45,6 +45,9 @@ RUN = (
 
 MARKER = "run.json"
 
+CORRUPTED_MARKER = "corrupt.json"
+"""File beside the folders that `corrupt` writes; it names them."""
+
 MODEL_FILES = (MARKER, *RUN, *EXPORT)
 """Files in any folder that a verb takes as a model."""
 
@@ -82,6 +85,12 @@ def is_export(folder: Path) -> bool:
 def is_bench(folder: Path) -> bool:
     """Whether `bench` wrote the `bench.json` in this folder."""
     return {"costs", "repeats", "versions"} <= _json(folder / "bench.json").keys()
+
+
+def corrupted_record(folder: Path) -> dict[str, Any]:
+    """The record of the images that `corrupt` wrote to this folder; empty where it did not."""
+    record = _json(folder / CORRUPTED_MARKER)
+    return record if {"kinds", "severities", "folders"} <= record.keys() else {}
 
 
 def is_occupied(folder: Path) -> bool:

@@ -17,6 +17,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 from attention_transfer.config.base import Config, checked
+from attention_transfer.config.corrupt import Corrupt
 from attention_transfer.config.explore import Explore
 from attention_transfer.config.presets import PRESETS, Preset
 from attention_transfer.config.presets import of_other_packages as presets_of_other_packages
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
 
     from attention_transfer.data import DataReport
     from attention_transfer.evaluation import (
+        CorruptedImages,
+        Diagnosis,
         EnsembleResult,
         Evaluation,
         ExportReport,
@@ -55,7 +58,6 @@ if TYPE_CHECKING:
     from attention_transfer.experiments import Comparison, Cost, RunDifference, RunRecord, StudyStatus, SweepResult
     from attention_transfer.explorer import ExplorerWidget
     from attention_transfer.training import Run
-    from attention_transfer.vit import TransferReport
 
 GROUP = "attention_transfer.verbs"
 
@@ -341,6 +343,25 @@ def evaluate(config: Evaluate) -> Evaluation:
     return evaluate_models(config)
 
 
+@verb(Corrupt, words=("data", "out"), extra="train")
+def corrupt(config: Corrupt) -> CorruptedImages:
+    """Write shifted copies of labelled images to disk, once, for `evaluate --shift`.
+
+    The fifteen common corruptions of ImageNet-C at five severities, or objects on other backgrounds where there are
+    masks. The same settings give the same images; the folder appears whole or not at all.
+
+    Returns:
+        Where they are, and how many.
+
+    Raises:
+        UserError: the images can't be loaded, have no masks for backgrounds, or the folder can't be written.
+        OSError: the disk is full, or alike; nothing is left behind.
+    """
+    from attention_transfer.evaluation.corrupt_verb import write_corrupted
+
+    return write_corrupted(config)
+
+
 @verb(Segment, words=("models",), extra="train")
 def segment(config: Segment) -> list[ModelSegmentation]:
     """Measure how well attention finds the foreground, against masks, by several protocols at once.
@@ -416,10 +437,11 @@ def explore(config: Explore) -> ExplorerWidget | None:
 
 
 @verb(Doctor, words=("teacher", "student"))
-def doctor(config: Doctor) -> TransferReport:
+def doctor(config: Doctor) -> Diagnosis:
     """Say what a vision transformer is, and whether a student can take its attention.
 
-    Prints a table of both, and each difference with its effect and how to fix it.
+    Prints a table of both, and each difference with its effect and how to fix it. With images, it also looks at the
+    teacher's attention: what sinks and registers get, and whether artefacts will spoil a transfer.
 
     Returns:
         The report.
@@ -490,6 +512,7 @@ _OWN = (
     export,
     ensemble,
     evaluate,
+    corrupt,
     segment,
     similarity,
     show,

@@ -10,13 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from attention_transfer import UserError, cli, evaluate, load_vit, train
-from attention_transfer.data import DATA, Split, Splits, digits
-from attention_transfer.evaluation import frozen_features, knn
+from attention_transfer.data import DATA, Split, Splits, digits, eval_transform
+from attention_transfer.evaluation import classification, forward_cost, frozen_features, knn
+from attention_transfer.evaluation.subjects import spread
 from attention_transfer.training import Recipe, Run
-from attention_transfer.vit import save_vit
+from attention_transfer.vit import describe, save_vit
 
 Build = Callable[..., Any]
 
@@ -158,3 +160,34 @@ def test_on_the_command_line(tiny_vit: Build, small: Splits, tmp_path: Path, cap
     shown = capsys.readouterr().err
     assert "12 test images of small" in shown
     assert "confuses most often" in shown
+
+
+def test_all_models_together(tiny_vit: Build, small: Splits, tmp_path: Path) -> None:
+    models = [tiny_vit(seed, num_classes=6) for seed in range(2)]
+    paths = [saved(model, tmp_path / str(seed)) for seed, model in enumerate(models)]
+    found = evaluate(paths, data="small", ensemble=True, limit=20)
+    assert [model.name for model in found.models] == [*paths, "ensemble of 2"]
+    assert [pair.models[1] for pair in found.differences] == [paths[1], "ensemble of 2", "ensemble of 2"]
+    split = small.test.take(spread(40, 20))
+    inputs = split.with_transform(eval_transform(describe(models[0]))).materialised().tensors[0]
+    with torch.no_grad():
+        mean = torch.stack([load_vit(path)(inputs).softmax(dim=1) for path in paths]).mean(dim=0)
+    direct = classification(mean.double().log(), split.labels)
+    assert found.models[2].scores.nll.value == pytest.approx(direct.nll.value, abs=1e-5)
+    assert found.models[2].scores.top1.value == direct.top1.value
+    assert found.models[2].cost is None
+    with pytest.raises(UserError, match="an ensemble needs at least two models"):
+        evaluate(paths[:1], data="small", ensemble=True)
+    more = [saved(tiny_vit(num_classes=6), tmp_path / "other")]
+    save_vit(tiny_vit(num_classes=7), tmp_path / "seven", labels=[*small.classes, "none"])
+    with pytest.raises(UserError, match="no ensemble can be made of them"):
+        evaluate([*more, str(tmp_path / "seven")], data="small", ensemble=True)
+
+
+@pytest.mark.parametrize("pool", ["token", "avg"])
+def test_flops_are_those_of_the_products(pool: str, tiny_vit: Build) -> None:
+    """By hand: 5 tokens of width 24, 3 blocks, 3 heads of 8, MLPs of 96, patches of 16 pixels."""
+    cost = forward_cost(model := tiny_vit(global_pool=pool), describe(model), batch=2)
+    block = 5 * 24 * 72 + 2 * 3 * 5 * 5 * 8 + 5 * 24 * 24 + 2 * 5 * 24 * 96
+    assert cost.flops == 2 * (4 * 16 * 24 + 3 * block + 24 * 5)
+    assert cost.images_per_second > 0

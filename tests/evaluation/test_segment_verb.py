@@ -9,12 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from attention_transfer import UserError, cli, load_vit, segment
 from attention_transfer.data import DATA, ArrayImages, Split, Splits
+from attention_transfer.evaluation import paired_difference
 from attention_transfer.evaluation import segment as segment_network
+from attention_transfer.evaluation.segment_verb import segmentation_differences
 from attention_transfer.vit import save_vit
 
 Build = Callable[..., Any]
@@ -231,3 +234,47 @@ def test_nothing_is_replaced_unasked(model: str, scenes: Splits, tmp_path: Path)
 def test_on_the_command_line(model: str, scenes: Splits, capsys: pytest.CaptureFixture[str]) -> None:
     cli.run(["segment", model, "--data", "scenes", "--layers", "[0,-1]", "--mass", "0.5", "--void", "none"])
     assert "12 images of scenes, 12 objects" in capsys.readouterr().err
+
+
+def test_two_networks_are_compared_on_the_same_images(
+    model: str, tiny_vit: Build, scenes: Splits, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_vit(tiny_vit(1), tmp_path / "other")
+    found = segment([model, str(tmp_path / "other")], data="scenes", layers=2)
+    (first, last) = segmentation_differences(found)
+    assert (first.models, first.layer, last.layer) == ((model, str(tmp_path / "other")), 1, 2)
+    a, b = (each.results[1].per_image["dino"] for each in found)
+    assert last.scores["dino"] == paired_difference(a, b)
+    assert last.scores["dino"].difference.value == pytest.approx(np.mean(a) - np.mean(b))
+    assert "centre-box" not in last.scores
+    assert "differences on the same images" in capsys.readouterr().err
+    assert segmentation_differences(found[:1]) == ()
+
+
+def test_a_repaired_network_beside_itself(
+    tiny_vit: Build, scenes: Splits, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    planted = tiny_vit()
+    with torch.no_grad():  # the second patch alone makes unit 7 of the second block fire, and its output huge
+        planted.pos_embed[0, 2, 3] += 30
+        mlp = planted.blocks[1].mlp
+        mlp.fc1.weight[7], mlp.fc1.bias[7] = 20 * torch.eye(24)[3], -25
+        mlp.fc2.weight[:, 7] = 5 * torch.eye(24)[4]
+    save_vit(planted, tmp_path / "planted")
+    plain, repaired = segment([str(tmp_path / "planted")], data="scenes", repair=True)
+    assert (plain.model, repaired.model) == (str(tmp_path / "planted"), f"{tmp_path / 'planted'}, repaired")
+    assert plain.results[0].per_head != repaired.results[0].per_head
+    (alone,) = segment([str(tmp_path / "planted")], data="scenes")
+    assert alone.results == plain.results
+    said = capsys.readouterr().err.replace("\n", " ")
+    assert "10 register neurons in blocks 0, 1, of 1.0 artefacts an image from block 1 on" in said
+
+
+def test_a_network_without_artefacts_has_nothing_to_repair(tiny_vit: Build, scenes: Splits, tmp_path: Path) -> None:
+    flat = tiny_vit()
+    with torch.no_grad():
+        flat.pos_embed.zero_()
+        flat.patch_embed.proj.weight.zero_()
+    save_vit(flat, tmp_path / "flat")
+    with pytest.raises(UserError, match=r"flat: no patch of 12 images .* there is nothing to repair"):
+        segment([str(tmp_path / "flat")], data="scenes", repair=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Literal
 
 from attention_transfer.config.base import Config
@@ -166,6 +167,13 @@ class Evaluate(Config):
     """Judge the features of models that need no classification layer: knn, the 20 nearest training images, by DINO's
     protocol; linear, a linear probe, whose penalty validation images choose."""
 
+    ensemble: bool = False
+    """Also judge all models together, by the mean of their class probabilities."""
+
+    shift: str | list[str] | None = None
+    """Shifted images of the same classes, or several sets in a list: ImageNet-A, -R, -Sketch, -V2 or -C as published,
+    what `corrupt` wrote, or any folder whose class folders are called as the data set's classes."""
+
     bins: int = 15
     """Bins of equal width for calibration."""
 
@@ -191,6 +199,8 @@ class Evaluate(Config):
     def problems(self) -> list[str]:
         """No models or the same twice, and numbers below 1."""
         found = model_problems(self.models) + below_one(batch_size=self.batch_size, limit=self.limit)
+        if self.ensemble and len(self.models) < 2:
+            found.append("an ensemble needs at least two models; name more, or leave ensemble out")
         return found + ([] if self.bins >= 1 else [f"bins is {self.bins}; give at least 1"])
 
 
@@ -226,6 +236,11 @@ class Segment(Config):
 
     limit: int | None = None
     """How many images to take, at even distances; default all."""
+
+    repair: bool = False
+    """Look at each network once more with a test-time register: the hidden units that make artefacts of patches, found
+    on 50 training images without their masks (or else on those that are looked at), are moved to a token of their
+    own. Plain ViTs of timm only."""
 
     training: int = 200
     """How many training images choose the fixed head and the size of the box; 0 leaves the fixed head out."""
@@ -334,11 +349,29 @@ class Doctor(Config):
     pretrained: bool | str = False
     """Also load the teacher's weights: true, or a weights file; default only its architecture."""
 
+    data: str | None = None
+    """Images on which the teacher's attention is looked at as well, in the forms of `load_data`, or a folder of images
+    without classes; that needs the weights."""
+
+    limit: int = 50
+    """How many of these images, at even distances."""
+
     image_size: int | None = None
     """Input pixels of both, height and width; default each model's own."""
 
     pairing: PairingSettings | None = None
     """How unequal parts are mapped."""
+
+    def problems(self) -> list[str]:
+        """Images without weights, or without what reads them."""
+        found = super().problems() + below_one(limit=self.limit)
+        if self.data is not None and self.pretrained is False:
+            found.append("data is looked at with the teacher's weights; add --pretrained true, or name a weights file")
+        if self.data is not None and (
+            missing := [name for name in ("sklearn", "matplotlib") if find_spec(name) is None]
+        ):
+            found.append(f'data needs {" and ".join(missing)}; run: pip install "attention-transfer[train]"')
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -74,6 +74,17 @@ def load_flat(path: Path, *, strict: bool = False) -> Splits:
     return make_splits(path.resolve().name, ["image"], {"train": images}, notes=notes, strict=strict)
 
 
+def load_class_folders(path: Path) -> tuple[Split, tuple[str, ...]]:
+    """All images of a folder of class folders as one split, and the names of the classes, in the order of the labels.
+
+    Classes may be without images, and there may be no class at all.
+    """
+    given = {"all": _classes(path)}
+    names = tuple(sorted(given["all"]))
+    paths, labels = _find(Finder(), given, names)
+    return Split(FileImages(paths["all"]), np.array(labels["all"], dtype=np.int64)), names
+
+
 def _find(
     finder: Finder, given: Mapping[str, Classes], classes: Sequence[str]
 ) -> tuple[dict[str, list[str]], dict[str, list[int]]]:

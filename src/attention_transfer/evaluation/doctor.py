@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from rich.table import Table
 from rich.text import Text
@@ -10,6 +11,7 @@ from torch import nn
 
 from attention_transfer.config.base import as_data
 from attention_transfer.config.verbs import Doctor
+from attention_transfer.evaluation.artefacts import AttentionReport, examine_attention
 from attention_transfer.ui import Console
 from attention_transfer.vit import (
     Pairing,
@@ -21,7 +23,7 @@ from attention_transfer.vit import (
     student_like,
 )
 
-_STYLES = {"prevents": "bold red", "harms": "yellow", "mapped": "cyan"}
+_STYLES = {"prevents": "bold red", "harms": "yellow", "mapped": "cyan", "note": "cyan", "fine": "green"}
 _ROWS: dict[str, Callable[[ViTSpec], str]] = {
     "library": lambda s: s.library,
     "name in its library": lambda s: s.name,
@@ -38,7 +40,18 @@ _ROWS: dict[str, Callable[[ViTSpec], str]] = {
 }
 
 
-def examine(config: Doctor) -> TransferReport:
+@dataclass(frozen=True)
+class Diagnosis(TransferReport):
+    """What differs between a teacher and a student, and what the teacher's attention is like.
+
+    Attributes:
+        attention: what was seen on images; `None` where none were given.
+    """
+
+    attention: AttentionReport | None = None
+
+
+def examine(config: Doctor) -> Diagnosis:
     """The verb `doctor`."""
     source = load_vit(config.teacher, pretrained=config.pretrained, image_size=config.image_size)
     made = _student(source, config.student, config.image_size)
@@ -50,7 +63,28 @@ def examine(config: Doctor) -> TransferReport:
         console.print(Text.assemble((difference.effect, _STYLES[difference.effect]), f": {difference.message}"))
     if not report.differences:
         console.print("the student fits its teacher in everything", style="green")
-    return report
+    return Diagnosis(report.teacher, report.student, report.differences, _looked_at(source, config, console))
+
+
+def _looked_at(source: nn.Module, config: Doctor, console: Console) -> AttentionReport | None:
+    """What the teacher's attention is like on images, where there are any."""
+    if config.data is None:
+        return None
+    from attention_transfer.evaluation.subjects import counted, images_of  # which needs what training needs
+
+    with counted(images_of(config.data, "test", config.limit), f"looking with {config.teacher}") as images:
+        seen = examine_attention(source, images)
+    table = Table(title=f"attention on {seen.images} images", title_justify="left")
+    for heading in ("block", "on prefix\ntokens, %", "on sinks,\n%", "sinks\nan image", "high-norm patches\nan image"):
+        table.add_column(heading, justify="right")
+    grid = describe(source).grid
+    for block in seen.blocks:
+        shares = (f"{100 * block.prefix_mass:.1f}", f"{100 * block.sink_mass:.1f}", f"{block.sinks:.2f}")
+        table.add_row(str(block.layer), *shares, f"{block.high_norm * grid[0] * grid[1]:.2f}")
+    console.print(table)
+    for finding in seen.findings:
+        console.print(Text.assemble((finding.effect, _STYLES[finding.effect]), f": {finding.message}"))
+    return seen
 
 
 def _student(teacher: nn.Module, student: str | None, image_size: int | None) -> nn.Module:

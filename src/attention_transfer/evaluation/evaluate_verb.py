@@ -7,24 +7,29 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from itertools import combinations
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.table import Table
+from scipy.special import log_softmax, logsumexp
 
-from attention_transfer.config.choices import FrozenProbe, SplitName
+from attention_transfer.config.choices import FrozenProbe
 from attention_transfer.config.verbs import Evaluate
 from attention_transfer.data import Split, Splits, eval_pixels, load_data
 from attention_transfer.data.splits import first_five
 from attention_transfer.errors import UserError, raise_all
+from attention_transfer.evaluation.evaluate_tables import show
+from attention_transfer.evaluation.evaluation_result import Evaluation, ModelDifference, ModelScores
+from attention_transfer.evaluation.forward_cost import ForwardCost, forward_cost
 from attention_transfer.evaluation.frozen import frozen_features, knn, linear_probe
-from attention_transfer.evaluation.intervals import Estimate, PairedDifference, paired_difference
-from attention_transfer.evaluation.metrics import ClassificationScores, ImageScores, classification, image_scores
+from attention_transfer.evaluation.intervals import paired_difference
+from attention_transfer.evaluation.metrics import ImageScores, classification, image_scores
 from attention_transfer.evaluation.records import input_batches
+from attention_transfer.evaluation.shift import Judged, measure_shifts
+from attention_transfer.evaluation.shifted_images import shifted_sets
 from attention_transfer.evaluation.subjects import (
     Subject,
     checked_out,
@@ -34,76 +39,22 @@ from attention_transfer.evaluation.subjects import (
     short_names,
     spread,
 )
-from attention_transfer.ui import console, show_line
 from attention_transfer.viewing import Bin, reliability_diagram, save
 from attention_transfer.vit import logits_of
 from attention_transfer.writing import write_whole
 
 log = logging.getLogger("attention_transfer")
 
+_TIMED = 8  # images a forward pass, of which time is taken
 _FILES = ("evaluation.json", "reliability.png")
-_SHOWN = 5  # confusions
-
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class ModelScores:
-    """How good one model is.
-
-    Attributes:
-        name: as it was named.
-        classes: class names, in the order of `scores.per_class` and `scores.confusion`.
-        scores: its figures.
-    """
-
-    name: str
-    classes: tuple[str, ...]
-    scores: ClassificationScores
-
-
-@dataclass(frozen=True)
-class ModelDifference:
-    """How far two models differ on the same images, first minus second.
-
-    Attributes:
-        models: their names.
-        top1: of accuracy.
-        nll: of the negative log-likelihood, in nats.
-        brier: of the Brier score.
-    """
-
-    models: tuple[str, str]
-    top1: PairedDifference
-    nll: PairedDifference
-    brier: PairedDifference
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What `evaluate` found out.
-
-    Attributes:
-        data: the data set.
-        split: which of its images.
-        images: how many.
-        frozen: how features were judged; `None` for classification layers.
-        models: in the order given.
-        differences: of every two models, in order.
-    """
-
-    data: str
-    split: SplitName
-    images: int
-    frozen: FrozenProbe | None
-    models: tuple[ModelScores, ...]
-    differences: tuple[ModelDifference, ...]
 
 
 def evaluate_models(config: Evaluate) -> Evaluation:
     """The verb `evaluate`."""
     names = config.models
-    target = checked_out(config.out, _FILES, overwrite=config.overwrite, data=[config.data], models=names)
+    shifts = [config.shift] if isinstance(config.shift, str) else config.shift or []
+    target = checked_out(config.out, _FILES, overwrite=config.overwrite, data=[config.data, *shifts], models=names)
     subjects = [load_subject(name, config.image_size, config.device) for name in names]
     if config.frozen is None:
         raise_all(
@@ -120,17 +71,30 @@ def evaluate_models(config: Evaluate) -> Evaluation:
     if config.frozen is not None and config.split == "train":
         raise UserError("frozen features are judged by the training images' labels; choose another split")
     places = _places(subjects, splits, config.frozen)
+    sets = [
+        replace(each, split=each.split.take(spread(len(each.split), config.limit)))
+        for each in shifted_sets(shifts, splits, config.split)
+    ]
+    judged = [
+        Judged(subject.name, place, run(split), run)
+        for subject, (_, place) in zip(subjects, places, strict=True)
+        for run in [_remembered(_runner(subject, splits, config))]
+    ]
+    costs: list[ForwardCost | None] = [
+        forward_cost(s.network, s.spec, batch=min(_TIMED, config.batch_size)) for s in subjects
+    ]
+    if config.ensemble:
+        judged.append(_ensemble(judged, [classes for classes, _ in places]))
+        places, costs = [*places, places[0]], [*costs, None]
     models, each = [], []
-    for subject, (classes, place) in zip(subjects, places, strict=True):
-        logits_NC = _logits(subject, split, splits, config)
-        labels_N = place[split.labels]
-        models.append(ModelScores(subject.name, classes, classification(logits_NC, labels_N, bins=config.bins)))
-        each.append(image_scores(logits_NC, labels_N))
-    differences = tuple(
-        _difference((names[i], names[j]), each[i], each[j]) for i, j in combinations(range(len(names)), 2)
-    )
-    result = Evaluation(data, config.split, len(split), config.frozen, tuple(models), differences)
-    _show(result)
+    for model, (classes, place), cost in zip(judged, places, costs, strict=True):
+        scores = classification(model.logits, place[split.labels], bins=config.bins)
+        models.append(ModelScores(model.name, classes, scores, cost))
+        each.append(image_scores(model.logits, place[split.labels]))
+    found = measure_shifts(judged, split.labels, sets) if sets else None
+    differences = _differences([model.name for model in models], each)
+    result = Evaluation(data, config.split, len(split), config.frozen, tuple(models), differences, found)
+    show(result)
     if target is not None:
         write_whole(target.json, json.dumps(asdict(result), indent=2) + "\n")
         if target.folder is not None:
@@ -170,24 +134,58 @@ def _places(
     return found
 
 
-def _logits(subject: Subject, split: Split, splits: Splits, config: Evaluate) -> Floats:
-    """Logits, or logarithms of class probabilities, (N, C)."""
+def _ensemble(models: Sequence[Judged], classes: Sequence[tuple[str, ...]]) -> Judged:
+    """All models as one, whose logits are the logarithms of their mean class probabilities.
+
+    Raises:
+        UserError: they do not have the same classes in the same order.
+    """
+    if len({*classes}) > 1:
+        raise UserError("the models have other classes, or in another order, so that no ensemble can be made of them")
+
+    def mean(logits: Sequence[Floats]) -> Floats:
+        averaged: Floats = logsumexp([log_softmax(each, axis=1) for each in logits], axis=0) - np.log(len(logits))
+        return averaged
+
+    name = f"ensemble of {len(models)}"
+    together = mean([model.logits for model in models])
+    return Judged(name, models[0].place, together, lambda split: mean([model.run(split) for model in models]))
+
+
+def _remembered(run: Callable[[Split], Floats]) -> Callable[[Split], Floats]:
+    """The same for the split that it ran last, so that an ensemble does not run its members again."""
+    last: list[tuple[Split, Floats]] = []
+
+    def once(split: Split) -> Floats:
+        if not (last and last[0][0] is split):
+            last[:] = [(split, run(split))]
+        return last[0][1]
+
+    return once
+
+
+def _runner(subject: Subject, splits: Splits, config: Evaluate) -> Callable[[Split], Floats]:
+    """What gives a split's logits, or logarithms of class probabilities, (N, C)."""
     if config.frozen is not None:
-        return _by_features(subject, split, splits, config.frozen, config.batch_size)
-    found = []
-    with counted(split.images, f"evaluating {subject.name}") as images, torch.inference_mode():
-        for *_, inputs in input_batches(
-            subject.network, subject.spec, images, eval_pixels(subject.spec), config.batch_size
-        ):
-            found.append(logits_of(subject.network(inputs)).double().cpu())
-    logits_NC: Floats = torch.cat(found).numpy()
-    if not np.isfinite(logits_NC).all():
-        raise UserError(f"{subject.name} gives logits that are not finite; leave it out")
-    return logits_NC
+        return _feature_runner(subject, splits, config.frozen, config.batch_size)
+
+    def run(split: Split) -> Floats:
+        found = []
+        with counted(split.images, f"evaluating {subject.name}") as images, torch.inference_mode():
+            for *_, inputs in input_batches(
+                subject.network, subject.spec, images, eval_pixels(subject.spec), config.batch_size
+            ):
+                found.append(logits_of(subject.network(inputs)).double().cpu())
+        logits_NC: Floats = torch.cat(found).numpy()
+        if not np.isfinite(logits_NC).all():
+            raise UserError(f"{subject.name} gives logits that are not finite; leave it out")
+        return logits_NC
+
+    return run
 
 
-def _by_features(subject: Subject, split: Split, splits: Splits, frozen: FrozenProbe, batch: int) -> Floats:
-    """Logarithms of the class probabilities that neighbours or a linear probe give, (N, C)."""
+def _feature_runner(subject: Subject, splits: Splits, frozen: FrozenProbe, batch: int) -> Callable[[Split], Floats]:
+    """As `_runner`, by neighbours among the training features, or by a linear probe that was trained on these."""
 
     def features(part: Split, what: str) -> torch.Tensor:
         with counted(part.images, f"{what} features of {subject.name}") as images:
@@ -195,16 +193,25 @@ def _by_features(subject: Subject, split: Split, splits: Splits, frozen: FrozenP
 
     classes, train = len(splits.classes), features(splits.train, "training")
     if frozen == "knn":
-        votes = knn(train, splits.train.labels, features(split, "test"), classes=classes)
-        return votes.double().clamp_min(torch.finfo(torch.float32).tiny).log().numpy()
+
+        def vote(split: Split) -> Floats:
+            votes = knn(train, splits.train.labels, features(split, "test"), classes=classes)
+            return votes.double().clamp_min(torch.finfo(torch.float32).tiny).log().numpy()
+
+        return vote
     validation = features(splits.validation, "validation")
     probe = linear_probe(train, splits.train.labels, validation, splits.validation.labels, classes=classes)
-    return probe.log_probabilities(features(split, "test"))
+    return lambda split: probe.log_probabilities(features(split, "test"))
 
 
-def _difference(names: tuple[str, str], a: ImageScores, b: ImageScores) -> ModelDifference:
-    return ModelDifference(
-        names, *(paired_difference(getattr(a, of), getattr(b, of)) for of in ("top1", "nll", "brier"))
+def _differences(names: Sequence[str], each: Sequence[ImageScores]) -> tuple[ModelDifference, ...]:
+    """Of every two models, in order."""
+    return tuple(
+        ModelDifference(
+            (names[i], names[j]),
+            *(paired_difference(getattr(each[i], of), getattr(each[j], of)) for of in ("top1", "nll", "brier")),
+        )
+        for i, j in combinations(range(len(names)), 2)
     )
 
 
@@ -219,68 +226,3 @@ def _bins(result: Evaluation) -> dict[str, list[Bin]]:
         ]
         for name, model in zip(names, result.models, strict=True)
     }
-
-
-def _show(result: Evaluation) -> None:
-    names = short_names([model.name for model in result.models])
-    how = {None: "", "knn": ", features by nearest neighbours", "linear": ", features by a linear probe"}
-    show_line(f"{result.images} {result.split} images of {result.data}{how[result.frozen]}")
-    table = Table()
-    table.add_column("", overflow="fold")
-    for heading in ("top-1, %\n(95 %)", "top-5, %\n(95 %)", "mean per\nclass, %", "NLL,\nnats", "Brier", "ECE, %"):
-        table.add_column(heading, justify="right")
-    for name, model in zip(names, result.models, strict=True):
-        scores = model.scores
-        table.add_row(
-            name,
-            _with_interval(scores.top1, 100, 1),
-            "–" if scores.top5 is None else _with_interval(scores.top5, 100, 1),
-            f"{100 * scores.mean_per_class:.1f}",
-            _with_interval(scores.nll, 1, 3),
-            _with_interval(scores.brier, 1, 3),
-            f"{100 * scores.ece:.1f}",
-        )
-    console.print(table)
-    if result.differences:
-        console.print(_differences(result, dict(zip((m.name for m in result.models), names, strict=True))))
-    for name, model in zip(names, result.models, strict=True):
-        if confused := _confusions(model):
-            show_line(f"{name} confuses most often: {'; '.join(confused)}")
-
-
-def _differences(result: Evaluation, names: dict[str, str]) -> Table:
-    table = Table(title="differences on the same images, first minus second", title_justify="left")
-    table.add_column("", overflow="fold")
-    for heading in ("top-1, points\n(95 %)", "p", "NLL,\nnats", "p"):
-        table.add_column(heading, justify="right")
-    for pair in result.differences:
-        first, second = (names[name] for name in pair.models)
-        table.add_row(
-            f"{first} − {second}",
-            _with_interval(pair.top1.difference, 100, 1, sign="+"),
-            f"{pair.top1.p:.2g}",
-            _with_interval(pair.nll.difference, 1, 3, sign="+"),
-            f"{pair.nll.p:.2g}",
-        )
-    return table
-
-
-def _confusions(model: ModelScores) -> list[str]:
-    """The most frequent mistakes, in words."""
-    counts = np.array(model.scores.confusion)
-    np.fill_diagonal(counts, 0)
-    largest = np.argsort(-counts, axis=None, kind="stable")[:_SHOWN]
-    pairs = [(int(right), int(taken)) for right, taken in zip(*np.unravel_index(largest, counts.shape), strict=True)]
-    return [
-        f"{model.classes[right]} with {model.classes[taken]} "
-        f"({counts[right, taken]} of {sum(model.scores.confusion[right])})"
-        for right, taken in pairs
-        if counts[right, taken]
-    ]
-
-
-def _with_interval(of: Estimate, scale: float, digits: int, sign: str = "") -> str:
-    value = f"{scale * of.value:{sign}.{digits}f}"
-    if of.low is None or of.high is None:
-        return value
-    return f"{value}\n({scale * of.low:{sign}.{digits}f} to {scale * of.high:{sign}.{digits}f})"

@@ -78,6 +78,36 @@ def bca(values: Values, *, resamples: int = 2000, seed: int = 0) -> Estimate:
     return Estimate(mean, float(interval.low), float(interval.high))
 
 
+def mean_difference(a: Values, b: Values, *, resamples: int = 2000, seed: int = 0) -> Estimate:
+    """How much higher the mean of one sample is than that of another, independent one, with a BCa interval, 95 %.
+
+    Args:
+        a: values of the first, finite.
+        b: values of the second; not of the same images.
+        resamples: bootstrap samples.
+        seed: of the resampling.
+
+    Raises:
+        UserError: a sample has no values.
+    """
+    samples = [np.asarray(values, dtype=np.float64) for values in (a, b)]
+    if not all(map(len, samples)):
+        raise UserError("there is nothing to average; give at least one image of each kind")
+    value = float(samples[0].mean() - samples[1].mean())
+    if min(map(len, samples)) < 2 or all(np.ptp(sample) == 0 for sample in samples):
+        return Estimate(value, None, None)
+    interval = stats.bootstrap(
+        samples,
+        lambda x, y, axis: x.mean(axis=axis) - y.mean(axis=axis),
+        n_resamples=resamples,
+        batch=max(1, _ELEMENTS // max(map(len, samples))),
+        vectorized=True,
+        method="BCa",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return Estimate(value, float(interval.low), float(interval.high))
+
+
 def paired_difference(a: Values, b: Values, *, resamples: int = 2000, seed: int = 0) -> PairedDifference:
     """Compare two networks by a figure of each image, e.g. 1 where the class is right.
 

@@ -128,8 +128,8 @@ def _beside(data: str, masks: str, split: SplitName) -> tuple[WithMasks, WithMas
 
     A folder without folders of splits is one set, which is looked at whole.
     """
-    pictures = _by_name(Path(data).expanduser(), "images")
-    drawn = _by_name(Path(masks).expanduser(), "masks")
+    pictures = files_by_name(Path(data).expanduser(), "images")
+    drawn = files_by_name(Path(masks).expanduser(), "masks")
     if lost := sorted(pictures.keys() - drawn.keys()):
         raise UserError(
             f"{len(lost)} of the {len(pictures)} images in {data} have no mask of the same name in {masks}: "
@@ -152,7 +152,7 @@ def _beside(data: str, masks: str, split: SplitName) -> tuple[WithMasks, WithMas
     return of[split], None if split == "train" else of.get("train")
 
 
-def _by_name(folder: Path, what: str) -> dict[str, Path]:
+def files_by_name(folder: Path, what: str) -> dict[str, Path]:
     """The pictures below a folder, by their paths in it without suffixes."""
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder} of {what}; check the path")

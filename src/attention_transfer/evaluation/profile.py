@@ -13,13 +13,11 @@ from torch import Tensor, nn
 
 from attention_transfer.evaluation.records import ImageSequence, Rows, forward_records
 from attention_transfer.vit import Indices, ViTSpec, describe, select
+from attention_transfer.vit.repair import HIGH_NORM
 
 MASS = 0.95
 SINK = 10.0
 """A patch is a sink where it gets this many times its even share of the attention, on average over rows and heads."""
-
-HIGH_NORM = 3.0
-"""A patch is an artefact where the norm of its block output is this many times the median of the image's patches."""
 
 _CHUNK = 1 << 17  # elements of a product that stay in a core's cache
 

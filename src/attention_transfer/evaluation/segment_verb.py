@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import combinations
 
 from rich.table import Table
 
 from attention_transfer.artifacts import MODEL_FILES
 from attention_transfer.config.choices import MapSource
 from attention_transfer.config.verbs import Segment
-from attention_transfer.errors import raise_all
-from attention_transfer.evaluation.intervals import Estimate
+from attention_transfer.data import eval_pixels
+from attention_transfer.errors import UserError, raise_all
+from attention_transfer.evaluation.classifier import Classifier
+from attention_transfer.evaluation.intervals import Estimate, PairedDifference, paired_difference
 from attention_transfer.evaluation.masked_images import MaskedImages, load_masked
+from attention_transfer.evaluation.records import input_batches
 from attention_transfer.evaluation.segmentation import Segmentation
 from attention_transfer.evaluation.segmentation import segment as segment_network
-from attention_transfer.evaluation.subjects import Subject, counted, data_of, layers_of, load_subjects, short_names
+from attention_transfer.evaluation.subjects import (
+    Subject,
+    counted,
+    data_of,
+    layers_of,
+    load_subjects,
+    short_names,
+    spread,
+)
 from attention_transfer.places import expanded, out_problems
 from attention_transfer.ui import console, show_line
-from attention_transfer.vit import Indices
+from attention_transfer.vit import Indices, RegisterNeurons, add_register, describe, find_register_neurons
 from attention_transfer.writing import write_whole
 
 _COLUMNS = {
@@ -31,6 +43,9 @@ _COLUMNS = {
 }
 _OF_ONE_MAP = {"merged-mean": "map", "centre-box": "centre-\nbox"}
 """Rollout and relevance have one map, so that there are no heads to choose from."""
+
+
+_REPAIRED_ON = 50  # images on which register neurons are found
 
 
 @dataclass(frozen=True)
@@ -52,6 +67,23 @@ class ModelSegmentation:
     results: tuple[Segmentation, ...]
 
 
+@dataclass(frozen=True)
+class SegmentationDifference:
+    """How far two networks differ on the same images, first minus second.
+
+    Attributes:
+        models: their names.
+        layer: the block; `None` where the maps are of all blocks.
+        mass: the share of a map that the foreground holds.
+        scores: of the Jaccard index, by protocol.
+    """
+
+    models: tuple[str, str]
+    layer: int | None
+    mass: float
+    scores: Mapping[str, PairedDifference]
+
+
 def segment_models(config: Segment) -> list[ModelSegmentation]:
     """The verb `segment`."""
     read = [name for name in (config.data, config.masks) if name is not None]
@@ -70,15 +102,74 @@ def segment_models(config: Segment) -> list[ModelSegmentation]:
                 if not s.classes
             ]
         )
+    if config.repair:
+        raise_all(
+            [
+                f"{s.name} copies its teacher's attention, so that there is nothing of its own to repair; leave it out"
+                for s in subjects
+                if isinstance(s.network, Classifier) and s.network.transfer.teacher is not None
+            ]
+        )
     data = data_of(subjects, config.data)
     masked = load_masked(
         data, config.masks, config.split, limit=config.limit, training=config.training, void=config.void
     )
+    neurons = _neurons_of(subjects, masked, config.batch_size) if config.repair else []
     found = [_looked_at(subject, data, masked, config, layers) for subject in subjects]
+    for subject, own in zip(subjects, neurons, strict=False):
+        add_register(subject.vit, own)
+        repaired = replace(subject, name=f"{subject.name}, repaired", spec=describe(subject.vit))
+        found.append(_looked_at(repaired, data, masked, config, layers))
     _show(found, config.source)
     if config.out is not None:
         write_whole(expanded(config.out), json.dumps([asdict(each) for each in found], indent=2) + "\n")
     return found
+
+
+def _neurons_of(subjects: Sequence[Subject], masked: MaskedImages, batch: int) -> list[RegisterNeurons]:
+    """The register neurons of each network.
+
+    Raises:
+        UserError: one has none, or can't be repaired; every such network is named.
+    """
+    images = masked.images if masked.training is None else masked.training[0]
+    images = images.take(spread(len(images), _REPAIRED_ON))
+    found, problems = [], []
+    for subject in subjects:
+        inputs = input_batches(subject.network, subject.spec, images, eval_pixels(subject.spec), batch)
+        try:
+            neurons = find_register_neurons(subject.vit, [pixels for *_, pixels in inputs])
+        except UserError as error:
+            problems.append(f"{subject.name}: {error}")
+            continue
+        found.append(neurons)
+        show_line(
+            f"{subject.name}: {sum(map(len, neurons.units.values()))} register neurons in blocks "
+            f"{', '.join(map(str, neurons.units))}, of {neurons.artefacts:.1f} artefacts an image from block "
+            f"{neurons.block} on, found on {len(images)} images"
+        )
+    raise_all(problems)
+    return found
+
+
+def segmentation_differences(found: Sequence[ModelSegmentation]) -> tuple[SegmentationDifference, ...]:
+    """Of every two networks with the same layer and mass, in order; protocols that both have."""
+    return tuple(
+        SegmentationDifference(
+            (one.model, other.model),
+            a.layer,
+            a.mass,
+            {
+                name: paired_difference(a.per_image[name], b.per_image[name])
+                for name in a.per_image
+                if name in b.per_image and name != "centre-box"
+            },
+        )
+        for one, other in combinations(found, 2)
+        for a in one.results
+        for b in other.results
+        if (a.layer, a.mass) == (b.layer, b.mass)
+    )
 
 
 def _looked_at(
@@ -120,6 +211,8 @@ def _show(found: Sequence[ModelSegmentation], source: MapSource) -> None:
             layer = "all" if result.layer is None else str(result.layer)
             table.add_row(name, layer, f"{result.mass:g}", *cells)
     console.print(table)
+    if differences := segmentation_differences(found):
+        console.print(_difference_table(differences, found))
     if source == "attention":
         show_line("dino takes the best head for each object, which only the mask can tell: an oracle")
     for model in found:
@@ -127,6 +220,27 @@ def _show(found: Sequence[ModelSegmentation], source: MapSource) -> None:
             show_line(f"{model.model} has no class token: the row is that of the patches' mean query")
     if first.head is None and source == "attention":
         show_line("there are no training images to choose a head on, so that fixed-head is left out")
+
+
+def _difference_table(differences: Sequence[SegmentationDifference], found: Sequence[ModelSegmentation]) -> Table:
+    names = dict(zip((each.model for each in found), short_names([each.model for each in found]), strict=True))
+    table = Table(title="differences on the same images, first minus second, points (95 %), p", title_justify="left")
+    columns = list(dict.fromkeys(name for each in differences for name in each.scores))
+    table.add_column("", overflow="fold", min_width=12)
+    for heading in ("layer", "mass", *columns):
+        table.add_column(heading, justify="right")
+    for each in differences:
+        layer = "all" if each.layer is None else str(each.layer)
+        cells = (_difference_cell(each.scores[name]) if name in each.scores else "–" for name in columns)
+        table.add_row(" − ".join(names[model] for model in each.models), layer, f"{each.mass:g}", *cells)
+    return table
+
+
+def _difference_cell(of: PairedDifference) -> str:
+    shown = f"{100 * of.difference.value:+.1f}"
+    if of.difference.low is not None and of.difference.high is not None:
+        shown += f"\n{100 * of.difference.low:+.1f} to {100 * of.difference.high:+.1f}"
+    return f"{shown}\np {of.p:.2g}"
 
 
 def _in_percent(share: Estimate) -> str:

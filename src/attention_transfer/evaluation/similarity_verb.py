@@ -11,8 +11,6 @@ from pathlib import Path
 from rich.table import Table
 
 from attention_transfer.config.verbs import MeasureSimilarity
-from attention_transfer.data import FileImages, Images, is_flat, load_data
-from attention_transfer.data.finder import Finder
 from attention_transfer.evaluation.network_similarity import Matrix, Similarity
 from attention_transfer.evaluation.network_similarity import similarity as measured
 from attention_transfer.evaluation.profile import LayerProfile
@@ -20,10 +18,10 @@ from attention_transfer.evaluation.subjects import (
     checked_out,
     counted,
     data_of,
+    images_of,
     layers_of,
     load_subjects,
     short_names,
-    spread,
 )
 from attention_transfer.ui import console, show_line
 from attention_transfer.viewing import HeatMap, heat_maps, save
@@ -39,7 +37,9 @@ def compare_networks(config: MeasureSimilarity) -> Similarity:
     layers = layers_of(config.layers)
     a, b = load_subjects(names, config.image_size, config.device, layers)
     data = data_of([a, b], config.data)
-    with counted(_images(data, config), f"comparing {config.a} and {config.b}", times=2) as images:
+    with counted(
+        images_of(data, config.split, config.limit), f"comparing {config.a} and {config.b}", times=2
+    ) as images:
         result = measured(
             a.network,
             b.network,
@@ -58,18 +58,6 @@ def compare_networks(config: MeasureSimilarity) -> Similarity:
         if target.folder is not None:
             _draw(result, target.folder / _FILES[1])
     return result
-
-
-def _images(data: str, config: MeasureSimilarity) -> Images:
-    """Some images of a data set, whose labels do not matter, or of a folder without classes."""
-    place = Path(data).expanduser()
-    images: Images
-    if is_flat(place):
-        (files,) = Finder().find([place])
-        images = FileImages(files)
-    else:
-        images = load_data(data).parts[config.split].images
-    return images.take(spread(len(images), config.limit))
 
 
 def _show(result: Similarity, data: str, names: Sequence[str]) -> None:

@@ -13,6 +13,9 @@ from PIL import Image
 from torch import nn
 
 from attention_transfer.artifacts import MODEL_FILES
+from attention_transfer.config.choices import SplitName
+from attention_transfer.data import FileImages, Images, is_flat, load_data
+from attention_transfer.data.finder import Finder
 from attention_transfer.engine.hardware import choose_hardware
 from attention_transfer.engine.progress import Bar
 from attention_transfer.errors import UserError, raise_all
@@ -115,6 +118,18 @@ def data_of(subjects: Sequence[Subject], data: str | None) -> str:
         return known.pop()
     why = f"the runs have several data sets ({', '.join(sorted(known))})" if known else "the models are no runs"
     raise UserError(f"{why}, so that nothing says which images to take; name them with --data")
+
+
+def images_of(data: str, split: SplitName, limit: int | None) -> Images:
+    """Some images of a data set, whose labels do not matter, or of a folder without classes, at even distances."""
+    place = Path(data).expanduser()
+    images: Images
+    if is_flat(place):
+        (files,) = Finder().find([place])
+        images = FileImages(files)
+    else:
+        images = load_data(data).parts[split].images
+    return images.take(spread(len(images), limit))
 
 
 def spread(total: int, limit: int | None) -> NDArray[np.int64]:

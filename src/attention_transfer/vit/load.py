@@ -18,6 +18,7 @@ from attention_transfer.vit.files import read_network
 from attention_transfer.vit.folders import open_folder
 from attention_transfer.vit.libraries import find_library, library_names, library_of, timm_library, unwrapped
 from attention_transfer.vit.recognise import architecture_of
+from attention_transfer.vit.repair import RegisterNeurons, add_register, is_repaired
 from attention_transfer.vit.weights import load_weights, take_weights
 from attention_transfer.writing import whole_folder
 
@@ -65,6 +66,7 @@ def load_vit(
     image_size: int | tuple[int, int] | None = None,
     patch_size: int | None = None,
     network: str | None = None,
+    repair: RegisterNeurons | None = None,
 ) -> nn.Module:
     """Make a vision transformer.
 
@@ -81,6 +83,8 @@ def load_vit(
         patch_size: pixels of a patch's side (timm only); `None` keeps the model's own. Patch kernels are resampled.
         network: which network of a weights file that holds several, e.g. "teacher", "student" or
             "student.module.backbone"; `None` takes the one that its authors evaluate. FILE#teacher says it in the name.
+        repair: give the model a test-time register to which these neurons' activations are moved (timm only); `None`
+            leaves it as it is. `find_register_neurons` finds them.
 
     Returns:
         The model, in eval mode, on the CPU, in float32.
@@ -107,6 +111,8 @@ def load_vit(
     if pretrained is not False:
         _refuse_not_finite(model, spec)
     _say_cut(model, spec)
+    if repair is not None:
+        add_register(model, repair)
     return model.eval()
 
 
@@ -125,9 +131,11 @@ def save_vit(model: nn.Module, folder: Path, *, labels: list[str] | None = None)
     else it holds stays.
 
     Raises:
-        UserError: the model has weights beside those of its vision transformer.
+        UserError: the model has weights beside those of its vision transformer, or a test-time register.
         OSError: the folder can't be written; it is named.
     """
+    if is_repaired(model):
+        raise UserError("no format has a place for a test-time register; save the model before it is repaired")
     bare = unwrapped(model)
     kept = {id(parameter) for parameter in bare.parameters()}
     if lost := [name for name, parameter in model.named_parameters() if id(parameter) not in kept]:

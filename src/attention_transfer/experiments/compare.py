@@ -19,6 +19,7 @@ from attention_transfer.data import DATA, Splits, labelled_subset, load_data
 from attention_transfer.errors import UserError, raise_all
 from attention_transfer.evaluation import looks
 from attention_transfer.experiments.cells import Cells
+from attention_transfer.experiments.explored import explored
 from attention_transfer.experiments.grid import Cell, grid_of, run_of
 from attention_transfer.experiments.pictures import draw_accuracies, draw_attention, draw_curves
 from attention_transfer.experiments.report import write_report
@@ -101,7 +102,15 @@ def _compared(config: Compare, study: Study, grid: Sequence[Cell], splits: Split
     with study.turn():
         write_results(rows, folder, seen, config.margin)
         figures = _figures(folder, rows, network, splits)
-        write_report(folder, rows, figures, teacher=source, teacher_looks=seen, margin=config.margin)
+        write_report(
+            folder,
+            rows,
+            figures,
+            teacher=source,
+            teacher_looks=seen,
+            margin=config.margin,
+            explorer=explored(config, source, rows),
+        )
         decisions = sure.say(rows, folder) if config.until_sure else {}
     return Comparison(folder, source, tuple(rows), decisions)
 

@@ -35,6 +35,7 @@ def write_report(
     teacher: str,
     teacher_looks: Looks | None,
     margin: float | None = None,
+    explorer: str | None = None,
 ) -> Path:
     """Write `report.html` into the folder: what was found in words, tables and charts, with no file beside it.
 
@@ -45,6 +46,7 @@ def write_report(
         teacher: its name.
         teacher_looks: how its attention covers the objects, if that is known.
         margin: differences of accuracy up to this size count as none.
+        explorer: elements of the page in which the networks' attention can be explored, if there are any.
     """
     template = files("attention_transfer.experiments").joinpath("report.html.jinja").read_text(encoding="utf-8")
     page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(
@@ -58,6 +60,7 @@ def write_report(
         methods=[(name, preset(name)) for name in dict.fromkeys(row.preset for row in rows)],
         charts=_charts(rows) if rows else [],
         attention=[_figure(path) for path in figures if path.stem.startswith("attention-")],
+        explorer=explorer,
         teacher=teacher,
         looks=None if teacher_looks is None else teacher_text(teacher_looks),
         cost=_cost(rows),

@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from html import escape
+from typing import Literal
 
 import numpy as np
 import torch
@@ -25,8 +26,8 @@ from attention_transfer.errors import UserError
 from attention_transfer.evaluation.subjects import layers_of
 from attention_transfer.explorer.album import Picture
 from attention_transfer.explorer.answers import Json
+from attention_transfer.explorer.front_end import page_script
 from attention_transfer.explorer.network import ExploredNetwork
-from attention_transfer.explorer.server import page_script
 from attention_transfer.explorer.session import Explorer, Session, described
 from attention_transfer.places import expanded, out_problems
 from attention_transfer.ui import show_line
@@ -48,11 +49,12 @@ _PAGE = """<!doctype html>
 <title>{title}</title>
 </head>
 <body>
-<main data-explore="{id}"></main>
+{elements}</body>
+</html>
+"""
+_ELEMENTS = """<{element} data-explore="{id}"></{element}>
 <script type="application/json" id="{id}">{data}</script>
 <script type="module">{script}</script>
-</body>
-</html>
 """
 
 
@@ -130,16 +132,29 @@ def collected(explorer: Explorer, layers: Mapping[str, Sequence[int]]) -> dict[s
 
 
 def html_of(content: Mapping[str, Json], title: str = "attention-transfer explore") -> str:
-    """The page with its content inside; nothing in a name ends the element that it stands in."""
-    script = page_script().replace("\r\n", "\n")
-    if "</script" in script.lower() or "<!--" in script:
-        raise ValueError("the page's script can't stand in a page; build it anew")
-    data = json_in_html(content)
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    """A page of its own, with its content inside."""
+    digest = base64.b64encode(hashlib.sha256(_script().encode()).digest()).decode()
     policy = (
         f"default-src 'none'; script-src 'sha256-{digest}'; img-src data: blob:; base-uri 'none'; form-action 'none'"
     )
-    return _PAGE.format(policy=policy, title=escape(title), id=_ID, data=data, script=script)
+    return _PAGE.format(policy=policy, title=escape(title), elements=elements_of(content, "main"))
+
+
+def elements_of(content: Mapping[str, Json], element: Literal["main", "div"] = "div") -> str:
+    """The explorer with its content, to stand in a page; nothing in a name ends the element that it stands in.
+
+    Args:
+        content: of `collected`.
+        element: main where it is the whole page.
+    """
+    return _ELEMENTS.format(element=element, id=_ID, data=json_in_html(content), script=_script())
+
+
+def _script() -> str:
+    script = page_script().replace("\r\n", "\n")
+    if "</script" in script.lower() or "<!--" in script:
+        raise ValueError("the page's script can't stand in a page; build it anew")
+    return script
 
 
 def json_in_html(content: Mapping[str, Json]) -> str:

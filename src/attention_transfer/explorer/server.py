@@ -21,7 +21,6 @@ import socket
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
-from importlib.resources import files
 
 from anyio import to_thread
 from starlette.applications import Starlette
@@ -33,6 +32,7 @@ from attention_transfer.errors import UserError
 from attention_transfer.explorer.album import UPLOAD_BYTES
 from attention_transfer.explorer.answers import Answer
 from attention_transfer.explorer.causal import Cancelled
+from attention_transfer.explorer.front_end import page_script
 from attention_transfer.explorer.session import Explorer, Session
 
 HEADER = "X-Attention-Transfer"
@@ -171,11 +171,6 @@ class Server:
         if len(self._sessions) > _SESSIONS:
             self._sessions.popitem(last=False)[1].close()
         return id
-
-
-def page_script() -> str:
-    """The front end, one ES module."""
-    return files("attention_transfer.explorer").joinpath("page.js").read_text(encoding="utf-8")
 
 
 def is_loopback(host: str) -> bool:

@@ -11,7 +11,7 @@ import anywidget
 from attention_transfer.errors import UserError
 from attention_transfer.explorer.answers import Answer
 from attention_transfer.explorer.causal import Cancelled
-from attention_transfer.explorer.server import page_script
+from attention_transfer.explorer.front_end import page_script
 from attention_transfer.explorer.session import Explorer, Session
 
 _THREADS = 4

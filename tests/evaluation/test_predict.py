@@ -25,6 +25,7 @@ from attention_transfer.data import digits
 from attention_transfer.evaluation import overlay
 from attention_transfer.evaluation.predictions import Prediction, show
 from attention_transfer.training import Recipe
+from attention_transfer.viewing.overlays import Pixels, overlaid
 from attention_transfer.vit import save_vit
 
 
@@ -269,10 +270,9 @@ def test_pictures_are_replaced_together_or_not_at_all(
     (drawn / "a" / "3.png").unlink()
     (drawn / "mine.png").write_text("mine")
     before = {name: (drawn / name).stat().st_ino for name in ("0.png", "a/1.png")}
-    overlaid = overlay.overlaid
     seen: list[Any] = []
 
-    def fails_at_the_third(*args: Any) -> Image.Image:
+    def fails_at_the_third(*args: Any) -> Pixels:
         seen.append(args)
         if len(seen) == 3:
             raise OSError(errno.ENOSPC, "No space left")

@@ -243,6 +243,14 @@ def test_attention_that_is_not_finite_is_refused(tiny_vit: Callable[..., Any], p
         show([str(tmp_path / "broken")], [photo])
 
 
+def test_strips_are_drawn_or_refused_in_a_sentence(models: list[str], tmp_path: Path) -> None:
+    Image.new("L", (4000, 10), 99).save(tmp_path / "wide.png")
+    Image.new("L", (10, 4000), 99).save(tmp_path / "high.png")
+    show(models[:1], [str(tmp_path / "wide.png")], out=str(tmp_path / "wide.pdf"))
+    with pytest.raises(UserError, match=r"the figure would be 1,2\d\d inches high, more than 200"):
+        show(models[:1], [str(tmp_path / "high.png")])
+
+
 def test_animations_and_16_bits_are_images(models: list[str], tmp_path: Path) -> None:
     frames = [Image.new("RGB", (90, 60), colour) for colour in ("red", "blue")]
     frames[0].save(tmp_path / "moving.png", save_all=True, append_images=frames[1:])

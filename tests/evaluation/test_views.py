@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from attention_transfer import UserError, capture, rollout
+from attention_transfer import UserError, capture, evaluation, rollout
 from attention_transfer.data import eval_transform
 from attention_transfer.evaluation import attention_rows, seen
 from attention_transfer.vit import describe
@@ -29,6 +30,12 @@ def test_rows_are_those_of_the_maps(tiny_vit: Callable[..., Any], unfused_maps: 
         model(images[:1])
     mean_HN = calls[1].logits()[0, :, 3:].mean(dim=1).softmax(dim=-1)
     torch.testing.assert_close(attention_rows(model, images[:1], 1, "mean"), mean_HN)
+
+
+def test_no_module_of_the_room_hides_a_function_of_its_name() -> None:
+    """A module that is loaded becomes an attribute of its package, where names are otherwise looked up when used."""
+    modules = {path.stem for path in Path(evaluation.__file__).parent.glob("*.py")}
+    assert modules & {*evaluation.__all__} == set()
 
 
 def test_an_image_is_seen_as_in_evaluation(tiny_vit: Callable[..., Any]) -> None:

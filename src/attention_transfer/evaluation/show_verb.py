@@ -15,7 +15,7 @@ from attention_transfer.config.show import FIGURES, Show
 from attention_transfer.data import read_image
 from attention_transfer.errors import UserError, raise_all
 from attention_transfer.evaluation.attention_panels import maps_of
-from attention_transfer.evaluation.attention_rows import Rows, Seen
+from attention_transfer.evaluation.figure_rows import Rows, Seen
 from attention_transfer.evaluation.image_files import ImageFile, find_images
 from attention_transfer.evaluation.masks import MaskFiles, checked_mask
 from attention_transfer.evaluation.subjects import Subject, load_subjects, short_names
@@ -131,4 +131,4 @@ def _label(seen: Sequence[Seen], config: Show, subjects: Sequence[Subject]) -> s
     keys = [key for each in seen for shown in each.networks for key in shown.maps]
     common = [parts.pop() for parts in ({key[0] for key in keys}, {key[1] for key in keys}) if len(parts) == 1]
     of = ", ".join(part for part in common if part and part != "rollout")
-    return f"{config.source} of {whose}{', ' + of if of else ''} (1: uniform)"
+    return f"{config.source} of {whose}{', ' + of if of else ''} (1\xa0=\xa0uniform)"

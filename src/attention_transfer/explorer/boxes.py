@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from attention_transfer.data import Placement
@@ -37,9 +38,8 @@ def coverage(placement: Placement, box: Box) -> Tensor:
     return torch.from_numpy(np.outer(y_R, x_C).astype(np.float32).ravel())
 
 
-def _overlap(
-    edges: np.ndarray[tuple[int], np.dtype[np.float64]], low: float, high: float
-) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def _overlap(edges: NDArray[np.float64], low: float, high: float) -> NDArray[np.float64]:
     """The share of each interval between edges that lies between two bounds."""
     inside = np.minimum(edges[1:], high) - np.maximum(edges[:-1], low)
-    return inside.clip(min=0) / np.diff(edges)
+    shares: NDArray[np.float64] = inside.clip(min=0) / np.diff(edges)
+    return shares

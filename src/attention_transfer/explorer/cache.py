@@ -41,14 +41,6 @@ class Cache(Generic[K, V]):
             while self._total > self.most and len(self._kept) > 1:
                 self._drop(next(iter(self._kept)))
 
-    def drop(self, key: K) -> None:
-        """Forget a key, if it is there."""
-        with self._lock:
-            self._drop(key)
-
-    def __len__(self) -> int:
-        return len(self._kept)
-
     def _drop(self, key: K) -> None:
         _, size = self._kept.pop(key, (None, 0))
         self._total -= size

@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from attention_transfer.config.explore import NETWORKS
 from attention_transfer.errors import UserError, nearest, raise_all
 from attention_transfer.evaluation.subjects import spread
 from attention_transfer.explorer import answers
@@ -23,9 +24,6 @@ from attention_transfer.explorer.answers import Answer, Json
 from attention_transfer.explorer.boxes import box_of, coverage
 from attention_transfer.explorer.causal import check, divergence, effect, head_effects, pair_problems
 from attention_transfer.explorer.network import ExploredNetwork, Look
-
-NETWORKS = 4
-"""How many are shown side by side."""
 
 _TOP = 5  # classes of a prediction
 _LOOKED_AT = 100  # images of a drift, unless another number is asked for

@@ -19,12 +19,14 @@ from PIL import Image
 
 from attention_transfer.data import Placement
 from attention_transfer.data.placement import Box, Floats
+from attention_transfer.errors import UserError
 from attention_transfer.viewing.overlays import Scale, fitted, outline, overlaid, shaded
 from attention_transfer.viewing.style import style
 
 _WIDEST, _WIDE, _NARROWEST = 3.2, 11.0, 0.95  # inches: a panel at most, all panels of a row, a panel at least
 _GAP, _LINE, _BAR, _BAR_ROOM = 0.07, 0.17, 0.14, 0.95  # inches: between panels, of text, a bar, and all that it needs
 _RASTER = 250  # pixels an inch of the panels
+_HIGHEST = 200  # inches; the largest PNG that matplotlib draws is twice as high
 _WRAP = 22  # letters of a row's label
 _SEEN_MASK, _OUTLINED, _ASKED = "#56b4e9", "#ffffff", "#00e5a0"  # outlines: of masks, of patches, of the query
 
@@ -66,42 +68,57 @@ class PanelRow:
 def attention_figure(
     rows: Sequence[PanelRow], scales: Sequence[Scale], *, smooth: bool = False, over: bool = True
 ) -> Figure:
-    """Draw panels in rows, each row as high as its image is at the common width.
+    """Draw panels in rows. Those of a row are equally high, and on average have the common width.
 
     Args:
-        rows: at least one; places in different rows are aligned from the left.
+        rows: at least one; where each has one image alone, places in different rows are aligned from the left.
         scales: those of the whole figure, each with a colour bar; scales of a row have theirs beside it.
         smooth: interpolate between patches.
         over: draw maps over the image.
+
+    Raises:
+        UserError: the figure would be too high.
     """
     columns = max(len(row.panels) for row in rows)
     width = min(_WIDEST, max(_NARROWEST, (_WIDE - (columns - 1) * _GAP) / columns))
     labels = [textwrap.fill(row.label, _WRAP) for row in rows]
     left = max(max(map(len, label.split("\n")), default=0) for label in labels) * 0.085 + (0.15 if any(labels) else 0)
-    heights = [width * max(_proportion(panel) for panel in row.panels if panel is not None) for row in rows]
+    heights = [_height(row.panels, width) for row in rows]
     above = [_LINE * max(panel.title.count("\n") + bool(panel.title) for panel in row.panels if panel) for row in rows]
     bars = max(len(scales), *(len(row.scales) for row in rows))
     total_w = left + columns * (width + _GAP) + bars * _BAR_ROOM
     total_h = sum(heights) + sum(above) + len(rows) * _GAP
+    if total_h > _HIGHEST:
+        raise UserError(
+            f"the figure would be {total_h:,.0f} inches high, more than {_HIGHEST}; show fewer images or layers at a "
+            "time, and no narrow strips"
+        )
     with style():
         figure = Figure(figsize=(total_w, total_h))
         top = total_h
         for row, label, height, title in zip(rows, labels, heights, above, strict=True):
             top -= title + height
-            for place, panel in enumerate(row.panels):
+            start = left
+            for panel in row.panels:
+                wide = width if panel is None else height / _proportion(panel)
                 if panel is not None:
-                    high = width * _proportion(panel)
-                    box = (left + place * (width + _GAP), top + (height - high) / 2, width, high)
-                    _draw(_axes(figure, box), panel, width, smooth=smooth, over=over)
+                    _draw(_axes(figure, (start, top, wide, height)), panel, wide, smooth=smooth, over=over)
+                start += wide + _GAP
             if label:
                 spot = ((left - 0.1) / total_w, (top + height / 2) / total_h)
                 figure.text(*spot, label, ha="right", va="center", fontsize=9)
-            _bars(figure, row.scales, left + len(row.panels) * (width + _GAP), top, height, over=over)
+            _bars(figure, row.scales, start, top, height, over=over)
             top -= _GAP
         length = min(total_h, max(2.2, heights[0]))
         beside = left + columns * (width + _GAP)
         _bars(figure, scales, beside, max(0.0, total_h - above[0] - length), min(length, total_h), over=over)
     return figure
+
+
+def _height(panels: Sequence[Panel | None], width: float) -> float:
+    """How high panels are that together are as wide as if each had this width."""
+    there = [panel for panel in panels if panel is not None]
+    return len(there) * width / sum(1 / _proportion(panel) for panel in there)
 
 
 def _proportion(panel: Panel) -> float:

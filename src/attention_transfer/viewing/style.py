@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import matplotlib as mpl
@@ -50,5 +51,9 @@ def style() -> Iterator[None]:
 def save(figure: Figure, path: Path) -> Path:
     """Write a figure, whole or not at all."""
     with whole_file(path) as file:
-        figure.savefig(file, format=path.suffix[1:], bbox_inches="tight", facecolor="white")
+        write = partial(figure.savefig, file, format=path.suffix[1:], bbox_inches="tight", facecolor="white")
+        if path.suffix == ".png":
+            write(pil_kwargs={"optimize": True})
+        else:
+            write()
     return path

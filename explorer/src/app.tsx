@@ -54,7 +54,7 @@ export function App({ store }: { store: Store }) {
           <Spoken text={all[0] === undefined ? "" : describe(store, all[0])} />
         </>
       )}
-      {networks.some((n) => n.epochs !== null) && (
+      {store.runs.length > 0 && (
         <Panel store={store} name="epochs" title="Over the epochs">
           <EpochPanel store={store} />
         </Panel>

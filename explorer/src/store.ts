@@ -2,7 +2,7 @@
 
 import { Cache, Newest, Things } from "./loader";
 import { centreOf, differenceOf, mapOf, type Point, patchAt, prefixShare, timesEven, topOf } from "./maps";
-import type { ImageInfo, Layer, Mass, Network, Place, Rows, Source, State } from "./protocol";
+import type { Epochs, ImageInfo, Layer, Mass, Network, Place, Rows, Source, State } from "./protocol";
 import { askFor, askImage, askRows } from "./protocol";
 import { firstView, hashOf, layerOf, layersOf, MOST_NETWORKS, type Query, type View, viewOf } from "./view";
 
@@ -61,6 +61,7 @@ export class Store {
   private readonly masses: Things<Mass>;
   private readonly photos: Things<ImageBitmap>;
   readonly thumbs: Things<ImageBitmap>;
+  private readonly curves: Things<Epochs>;
 
   constructor(
     readonly source: Source,
@@ -85,6 +86,14 @@ export class Store {
       (key) => {
         const [network, image, layer, epoch] = parts(key);
         return askFor<Mass>(source, "mass", { network, image, layer: layerNamed(layer!), epoch: epochNamed(epoch!) });
+      },
+      arrived,
+    );
+    this.curves = new Things(
+      100,
+      (key) => {
+        const [network] = parts(key);
+        return askFor<Epochs>(source, "epochs", { network });
       },
       arrived,
     );
@@ -253,6 +262,15 @@ export class Store {
   /** Whether the source can compute what is not there yet. */
   get computes(): boolean {
     return this.state?.networks.every((n) => n.only === undefined) ?? false;
+  }
+
+  /** The networks that are runs, with their curves. */
+  get runs(): { network: Network; curves: Epochs }[] {
+    if (!this.computes) return [];
+    return this.networks.flatMap((network) => {
+      const curves = this.curves.get(keyOf(network.id));
+      return curves?.epochs?.length ? [{ network, curves }] : [];
+    });
   }
 
   /** Whether the networks' grids differ, so that a patch's mass can't be compared as it is. */

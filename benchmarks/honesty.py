@@ -225,7 +225,7 @@ def main() -> None:
     for number, normal in enumerate((False, True)):
         rng = np.random.default_rng(number)  # each table by itself is the same again
         by_seeds = [coverage(repeats, seeds, normal=normal, rng=rng) for seeds in SEEDS]
-        _table("normal runs of the digits' spread" if normal else "real runs", SEEDS, by_seeds)
+        _table("coverage, normal runs of the digits' spread" if normal else "coverage, real runs", SEEDS, by_seeds)
     rng = np.random.default_rng(2)
     wrong = [
         {
@@ -237,8 +237,8 @@ def main() -> None:
         }
         for seeds in SEEDS
     ]
-    _table("false verdicts", SEEDS, wrong)
-    _table("coverage of equal labels", SEEDS, [{"interval": labels_coverage(repeats, s, rng)} for s in SEEDS])
+    _table("false verdicts, by seeds", SEEDS, wrong)
+    _table("coverage of equal labels, by seeds", SEEDS, [{"interval": labels_coverage(repeats, s, rng)} for s in SEEDS])
     names, rng = (1, 4), np.random.default_rng(3)
     _table(
         f"false decisions, looked at after every seed up to {BUDGET}; by number of methods",

@@ -63,11 +63,11 @@ def _timed(settings: dict[str, Any], out: Path) -> tuple[dict[str, float], float
 
 
 def _counting(function: Callable[..., Any], name: str, spent: dict[str, float]) -> Callable[..., Any]:
-    def counted(*args: Any) -> Any:
+    def counted(*args: Any, **options: Any) -> Any:
         outer = spent.get("depth", 0.0)
         spent["depth"], start = outer + 1, time.perf_counter()
         try:
-            return function(*args)
+            return function(*args, **options)
         finally:
             spent["depth"] = outer
             spent[name] = spent.get(name, 0.0) + (time.perf_counter() - start if not outer else 0.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ class Comparison:
     path: Path
     teacher: str
     rows: tuple[Row, ...]
-    decisions: Decisions
+    decisions: Decisions = field(default_factory=dict)
 
 
 def compare_methods(config: Compare) -> Comparison:

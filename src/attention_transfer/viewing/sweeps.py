@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import FormatStrFormatter, NullFormatter, PercentFormatter
+from matplotlib.ticker import FormatStrFormatter, FuncFormatter, PercentFormatter
 
 from attention_transfer.viewing.charts import Point
 from attention_transfer.viewing.style import style
@@ -22,6 +22,7 @@ def sweep_chart(
         panels: by setting and by amount of labels, the values in order, each with its accuracy in [0, 1].
         logarithmic: settings whose axis is.
     """
+    mark = "o-" if len(panels) == 1 else "o"  # where other settings differ too, neighbours have no line between them
     with style():
         figure = Figure(figsize=(1.2 + 4.2 * len(panels), 3.6), layout="constrained")
         for axis, (name, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
@@ -34,14 +35,19 @@ def sweep_chart(
                 shade = _SHADES[number % len(_SHADES)]
                 values = [value for value, _ in points]
                 axis.errorbar(
-                    values, means, yerr=errors, fmt="o-", color=shade, capsize=3, markersize=4, linewidth=1, label=title
+                    values, means, yerr=errors, fmt=mark, color=shade, capsize=3, markersize=4, linewidth=1, label=title
                 )
             if name in logarithmic:
                 axis.set_xscale("log")
                 axis.xaxis.set_major_formatter(FormatStrFormatter("%g"))
-                axis.xaxis.set_minor_formatter(NullFormatter())
+                axis.xaxis.set_minor_formatter(FuncFormatter(_of_few))
             axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
             axis.set_xlabel(name)
             axis.set_ylabel("validation accuracy")
             axis.legend(fontsize=8, frameon=False)
     return figure
+
+
+def _of_few(value: float, place: int | None) -> str:  # noqa: ARG001 - as matplotlib calls it
+    """Labels of a logarithmic axis between its powers of ten: 2 and 5 alone."""
+    return f"{value:g}" if f"{value:e}"[0] in "25" else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 from rich.text import Text
@@ -11,7 +12,6 @@ from torch import nn
 
 from attention_transfer.config.base import as_data
 from attention_transfer.config.verbs import Doctor
-from attention_transfer.evaluation.artefacts import AttentionReport, examine_attention
 from attention_transfer.ui import Console
 from attention_transfer.vit import (
     Pairing,
@@ -22,6 +22,9 @@ from attention_transfer.vit import (
     load_vit,
     student_like,
 )
+
+if TYPE_CHECKING:
+    from attention_transfer.evaluation.artefacts import AttentionReport
 
 _STYLES = {"prevents": "bold red", "harms": "yellow", "mapped": "cyan", "note": "cyan", "fine": "green"}
 _ROWS: dict[str, Callable[[ViTSpec], str]] = {
@@ -70,7 +73,9 @@ def _looked_at(source: nn.Module, config: Doctor, console: Console) -> Attention
     """What the teacher's attention is like on images, where there are any."""
     if config.data is None:
         return None
-    from attention_transfer.evaluation.subjects import counted, images_of  # which needs what training needs
+    # Images need what training needs; without them, the library alone will do.
+    from attention_transfer.evaluation.artefacts import examine_attention
+    from attention_transfer.evaluation.subjects import counted, images_of
 
     with counted(images_of(config.data, "test", config.limit), f"looking with {config.teacher}") as images:
         seen = examine_attention(source, images)

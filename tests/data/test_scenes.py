@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 from attention_transfer.data import Split, Splits, digits, load_data
 from attention_transfer.data import scenes as module
@@ -73,13 +74,19 @@ def test_what_is_outside_the_sign_is_a_piece_of_the_photograph(splits: Splits) -
 
 
 def test_a_shifted_background_tells_the_class_but_not_in_the_test_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen: dict[str, list[str]] = {}
-    monkeypatch.setattr(module, "_piece", lambda photograph, draw: module.Image.new("RGB", (48, 48), photograph))
-    monkeypatch.setattr(module, "_photograph", lambda name: chosen[part].append(name) or "black")
-    plain = digits()
+    monkeypatch.setattr(module, "_piece", lambda photograph, _: Image.new("RGB", (48, 48), photograph))
+    names: list[str] = []
+
+    def photograph(name: str) -> str:
+        names.append(name)
+        return "black"
+
+    monkeypatch.setattr(module, "_photograph", photograph)
+    plain, chosen = digits(), dict[str, list[str]]()
     for part, split in plain.parts.items():
-        chosen[part] = []
         module._of_digits(part, split, shifted=True)
+        chosen[part] = [*names]
+        names.clear()
     own = [name for names in module._PHOTOGRAPHS.values() for name in names]
     share = {
         part: np.mean([name == own[label] for name, label in zip(chosen[part], split.labels, strict=True)])

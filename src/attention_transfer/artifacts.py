@@ -33,7 +33,7 @@ RUN = (
     "metrics.csv",
     "log.txt",
     "loggers.json",
-    *(f"checkpoints/{name}" for name in ("best.ckpt", "last.ckpt", ".*.unfinished")),
+    *(f"checkpoints/{name}" for name in ("best.ckpt", "last.ckpt", "epoch-*.ckpt", ".*.unfinished")),
     *(f"figures/{name}" for name in ("attention.png", "curve.png", ".*.unfinished")),
     *(f"{folder}/{name}" for folder in ("model", "teacher") for name in (*MODEL, "README.md")),
     *(f"tensorboard/{name}" for name in ("events.out.tfevents.*", "hparams.yaml")),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,27 @@ def test_a_run_has_its_best_and_its_last_epoch(run: Path) -> None:
     assert meta["kept"] == [1, 2] == session.answer("state", {}).meta["networks"][0]["epochs"]  # type: ignore[index, call-overload]
     assert list(meta["accuracy"]) == [each["validation/accuracy"] for each in rows]
     assert list(meta["drift"]) == pytest.approx([1 - each["agreement/layer_2"] for each in rows], abs=1e-6)
+
+
+def test_a_run_that_keeps_its_epochs_has_them_all(teacher: str, tmp_path: Path) -> None:
+    recipe = Recipe(epochs=3, batch_size=50, validate_every=1, keep_epochs=True)
+    out = tmp_path / "run"
+    train("gta", teacher=teacher, out=str(out), shots=1, recipe=recipe, loggers=[])
+    files = sorted(path.name for path in (out / "checkpoints").iterdir())
+    assert files == ["best.ckpt", "epoch-1.ckpt", "epoch-2.ckpt", "epoch-3.ckpt", "last.ckpt"]
+    kept = KeptEpochs.of(str(out))
+    assert [*kept.files] == [1, 2, 3]
+    last = read_checkpoint(last_checkpoint(out))["state_dict"]
+    for name, weights in kept.weights(3).items():
+        assert torch.equal(weights, last[f"transfer.student.{name}"])
+    first = kept.weights(1)
+    assert any(not torch.equal(first[name], weights) for name, weights in kept.weights(3).items())
+    sizes = {path.name: path.stat().st_size for path in (out / "checkpoints").iterdir()}
+    assert sizes["epoch-3.ckpt"] < sizes["last.ckpt"] / 2  # no state of the optimiser
+    other = replace(recipe, keep_epochs=False)
+    train("gta", teacher=teacher, out=str(out), shots=1, recipe=other, loggers=[])  # the same run
+    train("gta", teacher=teacher, out=str(out), shots=1, recipe=replace(other, epochs=1), loggers=[], overwrite=True)
+    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
 
 
 def test_the_weights_of_an_epoch_are_those_of_its_checkpoint(run: Path) -> None:

@@ -95,6 +95,10 @@ class Recipe(Config):
     validate_every: int | Auto = AUTO
     """Epochs between validations and checkpoints; the last epoch always has one."""
 
+    keep_epochs: bool = False
+    """Keep the weights of every validation (checkpoints/epoch-N.ckpt), e.g. to see how attention changes; each takes
+    as much of the disk as the model."""
+
     early_stopping: int | None = None
     """Validations in a row without a better one after which training ends; `None` never does."""
 

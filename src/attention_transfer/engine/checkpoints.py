@@ -75,6 +75,17 @@ def last_checkpoint(folder: Path) -> Path:
     return folder / "checkpoints" / "last.ckpt"
 
 
+def epoch_checkpoint(folder: Path, epoch: int) -> Path:
+    """The weights after a validated epoch, counted from 1, of a run that keeps those of every one."""
+    return folder / "checkpoints" / f"epoch-{epoch}.ckpt"
+
+
+def kept_checkpoints(folder: Path) -> list[Path]:
+    """All checkpoints of the run in a folder, in no order; several may be of one epoch."""
+    ends = (best_checkpoint(folder), last_checkpoint(folder))
+    return [*(folder / "checkpoints").glob("epoch-*.ckpt"), *(path for path in ends if path.is_file())]
+
+
 def state_of(objective: Objective, optimizer: torch.optim.Optimizer, average: AveragedWeights) -> State:
     """The weights, their average and the state of the optimiser, as a checkpoint has them; all processes must ask."""
     validated: dict[str, Tensor] | None = None
@@ -123,6 +134,11 @@ def write_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     """Write a checkpoint whole or not at all."""
     with whole_file(path) as temporary, temporary.open("wb") as file:  # by a path, torch would not say why
         torch.save(dict(checkpoint), file)
+
+
+def write_weights(checkpoint: Checkpoint, path: Path) -> None:
+    """Write the validated weights of a checkpoint alone, in a form that `validated_weights` reads."""
+    write_checkpoint({**checkpoint, "training_weights": None, "optimizer": {}, "rows": []}, path)
 
 
 def newest_checkpoint(folder: Path) -> Checkpoint | None:

@@ -302,6 +302,8 @@ class Loop:
                 "seconds": self.history.seconds,
                 "rows": self.history.rows,
             }
+            if self.recipe.keep_epochs:
+                checkpoints.write_weights(checkpoint, checkpoints.epoch_checkpoint(self.training.folder, self.epoch))
             if self.history.best is self.history.rows[-1]:
                 checkpoints.write_checkpoint(checkpoint, checkpoints.best_checkpoint(self.training.folder))
             checkpoints.write_checkpoint(checkpoint, checkpoints.last_checkpoint(self.training.folder))

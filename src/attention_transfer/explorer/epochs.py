@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from attention_transfer.engine.checkpoints import best_checkpoint, last_checkpoint, validated_weights
+from attention_transfer.engine.checkpoints import kept_checkpoints, validated_weights
 from attention_transfer.errors import UserError
 from attention_transfer.training import RunFolder, read_metrics
 
@@ -47,17 +47,16 @@ class KeptEpochs:
 
     @classmethod
     def of(cls, name: str) -> KeptEpochs:
-        """What a run of `train` keeps: its best and its last epoch. Nothing for other models."""
+        """What a run of `train` keeps: its best and its last epoch, or all. Nothing for other models."""
         folder = RunFolder(Path(name).expanduser())
         if not folder.has("config.yaml") or "preset" not in folder.config():
             return cls()
         files: dict[int, Path] = {}
-        for path in (best_checkpoint(folder.path), last_checkpoint(folder.path)):
-            if path.is_file():
-                try:
-                    files[validated_weights(path)[0]] = path
-                except UserError as error:
-                    log.info("%s; its epoch can't be shown", error)
+        for path in kept_checkpoints(folder.path):
+            try:
+                files[validated_weights(path)[0]] = path
+            except UserError as error:
+                log.info("%s; its epoch can't be shown", error)
         return cls(dict(sorted(files.items())) if len(files) > 1 else {}, _curves(folder))
 
     def weights(self, epoch: int) -> dict[str, Tensor]:

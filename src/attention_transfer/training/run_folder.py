@@ -41,7 +41,7 @@ from attention_transfer.transfer.rule_data import read_rules
 from attention_transfer.writing import write_whole
 
 # Settings that say where a run is written or on which devices it is computed: they do not change its results.
-_NOT_COMPARED = ("out", "overwrite", "device", "devices", "nodes", "strategy", "loggers")
+_NOT_COMPARED = ("out", "overwrite", "device", "devices", "nodes", "strategy", "loggers", "recipe.keep_epochs")
 
 
 class RunFolder:

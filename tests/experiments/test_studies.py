@@ -18,6 +18,7 @@ from optuna.trial import TrialState
 from attention_transfer import UserError
 from attention_transfer.errors import Interrupted
 from attention_transfer.experiments import studies, workers
+from attention_transfer.experiments.storages import JOURNAL, without_password
 from attention_transfer.experiments.studies import MOST_ATTEMPTS, Study
 from attention_transfer.experiments.workers import Computed, in_processes, work
 from attention_transfer.locking import Busy
@@ -151,7 +152,7 @@ def test_a_study_of_something_else_is_refused(tmp_path: Path) -> None:
 
 def test_a_password_is_kept_nowhere_and_asked_for(tmp_path: Path) -> None:
     (tmp_path / "study.json").write_text(
-        json.dumps({"token": "1", "study": "c", "storage": studies.without_password("postgresql://me:secret@host/x")})
+        json.dumps({"token": "1", "study": "c", "storage": without_password("postgresql://me:secret@host/x")})
     )
     assert "secret" not in (tmp_path / "study.json").read_text()
     with pytest.raises(UserError, match="name it with its password by --storage"):
@@ -174,7 +175,7 @@ def test_a_storage_out_of_reach_is_said_in_a_sentence(url: str, says: str, tmp_p
 
 def test_a_damaged_journal_is_named_with_the_way_out(tmp_path: Path) -> None:
     opened(tmp_path / "c").add(NAMES)
-    journal = tmp_path / "c" / studies.JOURNAL
+    journal = tmp_path / "c" / JOURNAL
     journal.write_bytes(journal.read_bytes()[:-20] + b"x\n{}\n")
     with pytest.raises(UserError, match=r"study\.journal is damaged .* remove it"):
         opened(tmp_path / "c")

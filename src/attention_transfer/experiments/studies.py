@@ -21,20 +21,20 @@ from typing import Any
 from uuid import uuid4
 
 from optuna.exceptions import DuplicatedStudyError, StorageInternalError, UpdateFinishedTrialError
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from attention_transfer.errors import UserError
+from attention_transfer.experiments.storages import JOURNAL, answering, lost, quiet, storage_at, without_password
 from attention_transfer.locking import LOCK, Busy, locked
 from attention_transfer.training import differences
 from attention_transfer.writing import unfinished, write_whole
 
 log = logging.getLogger("attention_transfer")
 
-JOURNAL, RECORD = "study.journal", "study.json"
-"""In the folder: the study itself, unless it is in a database, and where it is."""
+RECORD = "study.json"
+"""In the folder: the study's name, and where it is."""
 
 BEAT, LEASE = 10.0, 60.0
 """Seconds between two signs of life of a worker, and those without one after which its run is taken up."""
@@ -100,7 +100,7 @@ class Study:
         opened = storage_at(folder, storage)
         name, record = name or folder.resolve().name, _record(folder)
         token = record.get("token") or uuid4().hex
-        with _quiet(), answering(storage):
+        with quiet(), answering(storage):
             try:
                 ident = opened.create_new_study([StudyDirection.MAXIMIZE], name)
                 opened.set_study_user_attr(ident, "configuration", json.dumps(configuration, sort_keys=True))
@@ -284,69 +284,6 @@ def holds_study_alone(folder: Path) -> bool:
     return all(entry.name in own for entry in folder.iterdir())
 
 
-def storage_at(folder: Path, url: str | None) -> BaseStorage:
-    """The storage of a study.
-
-    Raises:
-        UserError: it can't be reached, needs a package, or is damaged.
-    """
-    if url is None:
-        journal = str(folder / JOURNAL)
-        lock = JournalFileOpenLock(journal, grace_period=10)  # seconds after which a dead process's lock is broken
-        try:
-            return JournalStorage(JournalFileBackend(journal, lock_obj=lock))
-        except ValueError as error:  # a line that is no JSON
-            raise UserError(
-                f"{journal} is damaged ({error}); remove it: finished runs are not run again, and the same command "
-                "goes on"
-            ) from error
-    with _quiet(), answering(url):
-        return RDBStorage(url)
-
-
-@contextmanager
-def answering(url: str | None) -> Iterator[None]:
-    """Turn what databases raise inside the block into a `UserError`.
-
-    Args:
-        url: of the database while it is opened; `None` afterwards.
-    """
-    from sqlalchemy.exc import SQLAlchemyError
-
-    try:
-        yield
-    except StorageInternalError as error:
-        raise lost(error) from error
-    except SQLAlchemyError as error:
-        raise UserError(f"storage {without_password(url)} can't be used ({_first_line(error)})") from error
-    except ImportError as error:
-        raise UserError(
-            f"storage {without_password(url)} needs a package that is not installed ({_first_line(error)}); "
-            "install the driver of that database"
-        ) from error
-
-
-def lost(error: Exception) -> UserError:
-    """What to say of a database that does not answer any more."""
-    return UserError(
-        f"the study's storage can't be reached ({_first_line(error.__cause__ or error)}); what is finished stays, and "
-        "the same command goes on once it is back"
-    )
-
-
-def without_password(url: str | None) -> str | None:
-    """A database's URL as it may be shown and kept."""
-    if url is None:
-        return None
-    from sqlalchemy.engine import make_url
-    from sqlalchemy.exc import ArgumentError
-
-    try:
-        return make_url(url).render_as_string(hide_password=True)
-    except ArgumentError:
-        return url
-
-
 def _record(folder: Path) -> dict[str, Any]:
     try:
         found = json.loads((folder / RECORD).read_bytes())
@@ -385,19 +322,3 @@ def _lives(process: int) -> bool:
     except PermissionError:
         return True
     return True
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n", 1)[0] or type(error).__name__
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Leave out what Optuna says of a new study."""
-    logger = logging.getLogger("optuna")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

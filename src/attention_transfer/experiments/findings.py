@@ -75,7 +75,11 @@ def _finding(title: str, rows: Sequence[Row], margin: float | None) -> Finding:
     reference = _reference(list(runs))
     others = {name: own for name, own in runs.items() if name != reference and own.keys() & runs[reference].keys()}
     found = against(runs[reference], others, margin)
-    return Finding(title, tuple(rows), reference, found, leading(runs), len(runs))
+    behind = {name for name, difference in found.items() if difference.verdict == "worse"}
+    if any(difference.verdict == "better" for difference in found.values()):
+        behind.add(reference)
+    group = [name for name in leading(runs) if name not in behind]  # the sentences must not say otherwise
+    return Finding(title, tuple(rows), reference, found, group, len(runs))
 
 
 def _reference(methods: Sequence[str]) -> str:

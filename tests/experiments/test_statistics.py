@@ -121,7 +121,8 @@ def test_a_verdict_needs_interval_and_test_and_six_seeds(
 
 def test_only_seeds_that_both_have_are_compared() -> None:
     found = judged({**runs(CLEAR), 9: 0.0}, {**zero(6), 8: 1.0})
-    assert (found.seeds, found.interval.mean) == (6, pytest.approx(np.mean(CLEAR)))
+    assert found.seeds == 6
+    assert found.interval.mean == pytest.approx(np.mean(CLEAR))
     with pytest.raises(UserError, match="gta shares no seed"):
         against({0: 0.5}, {"gta": {1: 0.5}})
 
@@ -131,7 +132,8 @@ def test_the_probability_of_winning_counts_ties_half() -> None:
     assert found.wins.mean == 2.5 / 4
     all_won = judged(runs(CLEAR), zero(6)).wins
     # Clopper and Pearson: six of six have a lower bound of 0.025^(1/6).
-    assert (all_won.mean, all_won.low, all_won.high) == (1.0, pytest.approx(0.025 ** (1 / 6)), 1.0)
+    assert (all_won.mean, all_won.high) == (1.0, 1.0)
+    assert all_won.low == pytest.approx(0.025 ** (1 / 6))
 
 
 def test_several_comparisons_raise_p_and_never_lower_it() -> None:
@@ -275,7 +277,9 @@ def test_bounds_are_crossed_by_as_many_paths_as_may() -> None:
 
 def test_the_labels_of_a_straight_curve_are_found() -> None:
     # 50 % at 5 labels, 60 % at 10, 70 % at 20: ten points with each doubling.
-    curve = {n: {s: 0.5 + 0.1 * math.log2(n / 5) + 0.01 * s for s in range(3)} for n in (5, 10, 20)}
+    curve: dict[float, dict[int, float]] = {
+        n: {s: 0.5 + 0.1 * math.log2(n / 5) + 0.01 * s for s in range(3)} for n in (5, 10, 20)
+    }
     method = {s: 0.65 + 0.01 * s for s in range(3)}
     found = equal_labels(method, curve)
     assert found.amount.mean == pytest.approx(5 * 2**1.5, rel=1e-3)
@@ -288,7 +292,9 @@ def test_the_labels_of_a_straight_curve_are_found() -> None:
 
 def test_the_interval_of_labels_widens_with_the_spread_and_ends_where_a_t_test_does() -> None:
     rng = np.random.default_rng(0)
-    curve = {n: {s: 0.5 + 0.1 * math.log2(n / 5) + rng.normal(0, 0.01) for s in range(6)} for n in (5, 10, 20)}
+    curve: dict[float, dict[int, float]] = {
+        n: {s: 0.5 + 0.1 * math.log2(n / 5) + rng.normal(0, 0.01) for s in range(6)} for n in (5, 10, 20)
+    }
     method = {s: 0.61 + rng.normal(0, 0.01) for s in range(6)}
     found = equal_labels(method, curve)
     assert 5 < found.amount.low < found.amount.mean < found.amount.high < 20
@@ -305,7 +311,9 @@ def test_the_interval_of_labels_widens_with_the_spread_and_ends_where_a_t_test_d
     ],
 )
 def test_beyond_the_curve_nothing_is_made_up(level: float, text: str) -> None:
-    curve = {n: {s: 0.5 + 0.1 * math.log2(n / 5) + 0.001 * s for s in range(3)} for n in (5, 10, 20)}
+    curve: dict[float, dict[int, float]] = {
+        n: {s: 0.5 + 0.1 * math.log2(n / 5) + 0.001 * s for s in range(3)} for n in (5, 10, 20)
+    }
     found = equal_labels(dict.fromkeys(range(3), level), curve)
     assert text in equal_labels_text("gta", "5 labels a class", "finetune", found, " labels a class")
     assert math.isinf(found.amount.mean)

@@ -49,8 +49,9 @@ def norms(model: Any, batch: Tensor, layer: int) -> Tensor:
     with torch.no_grad():
         model(batch)
     handle.remove()
-    found = seen[0][:, model.num_prefix_tokens :].norm(dim=-1)
-    return found / found.median(dim=1, keepdim=True).values
+    found: Tensor = seen[0][:, model.num_prefix_tokens :].norm(dim=-1)
+    relative: Tensor = found / found.median(dim=1, keepdim=True).values
+    return relative
 
 
 def test_the_planted_neuron_is_found(planted: Any, batch: Tensor) -> None:

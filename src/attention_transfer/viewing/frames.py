@@ -20,7 +20,7 @@ _MARGIN = 0.1  # inches
 def save_frames(figures: Iterable[Figure], path: Path) -> Path:
     """Write figures as a GIF that repeats, whole or not at all.
 
-    All frames have the 256 colours of one palette, so that a value has the same colour in each.
+    All frames have the 256 colours of one palette, without dithering, so that a value has the same colour in each.
 
     Args:
         figures: at least one, all of one size; drawn one after the other, and held as pixels alone.
@@ -34,7 +34,9 @@ def save_frames(figures: Iterable[Figure], path: Path) -> Path:
         with style():
             figure.savefig(file, format="png", dpi=100, bbox_inches=box, facecolor="white")
         drawn.append(Image.open(file).convert("RGB"))
-    palette = Image.fromarray(np.concatenate([np.asarray(frame) for frame in drawn])).quantize(256)
+    # Median cut leaves the scales, which are few pixels, a dozen colours; the octree leaves no colour far from its own.
+    together = Image.fromarray(np.concatenate([np.asarray(frame) for frame in drawn]))
+    palette = together.quantize(256, Image.Quantize.FASTOCTREE)
     first, *others = (frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in drawn)
     times = [_SHOWN] * len(others) + [_LAST]
     with whole_file(path) as temporary:

@@ -386,7 +386,7 @@ def similarity(config: MeasureSimilarity) -> Similarity:
     """Compare the attention and the outputs of two networks, block by block, on the same images.
 
     Prints Jensen–Shannon divergence under four ways to match heads, CKA of the blocks' outputs, and what each network's
-    attention is like: how wide, how far, how much of it sinks.
+    attention is like: how wide, how far, how much of it sinks. With epochs, how far a run drifted after each.
 
     Returns:
         The result, with all pairs of blocks.
@@ -404,10 +404,11 @@ def show(config: Show) -> Figure:
     """Draw where networks look: attention over images, exactly on their pixels, as one figure.
 
     Class token or any patch; mean or maximum over heads, or each; rollout and relevance; several networks on one scale,
-    and their differences. What a network did not see of an image, because it was cropped, is shaded.
+    and their differences; a run over its epochs, as a moving picture. What a network did not see of an image, because
+    it was cropped, is shaded.
 
     Returns:
-        The figure, of matplotlib.
+        The figure, of matplotlib; with epochs, that of the last one.
 
     Raises:
         UserError: a network or an image can't be loaded, or there is no such token, layer, head or class; nothing was

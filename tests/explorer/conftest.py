@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 from torch import nn
 
+from attention_transfer.evaluation.epochs import KeptEpochs
 from attention_transfer.evaluation.subjects import Subject
 from attention_transfer.explorer.album import offered_files
-from attention_transfer.explorer.epochs import KeptEpochs
 from attention_transfer.explorer.network import ExploredNetwork
 from attention_transfer.explorer.session import Explorer
 from attention_transfer.vit import describe

@@ -18,7 +18,7 @@ from attention_transfer.data import eval_transform
 from attention_transfer.engine.checkpoints import last_checkpoint, read_checkpoint
 from attention_transfer.errors import UserError
 from attention_transfer.evaluation import load_run
-from attention_transfer.explorer.epochs import KeptEpochs
+from attention_transfer.evaluation.epochs import KeptEpochs
 from attention_transfer.explorer.opening import loaded
 from attention_transfer.explorer.session import Explorer, Session
 from attention_transfer.verbs import train

@@ -21,6 +21,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".
 """Of image files, as `data.finder` has them, which loads torchvision."""
 
 FIGURES = (".png", ".svg", ".pdf")
+FRAMES = ".gif"
 
 _MODEL = tuple(name for name in ("config.yaml", MARKER, *EXPORT) if name != "README.md")
 _LOOKED_AT = 10_000  # files, before a folder counts as one without images
@@ -59,7 +60,11 @@ class Show(Config):
     """Class that relevance is for, by its name or index; default the predicted one."""
 
     difference: bool = False
-    """Also show each further network minus the first, in colours around 0."""
+    """Also show each further network minus the first, in colours around 0; with epochs, the run minus its teacher."""
+
+    epochs: bool = False
+    """Draw a frame for each epoch of one run whose weights are kept, the run's teacher beside it, all on one scale; a
+    training keeps them with recipe.keep_epochs."""
 
     mass: float | None = None
     """Draw the outline of the smallest set of patches that has this share of what all patches have, e.g. 0.6."""
@@ -90,15 +95,16 @@ class Show(Config):
     """Where to compute: auto, cpu, cuda or mps; auto takes a GPU where there is one."""
 
     out: str | None = None
-    """File for the figure, .png, .svg or .pdf; default attention.png on the command line, and none in Python."""
+    """File for the figure, .png, .svg or .pdf, or .gif with epochs; default attention.png or .gif on the command line,
+    and none in Python."""
 
     overwrite: bool = False
     """Replace that file."""
 
     @classmethod
-    def defaults(cls, given: Mapping[str, object]) -> dict[str, object]:  # noqa: ARG003
+    def defaults(cls, given: Mapping[str, object]) -> dict[str, object]:
         """A command always writes its figure."""
-        return {"out": "attention.png"}
+        return {"out": f"attention{FRAMES}" if given.get("epochs") else "attention.png"}
 
     @classmethod
     def sorted_words(cls, words: Sequence[str]) -> dict[str, list[str]]:
@@ -125,7 +131,7 @@ class Show(Config):
             found += [f"{name} has no effect on {self.source}, which is one map of all; leave it out" for name in given]
         if self.target is not None and self.source != "relevance":
             found.append(f"target has no effect on {self.source}; leave it out, or set source to relevance")
-        if self.difference and len(self.models) < 2:
+        if self.difference and len(self.models) < 2 and not self.epochs:
             found.append("a difference needs two networks; name another")
         for name in ("mass", "clip"):
             share = getattr(self, name)
@@ -133,6 +139,22 @@ class Show(Config):
                 found.append(f"{name} is {share}; give a share above 0 and at most 1")
         if self.labels is not None and len(self.labels) != len(self.models):
             found.append(f"there are {len(self.labels)} labels and {len(self.models)} networks; give a label for each")
+        return found + self._epoch_problems()
+
+    def _epoch_problems(self) -> list[str]:
+        moving = self.out is not None and Path(self.out).suffix == FRAMES
+        if not self.epochs:
+            return [f"{self.out} has a frame for each epoch of a run; set epochs, or choose .png"] if moving else []
+        found = []
+        if len(self.models) > 1:
+            found.append(f"epochs are those of one run, and {len(self.models)} networks are named; name the run alone")
+        if not moving:
+            given = "out is left out" if self.out is None else f"{self.out} is one figure"
+            found.append(f"{given}, and epochs are frames of a {FRAMES}; name such a file with out")
+        if self.scale not in ("all", "image"):
+            found.append(f"scale is {self.scale}, but all epochs share a scale; choose all or image")
+        if self.image_size is not None:
+            found.append("image_size is given, but the weights of epochs fit the run's own size; leave it out")
         return found
 
     @property

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from attention_transfer.evaluation.metrics import classification as classification
     from attention_transfer.evaluation.metrics import image_scores as image_scores
     from attention_transfer.evaluation.metrics import reliability as reliability
+    from attention_transfer.evaluation.network_similarity import Drift as Drift
     from attention_transfer.evaluation.network_similarity import HeadMatchings as HeadMatchings
     from attention_transfer.evaluation.network_similarity import Similarity as Similarity
     from attention_transfer.evaluation.network_similarity import similarity as similarity

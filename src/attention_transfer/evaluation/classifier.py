@@ -111,7 +111,7 @@ def _loaded(folder: RunFolder) -> LoadedRun:
     teacher = None
     if rules:
         try:
-            teacher = _teacher(folder, config)
+            teacher = teacher_of(folder, config)
         except UserError as error:
             raise UserError(
                 f"the student in {path} copies its teacher's attention, but the teacher is gone: {error}"
@@ -130,8 +130,12 @@ def _loaded(folder: RunFolder) -> LoadedRun:
     return LoadedRun(Classifier(transfer).eval(), spec, _names(student, spec), summary, path)
 
 
-def _teacher(folder: RunFolder, config: dict[str, Any]) -> nn.Module:
-    """The teacher that was saved with the run; runs of earlier versions have only its name."""
+def teacher_of(folder: RunFolder, config: dict[str, Any]) -> nn.Module:
+    """The teacher that was saved with the run, or else the one that its configuration names.
+
+    Raises:
+        UserError: it is gone.
+    """
     own = folder.path / "teacher"
     if own.is_dir():
         return load_vit(str(own))

@@ -50,10 +50,11 @@ class Rows:
         seen: at least one image, each looked at by the same networks.
         config: what is shown.
         label: what the values are.
+        scaled: the same images with all maps that share their scales, here or in other figures; default those seen.
     """
 
-    def __init__(self, seen: Sequence[Seen], config: Show, label: str) -> None:
-        self._seen, self._config, self._label = seen, config, label
+    def __init__(self, seen: Sequence[Seen], config: Show, label: str, *, scaled: Sequence[Seen] | None = None) -> None:
+        self._seen, self._config, self._label, self._scaled = seen, config, label, scaled or seen
         self._scales: dict[tuple[int, int, bool], Scale] = {}  # by image and network, -1 for all of them; differences
 
     @property
@@ -121,11 +122,12 @@ class Rows:
         shared, difference = self._config.scale, self._difference(n)
         key = (i if shared == "image" else -1, n if shared == "network" else -1, difference)
         if key not in self._scales:
+            start = len(self._seen[0].networks) if difference else 0
             maps = [
                 patches
-                for place, each in enumerate(self._seen)
-                for number, shown in enumerate(each.all)
-                if key[0] in (-1, place) and key[1] in (-1, number) and self._difference(number) == difference
+                for place, each in enumerate(self._scaled)
+                for number, shown in enumerate(each.differences if difference else each.networks, start)
+                if key[0] in (-1, place) and key[1] in (-1, number)
                 for patches in shown.maps.values()
             ]
             self._scales[key] = self._scale_of(maps, difference=difference)

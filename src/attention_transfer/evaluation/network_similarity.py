@@ -53,6 +53,22 @@ class HeadMatchings:
 
 
 @dataclass(frozen=True)
+class Drift:
+    """How far a run is from another network after an epoch; a figure for each of its blocks.
+
+    Attributes:
+        epoch: counted from 1.
+        js: Jensen–Shannon divergence of heads of the same index, in nats, from the block at the same relative depth;
+            `None` where the numbers of heads differ.
+        cka: debiased CKA of the outputs of the same blocks; `None` where no batch had four images.
+    """
+
+    epoch: int
+    js: tuple[float, ...] | None
+    cka: tuple[float, ...] | None
+
+
+@dataclass(frozen=True)
 class Similarity:
     """How alike two networks are on the same images.
 
@@ -68,6 +84,7 @@ class Similarity:
         cka: debiased CKA of the block outputs, 1 for equal ones; `None` where no batch had four images.
         profile_a: figures of the first network's attention.
         profile_b: figures of the second's.
+        drift: of the first network over its kept epochs, where that was asked for; all else is of the last one then.
     """
 
     images: int
@@ -80,11 +97,17 @@ class Similarity:
     cka: Matrix | None
     profile_a: tuple[LayerProfile, ...]
     profile_b: tuple[LayerProfile, ...]
+    drift: tuple[Drift, ...] = ()
 
     def by_depth(self, matrix: Matrix) -> tuple[float, ...]:
         """A figure for each block of the first network, with the block of the second at the same relative depth."""
         last = max(1, len(self.layers_a) - 1)
         return tuple(row[round(i * (len(row) - 1) / last)] for i, row in enumerate(matrix))
+
+    def after(self, epoch: int) -> Drift:
+        """The figures that follow a training, where the first network has the weights of an epoch."""
+        js, cka = (None if matrix is None else self.by_depth(matrix) for matrix in (self.js.same, self.cka))
+        return Drift(epoch, js, cka)
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from attention_transfer.data.finder import Finder
 from attention_transfer.engine.hardware import choose_hardware
 from attention_transfer.engine.progress import Bar
 from attention_transfer.errors import UserError, raise_all
-from attention_transfer.evaluation.classifier import load_run
+from attention_transfer.evaluation.classifier import load_run, teacher_of
 from attention_transfer.evaluation.records import ImageSequence
 from attention_transfer.places import check_writable, expanded, folder_problems, out_problems
 from attention_transfer.training import Device, Display, RunFolder
@@ -69,6 +69,27 @@ def load_subject(name: str, image_size: int | None, device: Device) -> Subject:
             network = vit = load_vit(str(folder.path), image_size=image_size)
     else:
         network = vit = load_vit(name, image_size=image_size)
+    return _subject(name, network, vit, device, config.get("data"))
+
+
+def load_teacher(run: str, device: Device) -> Subject | None:
+    """Load the teacher of a run, at the size at which the run used it; `None` where it had none.
+
+    Raises:
+        UserError: it is gone.
+    """
+    folder = RunFolder(Path(run).expanduser())
+    config = folder.config()
+    if config["teacher"] is None:
+        return None
+    try:
+        vit = teacher_of(folder, config)
+    except UserError as error:
+        raise UserError(f"the teacher of {run} can't be loaded: {error}") from error
+    return _subject(config["teacher"], vit, vit, device, None)
+
+
+def _subject(name: str, network: nn.Module, vit: nn.Module, device: Device, data: str | None) -> Subject:
     spec = describe(vit)
     labels = labels_of(vit) if spec.classes else None
     network = network.to(choose_hardware(device, 1).device).eval()
@@ -79,7 +100,7 @@ def load_subject(name: str, image_size: int | None, device: Device) -> Subject:
         spec=spec,
         classes=tuple(labels or map(str, range(spec.classes))),
         named=bool(labels),
-        data=config.get("data"),
+        data=data,
     )
 
 

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from attention_transfer.attention import AttentionCall
 from attention_transfer.data import Placement
 from attention_transfer.errors import UserError
+from attention_transfer.evaluation.epochs import KeptEpochs
 from attention_transfer.evaluation.profile import SINK
 from attention_transfer.evaluation.subjects import Subject
 from attention_transfer.evaluation.views import RowQuery, row_of, seen
 from attention_transfer.explorer.album import Picture
 from attention_transfer.explorer.cache import Cache
-from attention_transfer.explorer.epochs import KeptEpochs
 from attention_transfer.vit import hook_attention, logits_of, rollout_of
 
 OPERANDS = 1 << 30

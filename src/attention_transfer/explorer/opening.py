@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from attention_transfer.config.explore import Explore
 from attention_transfer.errors import raise_all
+from attention_transfer.evaluation.epochs import KeptEpochs
 from attention_transfer.evaluation.subjects import Subject, data_of, load_subject, short_names
 from attention_transfer.explorer.album import Picture, Room, offered_data, offered_files
-from attention_transfer.explorer.epochs import KeptEpochs
 from attention_transfer.explorer.network import ExploredNetwork
 from attention_transfer.explorer.page_file import file_of, html_problems
 from attention_transfer.explorer.session import Explorer

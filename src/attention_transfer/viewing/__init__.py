@@ -8,6 +8,7 @@ from attention_transfer.viewing.charts import accuracy_chart as accuracy_chart
 from attention_transfer.viewing.charts import cost_chart as cost_chart
 from attention_transfer.viewing.charts import curve_chart as curve_chart
 from attention_transfer.viewing.charts import learning_curves as learning_curves
+from attention_transfer.viewing.frames import save_frames as save_frames
 from attention_transfer.viewing.heat_maps import HeatMap as HeatMap
 from attention_transfer.viewing.heat_maps import heat_maps as heat_maps
 from attention_transfer.viewing.overlays import Scale as Scale

@@ -17,6 +17,8 @@ _BRIGHT = 0.6  # share of the scale from which on numbers are black
 class HeatMap:
     """A figure for each block of one network (rows) and each of another (columns), on a scale from 0.
 
+    Rows may also be the epochs of the one network that the columns are of.
+
     Attributes:
         title: what it is.
         values: by rows.
@@ -35,9 +37,9 @@ def heat_maps(
 
     Args:
         panels: what is drawn.
-        rows: indices of the blocks that are rows.
+        rows: indices of the blocks that are rows, or epochs.
         columns: of those that are columns.
-        ylabel: whose blocks the rows are.
+        ylabel: whose blocks the rows are, or what else.
         xlabel: whose the columns are.
     """
     side = max(2.6, 0.36 * max(len(rows), len(columns)))

@@ -59,6 +59,21 @@ class KeptEpochs:
                 log.info("%s; its epoch can't be shown", error)
         return cls(dict(sorted(files.items())) if len(files) > 1 else {}, _curves(folder))
 
+    @classmethod
+    def required(cls, name: str) -> KeptEpochs:
+        """As `of`, where there is something to compare.
+
+        Raises:
+            UserError: fewer than two epochs are kept.
+        """
+        kept = cls.of(name)
+        if not kept.files:
+            raise UserError(
+                f"{name} keeps the weights of fewer than two epochs; name a run that was trained with "
+                "--recipe.keep-epochs true"
+            )
+        return kept
+
     def weights(self, epoch: int) -> dict[str, Tensor]:
         """The student's weights after an epoch.
 

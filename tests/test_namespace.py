@@ -99,7 +99,7 @@ cli.main()
     assert "the student fits its teacher in everything" in done.stdout
     assert done.stderr.splitlines()[-1] == (
         "error: train needs packages that are not installed "
-        "(torchmetrics, tensorboard, sklearn, matplotlib, jinja2); "
+        "(torchmetrics, tensorboard, sklearn, matplotlib, jinja2, optuna); "
         'run: pip install "attention-transfer[train]"'
     )
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from attention_transfer.data import ArrayImages, FileImages, ImageSet
@@ -170,3 +170,16 @@ def test_metrics_say_speed_waiting_and_everything_goes_to_tensorboard(tiny: Any,
     for name in ("train/loss", "train/distill", "train/grad_norm", "lr", "validation/accuracy", "time/data_wait"):
         logged = [(event.step, event.value) for event in events.Scalars(name)]
         assert logged == [(row["step"], pytest.approx(row[name])) for row in rows]
+
+
+def test_what_prepares_images_varies_them_in_training_alone(tiny: Any, tmp_path: Path) -> None:
+    objective, modes = tiny.objective("scratch"), []
+
+    class Preparation(nn.Module):
+        def forward(self, pixels: Tensor) -> Tensor:
+            modes.append((self.training, objective.training))
+            return pixels
+
+    tiny.fit(objective, tmp_path, prepare=Preparation())
+    assert {prepares for prepares, _ in modes} == {True, False}
+    assert all(prepares == trains for prepares, trains in modes)

@@ -117,6 +117,25 @@ def test_training_ends_after_so_many_validations_without_a_better_one(
     assert [row["epoch"] for row in tiny.history(tmp_path)] == [1, 2, 3, 4]
 
 
+def test_parameters_without_a_gradient_so_far_are_resumed_as_they_were(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = replace(tiny.recipe, epochs=4, head_epochs=2)
+    tiny.fit(tiny.objective("scratch"), tmp_path / "whole", recipe)
+    run_epoch = Loop._run_epoch
+
+    def dies_in_the_second(loop: Loop, bar: Any) -> None:
+        if loop.epoch == 1:
+            raise RuntimeError("killed")
+        run_epoch(loop, bar)
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+        patch.setattr(Loop, "_run_epoch", dies_in_the_second)
+        tiny.fit(tiny.objective("scratch"), tmp_path / "cut", recipe)
+    tiny.fit(tiny.objective("scratch"), tmp_path / "cut", recipe)
+    assert tiny.history(tmp_path / "cut") == tiny.history(tmp_path / "whole")
+
+
 def test_a_run_goes_on_where_its_folder_was_moved(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     played(monkeypatch, [0.2, 0.9, 0.4])
     tiny.fit(tiny.objective("scratch"), tmp_path / "here")

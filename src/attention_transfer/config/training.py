@@ -172,6 +172,10 @@ class Pretrain(Images, Distributed):
     mask_ratio: float = 0.75
     """Share of the patches that are hidden, above 0 and below 1."""
 
+    knn: bool = False
+    """At each validation, classify the validation images by their 20 nearest training images (DINO's protocol), too.
+    The data needs classes; training and the choice of the best epoch do not look at them."""
+
     seed: int = 0
     """Of the initial weights, the masks, the order and the augmentation."""
 

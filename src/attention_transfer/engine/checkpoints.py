@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict, cast
 from zipfile import BadZipFile, ZipFile
@@ -15,7 +16,7 @@ from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
     get_optimizer_state_dict,
     set_model_state_dict,
-    set_state_dict,
+    set_optimizer_state_dict,
 )
 
 from attention_transfer.engine.optimiser import AveragedWeights
@@ -114,13 +115,13 @@ def restore(
     average.restore(checkpoint["updates"])
     weights = checkpoint["training_weights"] or checkpoint["state_dict"]
     optimizer.zero_grad()  # beside gradients that are left over, PyTorch gives an optimiser no state
-    set_state_dict(
-        objective,
-        optimizer,
-        model_state_dict=dict(weights),
-        optim_state_dict=checkpoint["optimizer"],
-        options=_WHOLE,
-    )
+    set_model_state_dict(objective, dict(weights), options=_WHOLE)
+    set_optimizer_state_dict(objective, optimizer, checkpoint["optimizer"], options=replace(_WHOLE, strict=False))
+    # A parameter without a gradient so far, as the head in pre-training, has no state; PyTorch makes one of a step.
+    moved = checkpoint["optimizer"]["state"]
+    kept = {parameter for name, parameter in objective.named_parameters(remove_duplicate=False) if name in moved}
+    for parameter in set(optimizer.state) - kept:
+        del optimizer.state[parameter]
     for group, own in zip(optimizer.param_groups, settings, strict=True):
         group.update(own)
 

@@ -138,6 +138,7 @@ class Loop:
         """An epoch's steps; the means of their losses, and the times."""
         self.sampler.set_epoch(self.epoch)
         self.objective.train()
+        self.prepare.train()
         means, clock, images_in_all = Means(), Stopwatch(self.processes), len(self.sampler)
         for number, (pixels, targets) in enumerate(self.loader):
             clock.batch_is_here()
@@ -224,6 +225,7 @@ class Loop:
     def _validate(self) -> tuple[Row, Row]:
         """Scores on the validation split, and what the objective watches, with the weights that are to be kept."""
         self.objective.eval()
+        self.prepare.eval()
         with self.average.applied():
             agreement = {}
             # Sharded weights need all processes that hold them.
@@ -236,6 +238,7 @@ class Loop:
     def _evaluate(self, images: Images) -> Row:
         """Scores over all images of a split, each once, whatever the number of processes."""
         self.objective.eval()
+        self.prepare.eval()
         scores = Scores(self.training.classes, self.device)
         rank, hardware = self.place.rank, self.hardware
         for batch in evaluation_loader(images, self.evaluation_batch, rank, hardware, self.workers):

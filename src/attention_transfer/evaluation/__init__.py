@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from attention_transfer.evaluation.forward_cost import forward_cost as forward_cost
     from attention_transfer.evaluation.frozen import LinearProbe as LinearProbe
     from attention_transfer.evaluation.frozen import frozen_features as frozen_features
-    from attention_transfer.evaluation.frozen import knn as knn
     from attention_transfer.evaluation.frozen import linear_probe as linear_probe
     from attention_transfer.evaluation.intervals import Estimate as Estimate
     from attention_transfer.evaluation.intervals import PairedDifference as PairedDifference
@@ -63,5 +62,6 @@ if TYPE_CHECKING:
     from attention_transfer.evaluation.shift import ShiftScore as ShiftScore
     from attention_transfer.evaluation.views import attention_rows as attention_rows
     from attention_transfer.evaluation.views import seen as seen
+    from attention_transfer.training.neighbours import knn as knn
 else:
     __all__, __getattr__ = lazily(__name__)

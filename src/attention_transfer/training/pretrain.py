@@ -9,19 +9,21 @@ from attention_transfer.config.base import as_data
 from attention_transfer.config.choices import AUTO
 from attention_transfer.config.recipe import Recipe, with_values
 from attention_transfer.config.training import Pretrain
-from attention_transfer.data import data_slug, load_data
+from attention_transfer.data import data_slug, eval_pixels, load_data
 from attention_transfer.engine.compiler import compiler_problems
 from attention_transfer.engine.fit import fit, fit_problems
 from attention_transfer.engine.hardware import choose_hardware
 from attention_transfer.engine.launchers import this_process
+from attention_transfer.engine.loading import choose_workers
 from attention_transfer.engine.seeds import seeded
 from attention_transfer.engine.training import Training
-from attention_transfer.errors import raise_all
+from attention_transfer.errors import UserError, raise_all
 from attention_transfer.objectives import MaskedAutoencoder
 from attention_transfer.training.defaults import Facts, explained, resolve
 from attention_transfer.training.digits_recipe import MAE, fits
 from attention_transfer.training.inputs import input_problems, inputs_for, keep_overlap
 from attention_transfer.training.log import logging_to
+from attention_transfer.training.neighbours import JudgedAutoencoder
 from attention_transfer.training.run_folder import RunFolder
 from attention_transfer.training.train import Run
 from attention_transfer.vit import describe, initialise, load_vit, save_vit, set_drop_path
@@ -45,6 +47,11 @@ def pretrain_teacher(config: Pretrain) -> Run:
 def _problems(config: Pretrain, recipe: Recipe) -> list[str]:
     problems = recipe.problems() + input_problems(config.seed, config.image_size)
     problems += compiler_problems(recipe, config.device)
+    if config.knn and config.strategy == "fsdp":
+        problems.append(
+            "knn needs the whole network on a device, which strategy fsdp cuts in shares; take ddp, or judge the "
+            "finished run with the verb evaluate and --frozen knn"
+        )
     if not 0 < config.mask_ratio < 1:
         problems.append(f"mask_ratio is {config.mask_ratio}; give a share above 0 and below 1")
     for name in ("label_smoothing", "share_drop_path", "balanced"):
@@ -62,6 +69,12 @@ def _problems(config: Pretrain, recipe: Recipe) -> list[str]:
 def _pretrain(config: Pretrain, *, overwrite: bool) -> Run:
     asked, out = config.recipe, str(config.out)
     splits = load_data(config.data, strict=config.strict, labelled=False)
+    if config.knn and len(splits.classes) < 2:
+        raise UserError(
+            f"knn needs images of two classes or more, and those of {config.data} have no labels, or one in common; "
+            "sort them into a folder for each class, or leave knn out"
+        )
+    hardware = choose_hardware(config.device, config.devices, config.nodes, config.strategy)
     with seeded(config.seed):
         encoder = load_vit(config.model, pretrained=False, image_size=config.image_size)
         initialise(encoder)
@@ -73,13 +86,19 @@ def _pretrain(config: Pretrain, *, overwrite: bool) -> Run:
             depth=spec.depth,
             images=len(splits.train.labels),
             weights=sum(p.numel() for p in encoder.parameters()),
-            device=choose_hardware(config.device, config.devices, config.nodes, config.strategy).device,
+            device=hardware.device,
         )
         recipe = resolve(asked, facts, spec)
         data = as_data(replace(config, recipe=recipe))
         raise_all([*recipe.problems(), *fit_problems(recipe, **config.place)])
         set_drop_path(encoder, recipe.drop_path)
-        mae = MaskedAutoencoder(encoder, mask_ratio=config.mask_ratio)
+        mae: MaskedAutoencoder
+        if config.knn:
+            plain = splits.train.with_transform(eval_pixels(spec))
+            workers, _ = choose_workers(plain, recipe.workers, hardware)
+            mae = JudgedAutoencoder(encoder, plain, workers=workers, mask_ratio=config.mask_ratio)
+        else:
+            mae = MaskedAutoencoder(encoder, mask_ratio=config.mask_ratio)
     with RunFolder.open(out, data, overwrite=overwrite, defaults=as_data(Pretrain())) as folder:
         if folder.finished:
             log.info("teacher: done before, in %s", folder.path)
@@ -121,4 +140,6 @@ def _pretrain(config: Pretrain, *, overwrite: bool) -> Run:
                 fitted.seconds,
                 folder.path,
             )
+            if config.knn:
+                log.info("teacher: k-NN accuracy %.1f %% on held-out images", 100 * fitted.validation["knn_accuracy"])
     return Run(folder.path, summary)

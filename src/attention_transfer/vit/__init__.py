@@ -25,6 +25,7 @@ from attention_transfer.vit.describe import describe as describe
 from attention_transfer.vit.drop_path import SharedDropPath as SharedDropPath
 from attention_transfer.vit.drop_path import check_shared_drop_path as check_shared_drop_path
 from attention_transfer.vit.drop_path import set_drop_path as set_drop_path
+from attention_transfer.vit.features import features_of as features_of
 from attention_transfer.vit.files import read_state as read_state
 from attention_transfer.vit.indices import Indices as Indices
 from attention_transfer.vit.indices import select as select

@@ -79,6 +79,16 @@ def test_a_run_that_keeps_its_epochs_has_them_all(teacher: str, tmp_path: Path) 
     assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
 
 
+def test_at_another_image_size_there_are_curves_and_no_epochs(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        session = Session(loaded(Explore(models=[str(run)], limit=1, image_size=16)))
+    meta: Any = session.answer("epochs", {"network": "0"}).meta
+    assert meta["epochs"] == [1, 2]
+    assert not meta["kept"]
+    assert "epochs can't be shown at another image_size" in caplog.text
+    session.answer("rows", {"network": "0", "image": "0", "query": 2, "layer": 0})
+
+
 def test_the_weights_of_an_epoch_are_those_of_its_checkpoint(run: Path) -> None:
     explorer = explorer_of(str(run))
     session = Session(explorer)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from attention_transfer.engine.checkpoints import kept_checkpoints, validated_weights
 from attention_transfer.errors import UserError
@@ -73,6 +73,19 @@ class KeptEpochs:
                 "--recipe.keep-epochs true"
             )
         return kept
+
+    def fitting(self, vit: nn.Module, name: str) -> KeptEpochs:
+        """These, if the weights fit a network of this shape; else the curves alone, which is logged.
+
+        Args:
+            vit: the run's student, perhaps at another image size.
+            name: of the run, for the log.
+        """
+        own = {key: value.shape for key, value in vit.state_dict().items()}
+        if self.files and own != {key: value.shape for key, value in self.weights(next(iter(self.files))).items()}:
+            log.info("%s: its epochs can't be shown at another image_size; leave it out to see them", name)
+            return KeptEpochs(curves=self.curves)
+        return self
 
     def weights(self, epoch: int) -> dict[str, Tensor]:
         """The student's weights after an epoch.

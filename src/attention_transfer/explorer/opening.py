@@ -56,7 +56,7 @@ def loaded(config: Explore) -> Explorer:
     names = config.models or [_MODEL]
     subjects = [load_subject(name, config.image_size, config.device) for name in names]
     networks = [
-        ExploredNetwork(str(index), subject, label, KeptEpochs.of(subject.name))
+        ExploredNetwork(str(index), subject, label, KeptEpochs.of(subject.name).fitting(subject.vit, subject.name))
         for index, (subject, label) in enumerate(zip(subjects, short_names(names), strict=True))
     ]
     return Explorer(networks, _offered(config, subjects), Room() if config.uploads else None)

@@ -340,6 +340,7 @@ def test_the_flags_are_these() -> None:
         "demo": {"--quick", "--full", "--out"},
         "pretrain": {
             "--model",
+            "--knn",
             "--data",
             "--strict",
             "--mask-ratio",
@@ -418,6 +419,7 @@ def test_the_flags_are_these() -> None:
         "ensemble": {"--weights", "--mean", "--out", "--overwrite"},
         "show": {
             "--query",
+            "--epochs",
             "--source",
             "--layers",
             "--heads",
@@ -478,6 +480,7 @@ def test_the_flags_are_these() -> None:
         },
         "similarity": {
             "--split",
+            "--epochs",
             "--layers",
             "--rows",
             "--limit",

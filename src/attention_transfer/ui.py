@@ -8,6 +8,7 @@ from typing import Any
 
 import rich.console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 from rich.text import Text
 
 from attention_transfer.streams import readable
@@ -43,6 +44,7 @@ class Console(rich.console.Console):
         return super().render_str(readable(text), **options)
 
 
+_WIDE = 1000  # characters, of a table that goes to a file
 console = Console(stderr=True)
 """For messages, tables and bars."""
 
@@ -50,6 +52,14 @@ console = Console(stderr=True)
 def show_line(text: str) -> None:
     """Show what is logged, above a bar that may be drawn: one line, which is wrapped by words on a terminal alone."""
     console.print(readable(text), soft_wrap=not console.is_terminal)
+
+
+def show_table(table: Table) -> None:
+    """Show a table; where there is no terminal it is as wide as it needs, so that nothing in it is cut."""
+    if console.is_terminal:
+        console.print(table)
+    else:
+        console.print(table, width=_WIDE, crop=False)
 
 
 def bars(*, visible: bool, note: bool = False) -> Progress:

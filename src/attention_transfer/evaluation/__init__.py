@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from attention_transfer.evaluation.export import ExportReport as ExportReport
     from attention_transfer.evaluation.foreground import Looks as Looks
     from attention_transfer.evaluation.foreground import looks as looks
-    from attention_transfer.evaluation.forward_cost import ForwardCost as ForwardCost
-    from attention_transfer.evaluation.forward_cost import forward_cost as forward_cost
     from attention_transfer.evaluation.frozen import LinearProbe as LinearProbe
     from attention_transfer.evaluation.frozen import frozen_features as frozen_features
     from attention_transfer.evaluation.frozen import linear_probe as linear_probe
@@ -60,6 +58,8 @@ if TYPE_CHECKING:
     from attention_transfer.evaluation.shift import ShiftDifference as ShiftDifference
     from attention_transfer.evaluation.shift import Shifts as Shifts
     from attention_transfer.evaluation.shift import ShiftScore as ShiftScore
+    from attention_transfer.evaluation.throughput import ForwardCost as ForwardCost
+    from attention_transfer.evaluation.throughput import forward_cost as forward_cost
     from attention_transfer.evaluation.views import attention_rows as attention_rows
     from attention_transfer.evaluation.views import seen as seen
     from attention_transfer.training.neighbours import knn as knn

@@ -23,7 +23,6 @@ from attention_transfer.data.splits import first_five
 from attention_transfer.errors import UserError, raise_all
 from attention_transfer.evaluation.evaluate_tables import show
 from attention_transfer.evaluation.evaluation_result import Evaluation, ModelDifference, ModelScores
-from attention_transfer.evaluation.forward_cost import ForwardCost, forward_cost
 from attention_transfer.evaluation.frozen import frozen_features, linear_probe
 from attention_transfer.evaluation.intervals import paired_difference
 from attention_transfer.evaluation.metrics import ImageScores, classification, image_scores
@@ -39,6 +38,7 @@ from attention_transfer.evaluation.subjects import (
     short_names,
     spread,
 )
+from attention_transfer.evaluation.throughput import ForwardCost, forward_cost
 from attention_transfer.training.neighbours import knn
 from attention_transfer.viewing import Bin, reliability_diagram, save
 from attention_transfer.vit import logits_of

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from attention_transfer.config.choices import FrozenProbe, SplitName
-from attention_transfer.evaluation.forward_cost import ForwardCost
 from attention_transfer.evaluation.intervals import PairedDifference
 from attention_transfer.evaluation.metrics import ClassificationScores
 from attention_transfer.evaluation.shift import Shifts
+from attention_transfer.evaluation.throughput import ForwardCost
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from rich.table import Table
 from attention_transfer.config.studies import Status
 from attention_transfer.experiments.studies import RECORD, Entry, Study
 from attention_transfer.places import expanded
-from attention_transfer.ui import console
+from attention_transfer.ui import show_line, show_table
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def _show(found: StudyStatus) -> None:
     if counts["waiting"] and not counts["running"]:
         left = "nobody works on it; the command that began it goes on"
     told = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
-    console.print(
+    show_line(
         f"{found.path}: {told or 'no run yet'}" + (f"; ETA {left}" if counts["waiting"] or counts["running"] else "")
     )
     if running := found.of("running"):
@@ -80,6 +80,6 @@ def _show(found: StudyStatus) -> None:
             since = "" if entry.since is None else in_time((now - entry.since).total_seconds())
             sign = "" if entry.seen is None else f"{in_time(max(0.0, now.timestamp() - entry.seen))} ago"
             table.add_row(entry.name, entry.worker, since, sign)
-        console.print(table)
+        show_table(table)
     for entry in found.of("failed"):
-        console.print(f"failed: {entry.name}: {entry.error}")
+        show_line(f"failed: {entry.name}: {entry.error}")

@@ -29,8 +29,21 @@ NAMES = [str(path.relative_to(FOLDER).with_suffix("")) for path in RECIPES]
 
 
 def _training(path: Path) -> str:
-    """What makes the training that a recipe starts; many differ only in the images that they are for."""
-    return yaml.safe_dump({key: value for key, value in read_config(path).items() if key not in ("data", "fraction")})
+    """What makes the training that a recipe starts: many differ only in images, numbers, or size of the network."""
+
+    def kind(value: Any) -> Any:
+        match value:
+            case dict():
+                return {key: kind(part) for key, part in value.items()}
+            case list():
+                return [kind(part) for part in value]
+            case bool() | str() | None:
+                return value
+        return "a number"
+
+    config = read_config(path)
+    named = {key: "a network" for key in ("teacher", "init") if config.get(key, "random") not in ("random", "teacher")}
+    return yaml.safe_dump(kind({key: config[key] for key in config if key not in ("data", "fraction")} | named))
 
 
 UNLIKE = [*{_training(path): path for path in reversed(RECIPES)}.values()]

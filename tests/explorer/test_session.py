@@ -6,6 +6,7 @@ import copy
 import json
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,19 @@ def test_the_state_says_what_there_is(explorer: Explorer) -> None:
         {"id": "2", "name": "bee/c.png", "width": 40, "height": 12, "label": "bee"},
     ]
     assert (meta["upload"], meta["causal"]) == (True, True)
+
+
+def test_numbers_of_classes_are_not_held_against_labels(explorer: Explorer) -> None:
+    """A network whose classes have no names may count other things: its class 1 need not be an image's class "1"."""
+    first = explorer.networks[0]
+    unnamed = replace(first.subject, classes=("0", "1"), named=False)
+    digit = replace(explorer.offered[0], label="1")
+    session = Session(Explorer([ExploredNetwork("0", unnamed, "unnamed", first.epochs)], [digit]))
+    state: Any = session.answer("state", {}).meta
+    assert state["networks"][0]["classes"] is None
+    place: Any = session.answer("place", {"network": "0", "image": "0"}).meta
+    assert place["loss"] is None
+    assert {name for name, _ in place["prediction"]} == {"0", "1"}
 
 
 @pytest.mark.parametrize("layer", [0, 2])

@@ -264,7 +264,7 @@ def described(network: ExploredNetwork) -> dict[str, Json]:
         "layers": spec.depth,
         "heads": spec.heads,
         "prefix": list(network.prefix),
-        "classes": list(subject.classes) or None,
+        "classes": list(subject.classes) if subject.named and subject.classes else None,
         "epochs": list(network.epochs.files) or None,
         "grid": list(spec.grid),
         "query": 0 if network.query == "class" else "mean",

@@ -149,7 +149,7 @@ def _rate(facts: Facts, batch: int) -> float:
     ones, 1e-3 for a head on frozen features (our grid of 3e-4 to 1e-2, on features of one crop: higher ones fit the
     few images by heart). Pre-trained networks narrower than ViT-S bear more, and need it: at width 64 our grid of
     factors of three has its best at 8e-3 for 40 images and destroys the network at 2.6e-2 (digits on photographs, 20
-    labels a class); the exponent keeps a third away from the best, on the safe side.
+    labels a class); the exponent keeps a quarter below the best, on the safe side.
     Masked autoencoding: 2.4e-3 at a batch of 4096 for ViT-L (He et al. 2022), by the roots of both.
     """
     narrow = 384 / facts.width

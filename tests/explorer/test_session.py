@@ -72,14 +72,14 @@ def test_the_state_says_what_there_is(explorer: Explorer) -> None:
 def test_numbers_of_classes_are_not_held_against_labels(explorer: Explorer) -> None:
     """A network whose classes have no names may count other things: its class 1 need not be an image's class "1"."""
     first = explorer.networks[0]
-    unnamed = replace(first.subject, classes=("0", "1"), named=False)
+    unnamed = replace(first.subject, classes=tuple(map(str, range(len(CLASSES)))), named=False)
     digit = replace(explorer.offered[0], label="1")
     session = Session(Explorer([ExploredNetwork("0", unnamed, "unnamed", first.epochs)], [digit]))
     state: Any = session.answer("state", {}).meta
     assert state["networks"][0]["classes"] is None
     place: Any = session.answer("place", {"network": "0", "image": "0"}).meta
     assert place["loss"] is None
-    assert {name for name, _ in place["prediction"]} == {"0", "1"}
+    assert "1" in {name for name, _ in place["prediction"]}
 
 
 @pytest.mark.parametrize("layer", [0, 2])

@@ -33,8 +33,13 @@ def test_an_error_is_one_line_of_text(monkeypatch: pytest.MonkeyPatch, capsys: p
     assert capsys.readouterr().err == f"error: {SHOWN * 5}\n"
 
 
-def test_lines_and_tables_are_not_wrapped_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("columns", [None, "80"])
+def test_lines_and_tables_are_not_wrapped_where_there_is_no_terminal(
+    monkeypatch: pytest.MonkeyPatch, columns: str | None
+) -> None:
     monkeypatch.delenv("COLUMNS", raising=False)
+    if columns is not None:
+        monkeypatch.setenv("COLUMNS", columns)
     file = io.StringIO()
     monkeypatch.setattr(ui, "console", ui.Console(file=file))
     path = "/a path/with/many words/" * 20
@@ -44,6 +49,24 @@ def test_lines_and_tables_are_not_wrapped_where_there_is_no_terminal(monkeypatch
     ui.console.print(table)
     assert f"done, in {path}\n" in file.getvalue()
     assert f"│ {path} │" in file.getvalue()
+
+
+def test_a_console_that_was_made_on_a_terminal_is_none_when_its_output_goes_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("COLUMNS", "80")
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.stderr", Terminal())
+        console = ui.Console(stderr=True)
+        assert console.width == 80
+    table = Table("run")
+    table.add_row("a/" * 200)
+    console.print(table)
+    assert f"│ {'a/' * 200} │" in capsys.readouterr().err
 
 
 def test_lines_are_wrapped_by_words_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

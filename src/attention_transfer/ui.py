@@ -8,7 +8,6 @@ from typing import Any
 
 import rich.console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 from rich.text import Text
 
 from attention_transfer.streams import readable
@@ -21,14 +20,13 @@ class Console(rich.console.Console):
     """A console to which brackets in text are no styles, and `:x:` is no picture: paths and names may hold both."""
 
     def __init__(self, *, stderr: bool = False, **options: Any) -> None:
+        self._has_width = "width" in options
         super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False, **options)
-        if "width" not in options and not self.is_terminal and "COLUMNS" not in os.environ:
-            self.width = _UNWRAPPED
 
     @property
     def width(self) -> int:
-        """Columns, as they are now."""
-        return max(super().width, _NARROWEST)
+        """Columns, as they are now; enough for any line where there is no terminal, whatever `COLUMNS` says."""
+        return max(super().width, _NARROWEST) if self._has_width or self.is_terminal else _UNWRAPPED
 
     @width.setter
     def width(self, width: int) -> None:
@@ -44,7 +42,6 @@ class Console(rich.console.Console):
         return super().render_str(readable(text), **options)
 
 
-_WIDE = 1000  # characters, of a table that goes to a file
 console = Console(stderr=True)
 """For messages, tables and bars."""
 
@@ -52,14 +49,6 @@ console = Console(stderr=True)
 def show_line(text: str) -> None:
     """Show what is logged, above a bar that may be drawn: one line, which is wrapped by words on a terminal alone."""
     console.print(readable(text), soft_wrap=not console.is_terminal)
-
-
-def show_table(table: Table) -> None:
-    """Show a table; where there is no terminal it is as wide as it needs, so that nothing in it is cut."""
-    if console.is_terminal:
-        console.print(table)
-    else:
-        console.print(table, width=_WIDE, crop=False)
 
 
 def bars(*, visible: bool, note: bool = False) -> Progress:

@@ -22,7 +22,7 @@ from attention_transfer.text_files import read_json
 from attention_transfer.training import RunFolder
 from attention_transfer.training.run_files import read_summary
 from attention_transfer.training.run_folder import flat
-from attention_transfer.ui import show_line, show_table
+from attention_transfer.ui import console, show_line
 from attention_transfer.writing import write_whole
 
 
@@ -155,7 +155,7 @@ def _show_list(records: Sequence[RunRecord]) -> None:
         seconds = "–" if one.seconds is None else f"{one.seconds:.0f}"
         words = (str(value) if value is not None else "–" for value in (one.method, one.data, one.labels, one.seed))
         table.add_row(one.run, *words, *accuracies, seconds, one.state)
-    show_table(table)
+    console.print(table)
 
 
 def _percent(share: float | None) -> str:
@@ -218,14 +218,14 @@ def _show_difference(found: RunDifference) -> None:
             table = Table(title, "A", "B")
             for name, values in pairs.items():
                 table.add_row(name, *map(str, values))
-            show_table(table)
+            console.print(table)
         else:
             show_line(f"no difference of {title}")
     table = Table("results", "A", "B", "B less A")
     for name, (first, second) in found.results.items():
         change = "–" if first is None or second is None else f"{second - first:+.4g}"
         table.add_row(name, *("–" if value is None else f"{value:.4g}" for value in (first, second)), change)
-    show_table(table)
+    console.print(table)
     for name, run in (("A", found.a), ("B", found.b)):
         if not RunFolder(Path(run)).finished:
             show_line(f"{name} is not finished, so it has no results yet")

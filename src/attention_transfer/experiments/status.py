@@ -12,7 +12,7 @@ from rich.table import Table
 from attention_transfer.config.studies import Status
 from attention_transfer.experiments.studies import RECORD, Entry, Study
 from attention_transfer.places import expanded
-from attention_transfer.ui import show_line, show_table
+from attention_transfer.ui import console, show_line
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,6 @@ def _show(found: StudyStatus) -> None:
             since = "" if entry.since is None else in_time((now - entry.since).total_seconds())
             sign = "" if entry.seen is None else f"{in_time(max(0.0, now.timestamp() - entry.seen))} ago"
             table.add_row(entry.name, entry.worker, since, sign)
-        show_table(table)
+        console.print(table)
     for entry in found.of("failed"):
         show_line(f"failed: {entry.name}: {entry.error}")

@@ -107,7 +107,7 @@ images = torch.randn(3, 1, 8, 8)
 
 @pytest.fixture
 def run(installed: Callable[..., Any]) -> Any:
-    return installed("small", SMALL, "attention_transfer.libraries", "small = small:Small")
+    return installed("small", SMALL, libraries="small = small:Small")
 
 
 def test_its_models_are_made_described_and_captured(run: Any) -> None:

@@ -4,12 +4,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types layers unit fuzz docs format clean
+.PHONY: demo test test-slow lint types layers unit fuzz docs format clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    set up, pre-train a teacher on handwritten digits and compare what its attention is worth"
 	@echo "make test    set up, then lint, types, import layers, tests and docs"
+	@echo "make test-slow  the longer versions of some tests"
 	@echo "make fuzz    look for faults: bad input, kills, failing disks, leaks; MINUTES=10 for each kind, SEED=0"
 	@echo "make format  rewrite the code in the project's format"
 	@echo "make clean   remove the virtual environment and caches"
@@ -44,6 +45,9 @@ layers: $(VENV)/.dev
 
 unit: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
+
+test-slow: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m long $(ARGS)
 
 # Some fifteen kinds, each for so many minutes; what is found is listed at the end of each.
 fuzz: MINUTES = 10

@@ -17,16 +17,9 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from subprocess import CompletedProcess
 
-# What takes long to load, of other packages. Nothing that reads the environment when it is loaded, as Triton does.
-HEAVY = (
-    "torch",
-    "timm",
-    "torch.utils.tensorboard",
-    "torchmetrics",
-    "sklearn.datasets",
-    "scipy.stats",
-    "matplotlib.pyplot",
-)
+# What takes long to load, of other packages. Triton is among what they load, which reads its environment then: where
+# that matters, a program needs an interpreter of its own.
+HEAVY = ("torch", "timm", "torch.utils.tensorboard", "torchmetrics", "sklearn.datasets", "matplotlib.pyplot", "optuna")
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from attention_transfer.attention import AttentionCall, rows, triton_kernels
 from attention_transfer.errors import UserError
+from tests.warm import Python
 
 E32 = torch.finfo(torch.float32).eps
 HALF, BRAIN, SINGLE = torch.float16, torch.bfloat16, torch.float32
@@ -365,6 +366,7 @@ BATCHES: dict[str, Checks] = {
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", ["enough", pytest.param("the others", marks=pytest.mark.long)])
 def test_the_kernels_agree_with_the_reference(batch: str, device: str) -> None:
     """All cases of a batch; the failures are listed together."""
@@ -379,14 +381,14 @@ def test_the_kernels_agree_with_the_reference(batch: str, device: str) -> None:
     assert set(report["passed"]) == set(BATCHES[batch])
 
 
-def test_the_library_imports_without_triton() -> None:
+def test_the_library_imports_without_triton(python: Python) -> None:
     """And says why the kernels can't be used."""
     code = (
         "import sys; sys.modules['triton'] = None\n"
         "from attention_transfer.attention import triton_kernels\n"
         "print(triton_kernels.available())"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    run = python("-c", code)
     assert run.stdout.splitlines()[-1:] == ["Triton is not installed, or older than 3.4"], run.stderr
 
 

@@ -79,6 +79,7 @@ def test_two_processes_make_the_steps_of_one(
         assert len(list((two / "tensorboard").glob("*tfevents*"))) == 1  # the first process writes, and no other
 
 
+@pytest.mark.slow
 def test_torchrun_runs_a_verb_in_two_processes(teacher: str, tmp_path: Path) -> None:
     out = tmp_path / "run"
     arguments = f"train --preset copy --teacher {teacher} --shots 2 --recipe.epochs 2 --recipe.batch-size 8 --out {out}"
@@ -96,6 +97,7 @@ def test_torchrun_runs_a_verb_in_two_processes(teacher: str, tmp_path: Path) -> 
     assert not [name for name in last["state_dict"] if "teacher" in name]
 
 
+@pytest.mark.slow
 def test_a_command_starts_its_processes_itself(teacher: str, tmp_path: Path) -> None:
     out = tmp_path / "run"
     words = f"train --preset copy --teacher {teacher} --shots 2 --recipe.epochs 2 --recipe.batch-size 8 --out {out}"

@@ -63,6 +63,7 @@ def without_times(run: Path) -> tuple[list[dict[str, float]], dict[str, Any]]:
     return rows, summary
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_killed_again_and_again_a_run_ends_with_the_numbers_of_an_uninterrupted_one(
     workers: int, teacher: str, tmp_path: Path, python: Python

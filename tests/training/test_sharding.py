@@ -143,6 +143,7 @@ def assert_ended(processes: list[CompletedProcess[str]]) -> None:
         assert process.returncode == 0, process.stderr[-4000:]
 
 
+@pytest.mark.slow
 def test_shares_make_the_steps_of_whole_weights(
     script: Path, one: Path, tmp_path: Path, in_two_processes: InTwo
 ) -> None:

@@ -18,7 +18,9 @@ help:
 demo: $(VENV)/.runtime
 	$(BIN)/attention-transfer demo $(ARGS)
 
-test: lint types layers unit docs
+# Two at once: mypy has one core, and the tests are ready for a second one long before it ends.
+test: $(VENV)/.dev
+	$(MAKE) --jobs=2 lint types layers unit docs
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 import torch
@@ -25,7 +25,9 @@ from torch import Tensor
 
 from attention_transfer.attention import AttentionCall, rows, triton_kernels
 from attention_transfer.errors import UserError
-from tests.warm import Python
+
+if TYPE_CHECKING:  # this file is also a program, which finds no tests on its path
+    from tests.warm import Python
 
 E32 = torch.finfo(torch.float32).eps
 HALF, BRAIN, SINGLE = torch.float16, torch.bfloat16, torch.float32

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from attention_transfer.artifacts import MODEL_FILES
 from attention_transfer.config.choices import Mean, Weighting
-from attention_transfer.config.verbs import MakeEnsemble
+from attention_transfer.config.ensemble import MakeEnsemble
 from attention_transfer.data import Split, eval_transform, load_data
 from attention_transfer.errors import UserError, raise_all
 from attention_transfer.evaluation.averaging import (

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from attention_transfer.artifacts import EXPORT, RUN, is_export, replacing_problems
 from attention_transfer.config.choices import Format
-from attention_transfer.config.verbs import Export
+from attention_transfer.config.export import Export
 from attention_transfer.data import eval_transform, load_data
 from attention_transfer.errors import UserError, raise_all
 from attention_transfer.evaluation.classifier import LoadedRun, load_run

@@ -17,7 +17,7 @@ from optuna.distributions import CategoricalDistribution
 from attention_transfer.artifacts import is_occupied
 from attention_transfer.config.base import as_data, settings_of
 from attention_transfer.config.presets import preset
-from attention_transfer.config.studies import Sweep
+from attention_transfer.config.sweep import Sweep
 from attention_transfer.config.training import Compare, Student
 from attention_transfer.data import DATA, load_data
 from attention_transfer.errors import UserError, raise_all

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from attention_transfer.errors import UserError
-from attention_transfer.training import RunFolder, read_rules
-from attention_transfer.training.run_files import TrainedConfig
+from attention_transfer.training import RunFolder, TrainedConfig, read_rules
 from attention_transfer.transfer import AttentionTransfer, OperandRule
 from attention_transfer.vit import Pairing, ViTSpec, describe, labels_of, load_vit
 

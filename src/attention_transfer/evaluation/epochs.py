@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from attention_transfer.engine.checkpoints import kept_checkpoints, validated_weights
 from attention_transfer.errors import UserError
-from attention_transfer.training import RunFolder, read_metrics
-from attention_transfer.training.run_files import TrainedConfig
+from attention_transfer.training import RunFolder, TrainedConfig, read_metrics
 
 log = logging.getLogger("attention_transfer")
 

@@ -22,8 +22,7 @@ from attention_transfer.errors import UserError, raise_all
 from attention_transfer.evaluation.classifier import load_run, teacher_of
 from attention_transfer.evaluation.records import ImageSequence
 from attention_transfer.places import check_writable, expanded, folder_problems, out_problems
-from attention_transfer.training import Device, Display, RunFolder
-from attention_transfer.training.run_files import TrainedConfig
+from attention_transfer.training import Device, Display, RunFolder, TrainedConfig
 from attention_transfer.vit import Indices, ViTSpec, describe, labels_of, load_vit, select
 
 

@@ -20,8 +20,8 @@ from attention_transfer.experiments.rows import Labels
 from attention_transfer.places import expanded, out_problems
 from attention_transfer.plain_yaml import read_mapping
 from attention_transfer.text_files import read_json
-from attention_transfer.training import RunFolder
-from attention_transfer.training.run_files import TrainedConfig, read_summary
+from attention_transfer.training import RunFolder, TrainedConfig
+from attention_transfer.training.run_files import read_summary
 from attention_transfer.training.run_folder import flat
 from attention_transfer.ui import console, show_line
 from attention_transfer.writing import write_whole

@@ -123,7 +123,14 @@ def test_settings_that_an_earlier_run_lacks_have_their_defaults(tmp_path: Path) 
 )
 def test_a_setting_of_another_type_is_named(setting: str, said: str, tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
-    sound: dict[str, Any] = {"preset": "copy", "data": "digits", "rules": [], "recipe": {}, "teacher": None, "fraction": 1}
+    sound: dict[str, Any] = {
+        "preset": "copy",
+        "data": "digits",
+        "rules": [],
+        "recipe": {},
+        "teacher": None,
+        "fraction": 1,
+    }
     path.write_text(yaml.safe_dump(sound))
     assert run_files.read_run_config(path).data == "digits"
     path.write_text(yaml.safe_dump(sound | yaml.safe_load(setting)))

@@ -6,8 +6,7 @@ import logging
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -46,9 +45,10 @@ class Removable(Protocol):
         """Take it off."""
 
 
-@dataclass(frozen=True)
-class TransferOutput:
+class TransferOutput(NamedTuple):
     """What one forward of [`AttentionTransfer`][attention_transfer.AttentionTransfer] gives.
+
+    It is a tuple, in which DDP and FSDP find the tensors.
 
     Attributes:
         logits: the student's class logits, (B, classes).
@@ -63,9 +63,6 @@ class TransferOutput:
     def total(self, task_loss: Tensor) -> Tensor:
         """The loss to minimise: the task's plus each rule's, weighted."""
         return sum((self.weights[name] * loss for name, loss in self.losses.items()), start=task_loss)
-
-
-torch.utils._pytree.register_dataclass(TransferOutput)  # DistributedDataParallel looks for tensors in outputs
 
 
 class AttentionTransfer(nn.Module):

@@ -72,18 +72,21 @@ class Library(ABC):
 
     Attributes:
         name: what names of its models begin with, as `timm` in `timm/vit_tiny_patch16_224`.
+        hub_name: what the Hugging Face Hub calls the library; default its name.
+        folders: what comes before a path in a name that is a folder's, as `local-dir:` in `timm/local-dir:PATH`; `None`
+            where no name is one.
+        signs: names of weights by which a network is found in a file with several; each of its models has one of them.
+        heads_beside: beginnings of the names of a head that lies beside its backbone in a file, and not inside.
+        initial: how parameters are initialised that no module initialises by itself.
+        not_reentrant: how users choose the kind of gradient checkpointing that does not hide queries and keys.
     """
 
     name: str
-
-    # What comes before the path of a folder in a name, as `local-dir:` in `timm/local-dir:PATH`; `None`: none is named.
     folders: str | None = None
-    # Weights that tell where a network is in a file with several: every model of the library has one of them.
     signs: tuple[str, ...] = ()
-    # Beginnings of the names of a head that lies beside its backbone in a file, and not inside.
     heads_beside: tuple[str, ...] = ()
-    # How parameters are initialised that no module initialises by itself.
     initial = Initial()
+    not_reentrant = "use_reentrant=False"
 
     # Names of the parameters that parts of a network are known by, each the last part of a name or what is before it.
     fused = re.compile(r"(^|\.)(qkv\.|in_proj_)(weight|bias)$")  # rows of queries, keys, values

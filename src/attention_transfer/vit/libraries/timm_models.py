@@ -47,6 +47,7 @@ class Timm(Library):
     name = "timm"
     folders = "local-dir:"
     signs = ("patch_embed.proj.weight", "embeds.proj.weight")
+    not_reentrant = "timm.layers.set_reentrant_ckpt(False)"
     initial = Initial(
         normal=(
             *("cls_token", "reg_token", "dist_token", "latent", "in_proj_weight"),

@@ -60,6 +60,7 @@ class Transformers(Library):
         "embeddings.patch_embeddings.weight",
         "embeddings.patch_embedding.weight",
     )
+    not_reentrant = "gradient_checkpointing_kwargs={'use_reentrant': False}"
     heads_beside = (*_CLASSIFIERS, *_OWN_HEAD)
 
     def owns(self, model: nn.Module) -> bool:

@@ -13,8 +13,7 @@ from attention_transfer.errors import UserError
 from attention_transfer.training import RunFolder, TrainedConfig, read_rules
 from attention_transfer.transfer import AttentionTransfer, OperandRule
 from attention_transfer.vit import Pairing, ViTSpec, describe, labels_of, load_vit
-
-_NAMED = ("timm", "hf", "torchvision", "builtin")  # prefixes of model names that are not paths
+from attention_transfer.vit.libraries import library_names
 
 
 class Classifier(nn.Module):
@@ -82,7 +81,7 @@ def load_classifier(spec: str) -> LoadedRun:
     """
     if Path(spec).is_dir():
         return load_run(spec)
-    if spec.partition("/")[0] not in _NAMED and not Path(spec).exists():
+    if spec.partition("/")[0] not in (*library_names(), "builtin") and not Path(spec).exists():
         raise UserError(f"there is no run {spec}; check the path, or name a model as timm/<name>")
     return _classifier(spec)
 

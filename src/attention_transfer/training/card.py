@@ -18,11 +18,11 @@ from attention_transfer.training.run_files import TrainedConfig
 from attention_transfer.transfer import PRESETS, OperandRule, Rule
 from attention_transfer.transfer.rule_data import read_rules
 from attention_transfer.vit import ViTSpec
+from attention_transfer.vit.libraries import find_library, library_names
 
 Form = Literal["run", "timm", "hf", "onnx"]
 """The folder that the card lies in: a run's `model/`, or an exported model in one of these formats."""
 
-_LIBRARIES = {"timm": "timm", "hf": "transformers", "torchvision": "torchvision"}
 _SHOWN_CLASSES = 50
 _ALWAYS = ("epochs", "batch_size", "lr")  # recipe values that everyone asks for, also where they are the defaults
 _NEVER = ("workers",)  # these say how fast a model was trained, not how
@@ -85,7 +85,6 @@ def model_card(
         copies=any(rule.copies for rule in rules),
         summary=summary,
         spec=spec,
-        library=_LIBRARIES[spec.library],
         classes=", ".join(classes[:_SHOWN_CLASSES]),
         more_classes=max(0, len(classes) - _SHOWN_CLASSES),
         labels=_labels(config, summary),
@@ -127,7 +126,7 @@ def _head(config: TrainedConfig, summary: Mapping[str, Any], spec: ViTSpec, form
         if accuracy
     ]
     return ModelCardData(
-        library_name="onnx" if form == "onnx" else "transformers" if form == "hf" else _LIBRARIES[spec.library],
+        library_name="onnx" if form == "onnx" else find_library("hf" if form == "hf" else spec.library).hub_name,
         pipeline_tag="image-classification",
         tags=["image-classification", "vision-transformer", "attention-transfer", config.preset],
         metrics=["accuracy"],
@@ -142,9 +141,10 @@ def _published(teacher: str | None) -> str | None:
     if teacher is None or Path(teacher).exists():
         return None
     source, _, name = teacher.partition("/")
-    if source == "timm":
-        return teacher
-    return name if source == "hf" and name.count("/") == 1 and not Path(name).exists() else None
+    if not name or source not in library_names():
+        return None
+    library = find_library(source)
+    return None if library.folders and name.startswith(library.folders) else library.published(name)
 
 
 def _bound(rule: Rule) -> _Bound:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import re
 import signal
-import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +24,7 @@ from attention_transfer.parser import parse
 from attention_transfer.plain_yaml import read_mapping
 from attention_transfer.training import read_metrics
 from attention_transfer.verbs import VERBS
+from tests.warm import Python
 
 T = TypeVar("T")
 
@@ -352,11 +352,12 @@ def test_a_configuration_in_what_would_be_replaced_is_not(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("flag", ["", "-v"])
-def test_a_run_says_three_lines_and_all_of_its_log_where_asked(flag: str, teacher: str, tmp_path: Path) -> None:
+def test_a_run_says_three_lines_and_all_of_its_log_where_asked(
+    flag: str, teacher: str, tmp_path: Path, python: Python
+) -> None:
     run = tmp_path / "a folder with many words in its name that is longer than eighty columns would be" / "run"
     words = ["train", "--preset=distill", f"--teacher={teacher}", "--shots=1", "--epochs=2", "--recipe.workers=0"]
-    command = [sys.executable, "-m", "attention_transfer", *words, f"--out={run}", *filter(None, [flag])]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = python("-m", "attention_transfer", *words, f"--out={run}", *filter(None, [flag]))
     assert done.returncode == 0, done.stderr
     lines = done.stderr.splitlines()
     recipe, where, result = [line for line in lines if re.search("precision fp32, as|: on cpu|test accuracy", line)]

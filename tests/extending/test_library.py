@@ -162,7 +162,7 @@ print(trained, at.load_run("run").spec.library, describe(load_vit("pretrained"))
 
 @pytest.fixture
 def run(installed: Callable[..., Any]) -> Any:
-    return installed("small", SMALL, "attention_transfer.libraries", "small = small:Small")
+    return installed("small", SMALL, libraries="small = small:Small")
 
 
 def test_its_models_are_made_described_and_captured(run: Any) -> None:

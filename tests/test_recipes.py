@@ -119,13 +119,13 @@ def test_it_starts(
     rows = read_metrics(out / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2]
     assert all(np.isfinite(row["train/loss"]) for row in rows)
-    resolved = RunFolder(out).config()
-    assert resolved["preset"] == config["preset"]
+    resolved = RunFolder(out).trained_config()
+    assert resolved.preset == config["preset"]
     assert load_vit(str(out)).global_pool == config.get("pool", "token")
     bound = [rule["class_path"].rpartition(".")[2] for rule in config.get("rules", [])]
-    assert [rule["class_path"].rpartition(".")[2] for rule in resolved["rules"]][: len(bound)] == bound
+    assert [rule["class_path"].rpartition(".")[2] for rule in resolved.rules][: len(bound)] == bound
     for key, value in config["recipe"].items():
-        assert resolved["recipe"][key] == (2 if key == "epochs" else value)
+        assert resolved.recipe[key] == (2 if key == "epochs" else value)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=NAMES)

@@ -103,8 +103,8 @@ def test_every_stage_comes_to_its_end_with_all_its_rows(tmp_path: Path) -> None:
 
 BROKEN = """
 import sys
-from attention_transfer.attention import triton_kernels
-triton_kernels._LN_2 = triton_kernels.tl.constexpr(0.7)  # ln 2 is 0.693: every cross-entropy is 1 % too large
+from attention_transfer.attention import triton_programs
+triton_programs._LN_2 = triton_programs.tl.constexpr(0.7)  # ln 2 is 0.693: every cross-entropy is 1 % too large
 from benchmarks.gpu import right, stage
 right.SMALL = right.SMALL[:1]
 stage.main()

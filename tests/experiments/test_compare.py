@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+import sys
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from attention_transfer import UserError, compare
+from attention_transfer import UserError, cli, compare
 from attention_transfer.config.training import Pretrain
 from attention_transfer.data import DATA, load_data
 from attention_transfer.errors import UserErrors
@@ -211,17 +212,72 @@ def test_an_axis_that_there_is_not_is_refused(teacher: str, tmp_path: Path) -> N
     assert lines[4].startswith("grid can't change 'seed'; ")
 
 
-def test_what_is_given_twice_is_refused(teacher: str, tmp_path: Path) -> None:
+def test_what_is_given_twice_is_refused_in_any_spelling_and_all_of_it_at_once(teacher: str, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {
+        "presets": ["copy", "finetune", " copy"],
+        "seeds": [0, 1, "1", 1.0],
+        "shots": "2,1,02",
+        "fractions": [1, 0.5, 1.0, "5e-1", 0.1, 0.1000000001],
+        "grid": {
+            "lr": [0.1, "1e-1", 1],
+            "recipe.lr": [0.2],
+            "pool": ["token", "avg", "token"],
+            "trained": [["head"], "[head]"],
+            "teacher": ["timm/a", "./timm/a", "timm//a/", "timm/b"],
+        },
+    }
     with pytest.raises(UserErrors) as caught:
-        compare_tiny(teacher, tmp_path / "c", seeds="0,1,1", presets="copy,copy", shots="2,1,2")
+        compare_tiny(teacher, tmp_path / "c", **settings)
     assert str(caught.value).splitlines() == [
         "presets has 'copy' twice; name each once",
         "seeds has 1 twice; name each once",
         "shots has 2 twice; name each once",
+        "fractions has 1.0 twice; name each once",
+        "fractions has 0.5 twice; name each once",
+        "fractions has 0.1 and 0.1000000001, which are the same; name each once",
+        "grid.lr has 0.1 twice; name each once",
+        "grid.pool has 'token' twice; name each once",
+        "grid.trained has ['head'] twice; name each once",
+        "grid.teacher has 'timm/a' and './timm/a' and 'timm//a/', which are the same; name each once",
+        "grid has 'lr' and 'recipe.lr', which are the same; name each once",
     ]
-    with pytest.raises(UserError, match=r"grid\.lr has 0\.1 twice"):
-        compare_tiny(teacher, tmp_path / "c", grid={"lr": [0.1, "1e-1"]})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--seeds", "0,1,01"], "seeds has 1 twice"),
+        (["--shots", "5,5"], "shots has 5 twice"),
+        (["--fractions", "1,1.0"], "fractions has 1.0 twice"),
+        (["--presets", "gta,copy,gta"], "presets has 'gta' twice"),
+        (["--grid", "lr=1e-3,0.001"], "grid.lr has 0.001 twice"),
+        (["--grid", "lr=1e-3", "--grid", "recipe.lr=1e-2"], "grid has 'lr' and 'recipe.lr', which are the same"),
+    ],
+)
+def test_the_command_says_so_in_a_sentence_and_ends_with_2(
+    words: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["attention-transfer", "compare", *words, "--out", str(tmp_path / "c")])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert f"{says}; name each once" in " ".join(capsys.readouterr().err.split())
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_no_seed_or_share_is_named_with_all_else(tmp_path: Path) -> None:
+    axes: dict[str, list[object]] = {"rules.weight": [0.1], "lrr": [1.0]}
+    with pytest.raises(UserErrors) as caught:
+        compare(["gta", "copi"], seeds=[1.5, True], fractions=["x"], grid=axes, out=str(tmp_path / "c"))  # type: ignore[list-item]
+    assert str(caught.value).splitlines() == [
+        "seeds has 1.5, which is no int; give numbers separated by commas",
+        "seeds has True, which is no int; give numbers separated by commas",
+        "fractions has 'x', which is no float; give numbers separated by commas",
+        "there is no preset 'copi'; did you mean 'copy'?",
+        "seeds is empty; name at least one",
+        "grid can't change 'lrr'; did you mean 'recipe.lr'?",
+    ]
 
 
 def test_damaged_files_are_refused_where_that_is_asked_for(teacher: str, tmp_path: Path) -> None:

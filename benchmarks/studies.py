@@ -40,13 +40,14 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=60)
     parser.add_argument("--kills", type=int, default=6)
     parser.add_argument("--minutes", type=float)
+    parser.add_argument("--pause", type=float, default=20, help="most seconds between two kills of chaos")
     given = parser.parse_args()
     teacher = str(pretrain(epochs=1, out=str(given.folder / "teacher")).path)
     seeds = list(range(given.runs // 3))
     settings: dict[str, Any] = {"presets": "scratch,finetune,gta", "seeds": seeds, "shots": "1", "teacher": teacher}
     settings["recipe"] = Recipe(epochs=2, batch_size=10, workers=0)
     if given.minutes is not None:
-        _chaos(settings, given.folder, given.minutes)
+        _chaos(settings, given.folder, given.minutes, given.pause)
         return
     spent, began = _timed(settings, given.folder / "one")
     inside = spent["claim"] + spent["finish"] + spent["entries"] + spent["add"] + spent["_write"]
@@ -61,7 +62,7 @@ def main() -> None:
     print(f"{kills} kills: the tables {'are equal' if same else 'DIFFER'}")
 
 
-def _chaos(settings: dict[str, Any], folder: Path, minutes: float) -> None:
+def _chaos(settings: dict[str, Any], folder: Path, minutes: float, pause: float) -> None:
     """Disturb one comparison after the other until the time is over, and look at each."""
     compare(**settings, workers=2, out=str(folder / "undisturbed"))
     expected, rng = _table(folder / "undisturbed"), random.Random(0)
@@ -69,7 +70,7 @@ def _chaos(settings: dict[str, Any], folder: Path, minutes: float) -> None:
     while time.monotonic() < until:
         number += 1
         out = folder / f"chaos-{number}"
-        kills += _disturbed(settings, out, rng, until=until)
+        kills += _disturbed(settings, out, rng, until=until, pause=pause)
         said = [f"table {'is equal' if _table(out) == expected else 'DIFFERS'}", *_twice(out)]
         print(f"comparison {number}, {kills} kills so far: {'; '.join(said)}", flush=True)
 
@@ -111,7 +112,13 @@ def _counting(function: Callable[..., Any], name: str, spent: dict[str, float]) 
 
 
 def _disturbed(
-    settings: dict[str, Any], out: Path, rng: random.Random, *, kills: int | None = None, until: float = float("inf")
+    settings: dict[str, Any],
+    out: Path,
+    rng: random.Random,
+    *,
+    kills: float = float("inf"),
+    until: float = float("inf"),
+    pause: float = 12,
 ) -> int:
     """The same grid by a command of two workers, of which one or the whole command is killed now and then.
 
@@ -126,8 +133,8 @@ def _disturbed(
     while True:
         process = subprocess.Popen(words, stderr=subprocess.DEVNULL)
         while process.poll() is None:
-            time.sleep(rng.uniform(3, 12 if kills is not None else 20))
-            if (kills is not None and done >= kills) or time.monotonic() > until or process.poll() is not None:
+            time.sleep(rng.uniform(3, pause))
+            if done >= kills or time.monotonic() > until or process.poll() is not None:
                 continue
             children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
             os.kill(rng.choice([process.pid, *map(int, children)]), signal.SIGKILL)

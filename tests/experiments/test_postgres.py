@@ -24,10 +24,8 @@ NAMES = [f"run-{n}" for n in range(8)]
 def _programs() -> Path | None:
     """Where the server and initdb are; Debian's packages keep them away from the commands of users."""
     found = shutil.which("postgres")
-    newest_first = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), reverse=True)
-    return next(
-        (path.parent for path in ([Path(found)] if found else newest_first) if path.with_name("initdb").exists()), None
-    )
+    places = [Path(found).parent] if found else sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    return next((place for place in places if (place / "initdb").exists() and (place / "postgres").exists()), None)
 
 
 PROGRAMS = _programs()

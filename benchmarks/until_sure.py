@@ -19,7 +19,9 @@ from itertools import combinations
 from pathlib import Path
 
 from attention_transfer import compare, pretrain
+from attention_transfer.config.base import settings_of
 from attention_transfer.config.training import Compare
+from attention_transfer.config.values import brought
 from attention_transfer.experiments.grid import Cell, grid_of
 from attention_transfer.experiments.rows import Row, runs_of
 from attention_transfer.experiments.statistics import Verdict, against
@@ -116,14 +118,10 @@ def measured(folder: Path, shots: int, epochs: int) -> list[Row]:
 
 def read(path: Path) -> list[Row]:
     """Rows that were kept."""
+    known = settings_of(Row)
     with path.open(newline="") as file:
         return [
-            Row(
-                **{name: row[name] for name in ("preset", "labels", "run")},
-                **{name: int(row[name]) for name in ("seed", "images", "best_epoch", "steps")},
-                **{name: float(row[name]) for name in row if name.startswith(("test_", "validation_"))},
-                seconds=float(row["seconds"]),
-            )
+            Row(**{name: brought(text, known[name].kind, name) for name, text in row.items() if text})
             for row in DictReader(file)
         ]
 

@@ -151,6 +151,7 @@ def test_evaluations_pixels_are_made_once(images: Counted, spec: ViTSpec, tmp_pa
             assert torch.equal(kept[index][0], plain[index][0])
             assert kept[index][1] == index
     assert images.decoded == [0, 1, 2, 3, 4, 5]
+    assert isinstance(kept, TensorDataset)
     kept.tensors[0].zero_()  # in this process alone
     again = keep_pixels(ImageSet(images, labels, eval_pixels(spec)), "test", shared=shared)
     assert torch.equal(again[5][0], plain[5][0])

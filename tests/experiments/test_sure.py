@@ -148,6 +148,8 @@ def test_log_page_markdown_and_csv_have_one_verdict_which_is_the_sequential_one(
         assert "Seeds were added until it was sure, up to 10 of each method" in text
         assert "always valid" in text
     assert "p, adjusted" not in page
+    held = write_report(tmp_path, rows, [], teacher="vit", teacher_looks=None, decided=decided, margin=0.01).read_text()
+    assert "decide nothing.\nA difference whose interval is within ±1 points counts as none.\nNumbers of" in held
     assert "Seeds were added" not in markdown(rows)
     with (tmp_path / DECISIONS).open() as file:
         assert [(line["method"], line["verdict"]) for line in csv.DictReader(file)] == [

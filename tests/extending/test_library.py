@@ -196,7 +196,7 @@ student = student_from(teacher, num_classes=3)
 print(student(images).shape[1], len(take_part(student, again, ["qkv"])))
 print(len(freeze(student, ["all"], but=["head"]).names))
 """
-    assert run(code).split() == ["True", "3", "12", str(2 + 2 * 12)]
+    assert run(code).split() == ["True", "3", "12", str(2 + 1 + 2 * 12)]  # the convolution, places, blocks
 
 
 def test_they_are_found_in_files_of_weights_with_several_networks(run: Any) -> None:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from attention_transfer.errors import UserError
-from attention_transfer.transfer import AttentionTransfer, Copy, Distill, Guide, LossRule
+from attention_transfer.transfer import AttentionTransfer, CallPair, Copy, Distill, Guide, JointLossRule, LossRule
 from attention_transfer.vit import AttentionCall, describe
 
 Build = Callable[..., Any]
@@ -62,3 +62,39 @@ def test_a_rule_of_ones_own_needs_nothing_but_its_loss(tiny_vit: Build, images: 
     assert output.losses["temperature"].item() > 0
     output.total(torch.zeros(())).backward()
     assert student.blocks[0].attn.qkv.weight.grad.abs().max() > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapsApart(LossRule):
+    """The summed squares of the maps' difference, by rows."""
+
+    def layer_loss(self, student: AttentionCall, teacher: AttentionCall) -> Tensor:
+        return (student.maps() - teacher.maps()).square().sum(dim=-1).mean()
+
+
+def test_a_rule_of_ones_own_reads_maps_that_are_mapped_to_the_students_tokens(tiny_vit: Build, images: Tensor) -> None:
+    teacher, student = tiny_vit(1, img_size=12), tiny_vit(2)
+    rules: list[Any] = [MapsApart(), Distill(divergence="mse")]
+    losses = AttentionTransfer(teacher, student, rules)(images).losses
+    assert MapsApart().reading == "maps"
+    assert losses["mapsapart"].item() == pytest.approx(losses["distill"].item(), rel=1e-5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread(JointLossRule):
+    """How far apart the layers' mean differences are."""
+
+    def loss(self, calls: Sequence[CallPair]) -> Tensor:
+        means = torch.stack([pair.student.logits().mean() - pair.teacher.logits().mean() for pair in calls])
+        return means.max() - 2 * means.min()
+
+
+def test_a_joint_rule_has_the_loss_of_one_layer_too() -> None:
+    student, teacher = (AttentionCall.of(*torch.randn(2, 1, 2, 4, 3)) for _ in range(2))
+    rule = Spread()
+    assert rule.layer_loss(student, teacher) == rule.loss([CallPair(student, teacher)])
+
+
+def test_what_a_rule_needs_is_said_by_yes_or_no() -> None:
+    assert Distill().needs_pretrained_student is False
+    assert Guide().needs_pretrained_student is True

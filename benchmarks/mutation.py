@@ -56,6 +56,7 @@ GRACE = 60  # seconds that a mutant has beside those of its tests, which may tak
 NOT_PUT_IN = 71
 BROKEN = 70  # the status of a child in which pytest itself did not run
 
+Functions = dict[tuple[str, str], list[FunctionType]]
 Known = dict[str, dict[str, Any]]  # by test: its seconds, and the lines that it runs by file
 
 
@@ -225,25 +226,30 @@ def observe(place: Workplace, session: pytest.Session, names: Sequence[str]) -> 
     return found
 
 
-def put_in(mutant: Mutant, path: Path) -> bool:
+def loaded_functions(folder: Path) -> Functions:
+    """The functions whose code lies in a folder, by file and qualified name."""
+    found: Functions = {}
+    for one in gc.get_objects():
+        if type(one) is FunctionType and one.__code__.co_filename.startswith(f"{folder}/"):
+            found.setdefault((one.__code__.co_filename, one.__code__.co_qualname), []).append(one)
+    return found
+
+
+def put_in(mutant: Mutant, path: Path, functions: Functions) -> bool:
     """Give the functions that are loaded the mutant's code; whether that can be done."""
-    whole = compile(path.read_bytes(), str(path), "exec", dont_inherit=True)
     codes = {}
-    open_ends = [whole]
+    open_ends = [compile(path.read_bytes(), str(path), "exec", dont_inherit=True)]
     while open_ends:
         inner = [x for x in open_ends.pop().co_consts if isinstance(x, CodeType)]
         open_ends += inner
         codes |= {(code.co_qualname, code.co_firstlineno): code for code in inner}
-    done = False
-    for function in [x for x in gc.get_objects() if isinstance(x, FunctionType)]:
-        old = function.__code__
-        if old.co_filename == str(path) and old.co_qualname == mutant.function:
-            try:
-                function.__code__ = codes[old.co_qualname, old.co_firstlineno]
-            except ValueError:  # another number of variables from outside: `super()` is gone
-                return False
-            done = True
-    return done
+    mine = functions.get((str(path), mutant.function), [])
+    try:
+        for function in mine:
+            function.__code__ = codes[mutant.function, function.__code__.co_firstlineno]
+    except ValueError:  # another number of variables from outside: `super()` is gone
+        return False
+    return bool(mine)
 
 
 def chosen_tests(known: Known, mutant: Mutant, budget: float) -> tuple[list[str], float]:
@@ -259,7 +265,12 @@ def chosen_tests(known: Known, mutant: Mutant, budget: float) -> tuple[list[str]
 
 
 def judge(
-    place: Workplace, mutant: Mutant, known: Known, budget: float, session: pytest.Session | None
+    place: Workplace,
+    mutant: Mutant,
+    known: Known,
+    budget: float,
+    session: pytest.Session | None,
+    functions: Functions,
 ) -> dict[str, Any] | None:
     """Whether a test notices the mutant, as a row; `None` where it can't be put into what is loaded."""
     start = time.monotonic()
@@ -270,7 +281,9 @@ def judge(
     def work() -> int:
         if session is None:
             return int(pytest.main([*arguments(*tests), "-x"]))
-        return run_tests(session, tests, Stopper()) if put_in(mutant, place.copy / mutant.file) else NOT_PUT_IN
+        if not put_in(mutant, place.copy / mutant.file, functions):
+            return NOT_PUT_IN
+        return run_tests(session, tests, Stopper())
 
     with place.changed(mutant):
         code = place.forked(work, GRACE + 20 * seconds)
@@ -351,10 +364,12 @@ class Run:
         now = {row["name"] for row in self.rows()[len(self.before) :]}
         left = [one for one in self.mutants if one.name not in now]
         left = [one for one in left if outcomes.get(one.name) in (None, *self.options.again)]
+        functions = loaded_functions(self.place.copy) if session else {}
+        gc.freeze()  # a fork shares memory that nobody writes to
         for number, mutant in enumerate(left, 1):
             if session is not None and not mutant.function:
                 continue
-            row = judge(self.place, mutant, known, self.options.budget, session)
+            row = judge(self.place, mutant, known, self.options.budget, session, functions)
             if row is not None:
                 with self.rows_path.open("a") as file:
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -79,9 +79,15 @@ class Softmaxes(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize(("n", "rows"), [(100, [32, 32, 32, 4]), (32, [32]), (7, [7])])
-def test_maps_are_formed_a_tile_at_a_time(n: int, rows: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(records._TILE, "cpu", 1)  # the least that a tile has is twice 16 rows
+@pytest.mark.parametrize(
+    ("n", "elements", "rows"),
+    [(100, 1, [32, 32, 32, 4]), (32, 1, [32]), (7, 1, [7]), (100, 40 * 2 * 7, [80, 20])],
+)
+def test_maps_are_formed_a_tile_of_one_image_at_a_time(
+    n: int, elements: int, rows: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice what fits, and 32 rows at least."""
+    monkeypatch.setitem(records._TILE, "cpu", elements)
     q_s, k_s, _, q_t, k_t = (x.detach() for x in operands(n=n, m=7))
     with Softmaxes() as formed:
         flash._both_ways(q_t, k_t, q_s, k_s, 0.3)
@@ -256,6 +262,11 @@ def test_rows_without_a_gradient_get_one_where_nobody_may_look(
     largest = max(float(true.norm()) for true in exact)
     for true, found in zip(exact, gradients(dtype, "flash"), strict=True):
         assert (found - true).norm() <= 8 * torch.finfo(dtype).eps * largest
+
+
+def test_gradients_that_are_made_up_lie_in_other_columns_and_change_sign() -> None:
+    rows = [[1, 0], [0, 1], [-1, 0], [0, -1], [1, 0]]
+    assert flash._one_each(torch.empty(3, 5, 2)).tolist() == rows
 
 
 def test_another_reduction_is_refused() -> None:

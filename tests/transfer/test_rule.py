@@ -10,7 +10,16 @@ import torch
 from torch import Tensor
 
 from attention_transfer.errors import UserError
-from attention_transfer.transfer import AttentionTransfer, CallPair, Copy, Distill, Guide, JointLossRule, LossRule
+from attention_transfer.transfer import (
+    AttentionTransfer,
+    CallPair,
+    Copy,
+    Distill,
+    Guide,
+    JointLossRule,
+    LogitKD,
+    LossRule,
+)
 from attention_transfer.vit import AttentionCall, describe
 
 Build = Callable[..., Any]
@@ -21,6 +30,20 @@ Build = Callable[..., Any]
 def test_a_weight_that_is_no_weight_is_refused(rule: type[LossRule], weight: float) -> None:
     with pytest.raises(UserError, match=rf"{rule.__name__}\.weight is {weight}.* at least 0"):
         rule(weight=weight)
+
+
+CHOICES: list[tuple[Any, str]] = [
+    *((Copy, setting) for setting in ("parts", "average")),
+    *((Distill, setting) for setting in ("target", "divergence", "average", "impl", "schedule")),
+    *((Guide, setting) for setting in ("reduction", "query", "rows", "on", "schedule")),
+    (LogitKD, "kind"),
+]
+
+
+@pytest.mark.parametrize(("rule", "setting"), CHOICES)
+def test_a_word_that_is_no_choice_is_refused(rule: Any, setting: str) -> None:
+    with pytest.raises(UserError, match=rf"^{rule.__name__}\.{setting} is 'nothing'; choose one of: "):
+        rule(**{setting: "nothing"})
 
 
 @pytest.mark.parametrize("rule", [Distill, Guide, Copy])

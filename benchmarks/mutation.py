@@ -363,7 +363,7 @@ class Run:
         outcomes = {row["name"]: row["outcome"] for row in self.before}
         now = {row["name"] for row in self.rows()[len(self.before) :]}
         left = [one for one in self.mutants if one.name not in now]
-        left = [one for one in left if outcomes.get(one.name) in (None, *self.options.again)]
+        left = [one for one in left if outcomes.get(one.name) in (self.options.again or [None])]
         functions = loaded_functions(self.place.copy) if session else {}
         gc.freeze()  # a fork shares memory that nobody writes to
         for number, mutant in enumerate(left, 1):
@@ -386,7 +386,7 @@ class Run:
             raise SystemExit("the tests can't be collected")
         self.judge(self.known(), None)
         latest = {row["name"]: row for row in self.rows()}
-        print(report([latest[mutant.name] for mutant in self.mutants]))
+        print(report([latest[mutant.name] for mutant in self.mutants if mutant.name in latest]))
 
 
 def main() -> None:
@@ -397,7 +397,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="which")
     parser.add_argument("--budget", type=float, default=10, help="seconds of the processor for the tests of a mutant")
     parser.add_argument(
-        "--again", choices=("survived", "no test"), action="append", default=[], help="judge these anew"
+        "--again", choices=("survived", "no test"), action="append", default=[], help="judge these anew, and no others"
     )
     parser.add_argument(
         "--observe",

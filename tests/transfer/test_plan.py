@@ -213,10 +213,11 @@ def test_every_reason_is_listed_at_once(tiny_vit: Build) -> None:
         assert any(re.search(reason, message) for message in caught.value.messages), reason
 
 
-def test_a_block_without_a_partner_is_listed_among_other_reasons(tiny_vit: Build) -> None:
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", DINO])
+def test_a_block_without_a_partner_is_listed_among_other_reasons(name: str, tiny_vit: Build) -> None:
     rules: list[AttentionRule] = [Distill(), Guide(heads=9)]
     with pytest.raises(UserErrors) as caught:
-        Plan(tiny_vit(1, depth=2), tiny_vit(2), rules, Pairing(layers="last"))
+        Plan(tiny_vit(1, name, depth=2), tiny_vit(2), rules, Pairing(layers="last"))
     unpaired, heads = caught.value.messages
     assert "block 0 of the student has no block of the teacher" in unpaired
     assert "Guide.heads=9" in heads

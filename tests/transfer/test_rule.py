@@ -118,6 +118,40 @@ def test_a_joint_rule_has_the_loss_of_one_layer_too() -> None:
     assert rule.layer_loss(student, teacher) == rule.loss([CallPair(student, teacher)])
 
 
+QK = frozenset("qk")
+READS: list[tuple[Any, str, str | None, bool, frozenset[str]]] = [
+    (Copy(), "maps", None, False, QK),
+    (Copy(heads=[0]), "operands", None, False, QK),
+    (Copy(parts="q"), "operands", None, False, frozenset("q")),
+    (Copy(parts="k", heads=[0]), "operands", None, False, frozenset("k")),
+    (Copy(parts="v"), "operands", None, True, frozenset("v")),
+    (Distill(), "maps", None, False, frozenset()),
+    (Distill(target="logits"), "logits", None, False, frozenset()),
+    (Distill(target="k"), "operands", None, False, frozenset()),
+    (Distill(target="v"), "operands", None, True, frozenset()),
+    (Distill(target="output"), "operands", None, True, frozenset()),
+    (Guide(), "logits", "class", False, frozenset()),
+    (Guide(on="maps", query="mean"), "maps", "mean", False, frozenset()),
+    (Guide(rows="all"), "logits", None, False, frozenset()),
+    (MapsApart(), "maps", None, False, frozenset()),
+]
+
+
+@pytest.mark.parametrize(("rule", "reading", "row", "values", "replaces"), READS)
+def test_what_a_rule_reads_and_replaces(
+    rule: Any, reading: str, row: str | None, values: bool, replaces: frozenset[str]
+) -> None:
+    assert (rule.reading, rule.row, rule.reads_values, rule.replaces) == (reading, row, values, replaces)
+    assert rule.needs_class_token is (row == "class")
+
+
+@pytest.mark.parametrize("options", [{"heads": [0]}, {"impl": "flash"}])
+def test_an_average_of_distilled_maps_is_of_all_heads_and_by_maps(options: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"Distill\.average is of all heads' maps, which are formed"):
+        Distill(average="queries", **options)
+    assert Distill(average="queries", impl="chunked").average == "queries"
+
+
 def test_what_a_rule_needs_is_said_by_yes_or_no() -> None:
     assert Distill().needs_pretrained_student is False
     assert Guide().needs_pretrained_student is True

@@ -8,9 +8,9 @@ from itertools import accumulate
 from typing import Any, NamedTuple
 
 _COMPARED = {ast.Lt: ast.LtE, ast.Gt: ast.GtE, ast.Eq: ast.NotEq, ast.Is: ast.IsNot, ast.In: ast.NotIn}
-_COMPARED |= {after: before for before, after in _COMPARED.items()}  # type: ignore[dict-item]
+_COMPARED |= {after: before for before, after in _COMPARED.items()}
 _COMPUTED = {ast.Add: ast.Sub, ast.Mult: ast.Div, ast.BitOr: ast.BitAnd}
-_COMPUTED |= {after: before for before, after in _COMPUTED.items()}  # type: ignore[dict-item]
+_COMPUTED |= {after: before for before, after in _COMPUTED.items()}
 _COMPUTED |= {ast.FloorDiv: ast.Div, ast.Mod: ast.Mult, ast.Pow: ast.Mult}
 _RENAMED = {"min": "max", "any": "all", "sum": "mean", "zeros_like": "ones_like"}
 _RENAMED |= {after: before for before, after in _RENAMED.items()}

@@ -33,9 +33,12 @@ def test_two_calls_have_the_same_operands_where_each_is_the_very_same() -> None:
     assert one.same_operands(replace(one, mask=None)) is False
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 7, 7), (1, 3, 2, 7), (1, 1, 1, 7), (7,), None], ids=str)
+SHAPES = [(2, 3, 7, 7), (1, 1, 7, 7), (3, 1, 7), (7, 7), (7, 1), (1, 7), (7,), None]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_one_row_of_logits_has_the_values_and_gradients_of_the_product(shape: tuple[int, ...] | None) -> None:
-    mask = None if shape is None or shape[-2:] == (2, 7) else randn(*shape, seed=4)
+    mask = None if shape is None else randn(*shape, seed=4)
     whole = call(mask=mask, q=call().q.requires_grad_(), k=call().k.requires_grad_())
     row = whole.rows(slice(0, 1)).wide_logits()
     expected = whole.logits()[:, :, :1]
@@ -43,6 +46,25 @@ def test_one_row_of_logits_has_the_values_and_gradients_of_the_product(shape: tu
     weights = randn(*row.shape, seed=5)
     found = torch.autograd.grad((row * weights).sum(), [whole.q, whole.k])
     torch.testing.assert_close(found, torch.autograd.grad((expected * weights).sum(), [whole.q, whole.k]))
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 2, 7), (1, 1, 2, 7), (2, 7), (2, 1)], ids=str)
+def test_rows_of_two_queries_take_their_rows_of_a_mask(shape: tuple[int, ...]) -> None:
+    two = call(q=randn(2, 3, 2, 5), mask=randn(*shape, seed=4))
+    for row in range(2):
+        expected = two.logits()[:, :, row : row + 1]
+        torch.testing.assert_close(two.rows(slice(row, row + 1)).logits(), expected)
+        torch.testing.assert_close(two.rows(torch.tensor([row])).logits(), expected)
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 7, 7), (1, 2, 1, 7), (2, 1, 1), (1, 1, 7, 7), (2, 1, 7, 7), (7, 7)], ids=str)
+@pytest.mark.parametrize("heads", [[1], [1, 0], [0, 1, 1]], ids=str)
+def test_chosen_heads_have_the_logits_that_they_had(shape: tuple[int, ...], heads: list[int]) -> None:
+    q, k, v = (randn(2, 2, 7, 5, seed=i) for i in range(3))
+    whole = call(q=q, k=k, v=v, mask=randn(*shape, seed=4))
+    for chosen in (whole.heads(heads), whole.heads(torch.tensor(heads))):
+        torch.testing.assert_close(chosen.logits(), whole.logits()[:, heads])
+        assert torch.equal(chosen.v, v[:, heads])
 
 
 def test_the_row_that_stands_for_the_image() -> None:

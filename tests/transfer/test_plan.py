@@ -77,6 +77,17 @@ def test_each_layer_of_the_student_has_one_of_the_teacher(
     assert Plan(tiny_vit(1, depth=depth_t), tiny_vit(2, depth=depth_s), rules, pairing).teacher_layers == expected
 
 
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [([0, 0, 1], [False, True, True]), ([1, 0, 1], [False, True, True]), ("relative", [True] * 3)],
+)
+def test_a_teachers_attention_is_last_used_where_no_later_block_takes_it(
+    layers: Any, expected: list[bool], tiny_vit: Build
+) -> None:
+    plan = Plan(tiny_vit(1), tiny_vit(2), [Distill()], Pairing(layers=layers))
+    assert [layer.is_last_use for layer in plan.at.values()] == expected
+
+
 def test_the_pooling_head_is_a_layer_beside_the_blocks(tiny_vit: Build) -> None:
     rules: list[AttentionRule] = [Guide(query="pool"), Guide(query="mean", layers=[1])]
     plan = Plan(tiny_vit(1, SIGLIP, depth=6), tiny_vit(2, SIGLIP), rules, Pairing())

@@ -23,6 +23,7 @@ from attention_transfer.evaluation import looks
 from attention_transfer.experiments.compare import Comparison
 from attention_transfer.experiments.results import markdown
 from attention_transfer.experiments.rows import Labels, Row
+from attention_transfer.plain_yaml import read_mapping
 from attention_transfer.training import Recipe, RunFolder, Training, TrainingResult, fit
 from attention_transfer.vit import load_vit, save_vit
 
@@ -51,7 +52,7 @@ def test_the_grid_is_presets_by_seeds_by_labels(comparison: Comparison) -> None:
 
 def test_a_shared_recipe_leaves_a_method_what_makes_it_that_method(teacher: str, tmp_path: Path) -> None:
     comparison = compare_tiny(teacher, tmp_path / "c", presets="gta,gta-transmix")
-    recipes = {r.preset: RunFolder(Path(r.run)).config()["recipe"] for r in comparison.rows}
+    recipes = {r.preset: RunFolder(Path(r.run)).config().recipe for r in comparison.rows}
     assert {r["batch_size"] for r in recipes.values()} == {20}
     assert [recipes[name]["transmix"] for name in ("gta", "gta-transmix")] == ["off", "student"]
     assert recipes["gta-transmix"]["cutmix"] == 1.0
@@ -98,9 +99,9 @@ def test_a_tuned_teacher_is_the_fine_tuned_network_of_the_same_labels_and_seed(t
     runs = {path.name for path in (done.path / "runs").iterdir()}
     assert runs == {"finetune-1shot-seed3", "logit-kd-1shot-seed3", "tuned-distill-1shot-seed3"}
     for name in ("logit-kd", "tuned-distill"):
-        config = RunFolder(done.path / "runs" / f"{name}-1shot-seed3").config()
-        assert config["teacher"] == str(done.path / "runs" / "finetune-1shot-seed3")
-    assert RunFolder(done.path / "runs" / "finetune-1shot-seed3").config()["teacher"] == teacher
+        config = RunFolder(done.path / "runs" / f"{name}-1shot-seed3").trained_config()
+        assert config.teacher == str(done.path / "runs" / "finetune-1shot-seed3")
+    assert RunFolder(done.path / "runs" / "finetune-1shot-seed3").trained_config().teacher == teacher
 
 
 def test_without_a_teacher_one_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,7 +181,7 @@ def test_a_device_that_is_not_there_is_refused_before_anything_is_written(
 
 def test_every_run_has_the_device_and_is_as_strict(teacher: str, tmp_path: Path) -> None:
     found = compare_tiny(teacher, tmp_path / "c", presets="scratch", device="cpu", strict=True)
-    config = RunFolder(Path(found.rows[0].run)).config()
+    config = read_mapping(Path(found.rows[0].run) / "config.yaml")
     assert (config["device"], config["strict"]) == ("cpu", True)
 
 
@@ -189,7 +190,7 @@ def test_any_setting_of_train_is_an_axis_and_the_others_are_shared(teacher: str,
     found = compare_tiny(teacher, tmp_path / "c", presets="scratch", trained=["head"], grid=axes)
     titles = ["1 labels a class, pool token, recipe.lr 0.001", "1 labels a class, pool avg, recipe.lr 0.001"]
     assert [row.labels for row in found.rows] == titles
-    configs = [RunFolder(Path(row.run)).config() for row in found.rows]
+    configs = [read_mapping(Path(row.run) / "config.yaml") for row in found.rows]
     assert [(c["pool"], c["recipe"]["lr"], c["trained"]) for c in configs] == [
         ("token", 1e-3, ["head"]),
         ("avg", 1e-3, ["head"]),

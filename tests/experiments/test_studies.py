@@ -222,6 +222,7 @@ def _slow(folder: Path, storage: str | None, seconds: float) -> None:
     work(Study.there(folder, storage=storage), NAMES, compute, raises=False)
 
 
+@pytest.mark.usefixtures("warm_workers")
 def test_workers_that_are_killed_lose_nothing_and_repeat_nothing(tmp_path: Path) -> None:
     folder, storage, killed = tmp_path / "c", None, list[int]()
     study = opened(folder, storage)

@@ -22,7 +22,7 @@ from attention_transfer.errors import UserError, raise_all
 from attention_transfer.evaluation.classifier import load_run, teacher_of
 from attention_transfer.evaluation.records import ImageSequence
 from attention_transfer.places import check_writable, expanded, folder_problems, out_problems
-from attention_transfer.training import Device, Display, RunFolder
+from attention_transfer.training import Device, Display, RunFolder, TrainedConfig
 from attention_transfer.vit import Indices, ViTSpec, describe, labels_of, load_vit, select
 
 
@@ -56,8 +56,8 @@ def load_subject(name: str, image_size: int | None, device: Device) -> Subject:
         UserError: there is no such model, or the size of a run that copies attention is to be changed.
     """
     folder = RunFolder(Path(name).expanduser())
-    config = folder.config() if folder.has("config.yaml") else {}
-    if "preset" in config:
+    config = folder.config() if folder.has("config.yaml") else None
+    if isinstance(config, TrainedConfig):
         run = load_run(folder.path)
         copies = run.network.transfer.teacher is not None
         if copies and image_size not in (None, *{*run.spec.image_size}):
@@ -69,7 +69,7 @@ def load_subject(name: str, image_size: int | None, device: Device) -> Subject:
             network = vit = load_vit(str(folder.path), image_size=image_size)
     else:
         network = vit = load_vit(name, image_size=image_size)
-    return _subject(name, network, vit, device, config.get("data"))
+    return _subject(name, network, vit, device, None if config is None else config.data)
 
 
 def load_teacher(run: str, device: Device) -> Subject | None:
@@ -79,14 +79,14 @@ def load_teacher(run: str, device: Device) -> Subject | None:
         UserError: it is gone.
     """
     folder = RunFolder(Path(run).expanduser())
-    config = folder.config()
-    if config["teacher"] is None:
+    config = folder.trained_config()
+    if config.teacher is None:
         return None
     try:
         vit = teacher_of(folder, config)
     except UserError as error:
         raise UserError(f"the teacher of {run} can't be loaded: {error}") from error
-    return _subject(config["teacher"], vit, vit, device, None)
+    return _subject(config.teacher, vit, vit, device, None)
 
 
 def _subject(name: str, network: nn.Module, vit: nn.Module, device: Device, data: str | None) -> Subject:

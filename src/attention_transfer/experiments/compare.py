@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,8 @@ from attention_transfer.locking import Busy
 from attention_transfer.places import check_writable, expanded, folder_problems
 from attention_transfer.plain_yaml import read_mapping
 from attention_transfer.training import Display, differences
+from attention_transfer.training.asked import filled_in
 from attention_transfer.training.pretrain import pretrain_teacher
-from attention_transfer.training.train import filled_in
 from attention_transfer.training.train_problems import train_problems
 from attention_transfer.vit import load_vit
 from attention_transfer.writing import write_whole
@@ -76,7 +76,7 @@ def compare_methods(config: Compare) -> Comparison:
     for teacher in teachers or [config.teacher]:  # says what is wrong before anything is written
         if teacher is not None:
             load_vit(teacher, pretrained=config.pretrained, image_size=config.image_size)
-    _check_folder(folder, shared, teachers or [config.teacher])
+    _check_folder(folder, config, shared, teachers or [config.teacher])
     with turn(folder):
         study = Study.open(folder, shared, storage=config.storage)
         if not (folder / _MARKER).is_file():  # it says what is compared there
@@ -155,15 +155,15 @@ def _check(config: Compare, grid: Sequence[Cell], splits: Splits) -> None:
     raise_all([*problems])
 
 
-def _check_folder(folder: Path, config: dict[str, Any], teachers: Sequence[str | None]) -> None:
+def _check_folder(folder: Path, config: Compare, shared: Mapping[str, Any], teachers: Sequence[str | None]) -> None:
     """Refuse, with nothing written, a folder that holds anything but a comparison of the same data and teacher."""
     marker = folder / _MARKER
     if folder.is_file():
         raise UserError(f"{folder} is a file; choose a folder for the comparison with --out")
-    data = [] if config["data"] in DATA else [config["data"]]
-    raise_all(folder_problems(folder, data=data, models=[*teachers, config["pretrained"]]))
+    data = [] if config.data in DATA else [config.data]
+    raise_all(folder_problems(folder, data=data, models=[*teachers, config.pretrained]))
     if marker.is_file():
-        if changed := differences(read_mapping(marker), config, as_data(Compare())):
+        if changed := differences(read_mapping(marker), shared, as_data(Compare())):
             raise UserError(f"{folder} holds another comparison ({'; '.join(changed)}); choose another --out")
     elif is_occupied(folder) and not holds_study_alone(folder):
         raise UserError(f"{folder} is not empty and holds no comparison; choose another folder with --out")

@@ -18,7 +18,7 @@ from attention_transfer.config.values import brought, short
 from attention_transfer.data import check_subset
 from attention_transfer.errors import UserError, nearest, raise_all
 from attention_transfer.experiments.rows import Labels
-from attention_transfer.training.train import filled_in
+from attention_transfer.training.asked import filled_in
 from attention_transfer.transfer import Rule
 
 T = TypeVar("T")

@@ -17,7 +17,7 @@ from optuna.distributions import CategoricalDistribution
 from attention_transfer.artifacts import is_occupied
 from attention_transfer.config.base import as_data, settings_of
 from attention_transfer.config.presets import preset
-from attention_transfer.config.studies import Sweep
+from attention_transfer.config.sweep import Sweep
 from attention_transfer.config.training import Compare, Student
 from attention_transfer.data import DATA, load_data
 from attention_transfer.errors import UserError, raise_all
@@ -31,7 +31,7 @@ from attention_transfer.experiments.workers import in_processes
 from attention_transfer.places import check_writable, expanded, folder_problems
 from attention_transfer.plain_yaml import read_mapping
 from attention_transfer.training import Display, differences
-from attention_transfer.training.train import filled_in
+from attention_transfer.training.asked import filled_in
 from attention_transfer.training.train_problems import train_problems
 from attention_transfer.viewing import Point, save
 from attention_transfer.viewing.sweeps import sweep_chart

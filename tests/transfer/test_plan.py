@@ -88,6 +88,17 @@ def test_a_teachers_attention_is_last_used_where_no_later_block_takes_it(
     assert [layer.is_last_use for layer in plan.at.values()] == expected
 
 
+def test_a_call_is_kept_as_the_one_row_that_is_read_unless_its_heads_are_to_be_matched(
+    tiny_vit: Build, images: Tensor
+) -> None:
+    teacher, student = tiny_vit(1), tiny_vit(2)
+    (call, *_) = calls_of(teacher, images).values()
+    row = Plan(teacher, student, [Guide()], Pairing()).kept(call)
+    torch.testing.assert_close(row.logits(), call.logits()[:, :, :1])
+    assert Plan(teacher, student, [Guide()], Pairing(heads="match")).kept(call) is call
+    assert Plan(teacher, student, [Guide(), Distill()], Pairing()).kept(call) is call
+
+
 def test_the_pooling_head_is_a_layer_beside_the_blocks(tiny_vit: Build) -> None:
     rules: list[AttentionRule] = [Guide(query="pool"), Guide(query="mean", layers=[1])]
     plan = Plan(tiny_vit(1, SIGLIP, depth=6), tiny_vit(2, SIGLIP), rules, Pairing())

@@ -15,18 +15,19 @@ from torch import nn
 from attention_transfer.artifacts import is_occupied
 from attention_transfer.config.base import as_data, settings_of
 from attention_transfer.config.training import Compare, Pretrain, Student
-from attention_transfer.data import DATA, Splits, labelled_subset, load_data
+from attention_transfer.data import DATA, SharedPixels, Splits, labelled_subset, load_data
 from attention_transfer.errors import UserError, raise_all
 from attention_transfer.evaluation import looks
-from attention_transfer.experiments.cells import Cells
+from attention_transfer.experiments.cells import DECODED, Cells
 from attention_transfer.experiments.explored import explored
+from attention_transfer.experiments.findings import Decisions
 from attention_transfer.experiments.grid import Cell, grid_of, run_of
 from attention_transfer.experiments.pictures import draw_accuracies, draw_attention, draw_curves
 from attention_transfer.experiments.report import write_report
 from attention_transfer.experiments.results import write_results
 from attention_transfer.experiments.rows import Row
 from attention_transfer.experiments.studies import Study, holds_study_alone, turn
-from attention_transfer.experiments.sure import Decisions, Sure, sure_problems
+from attention_transfer.experiments.sure import Sure, say, sure_problems
 from attention_transfer.experiments.workers import POLL
 from attention_transfer.locking import Busy
 from attention_transfer.places import check_writable, expanded, folder_problems
@@ -96,11 +97,13 @@ def _compared(config: Compare, study: Study, grid: Sequence[Cell], splits: Split
             with display.bar("comparison", len(cells)) as bar:
                 rows = Cells(config, folder, cells).run(study, bar)
             cells += sure.more(rows) if config.until_sure else []
+        SharedPixels(folder / DECODED).remove()
     source = str(config.teacher)
     network = load_vit(source, pretrained=config.pretrained, image_size=config.image_size)
     seen = None if splits.test.masks is None else looks(network, network, splits.test)
+    decided = sure.decided(rows)
     with study.turn():
-        write_results(rows, folder, seen, config.margin)
+        write_results(rows, folder, seen, config.margin, decided)
         figures = _figures(folder, rows, network, splits)
         write_report(
             folder,
@@ -109,10 +112,12 @@ def _compared(config: Compare, study: Study, grid: Sequence[Cell], splits: Split
             teacher=source,
             teacher_looks=seen,
             margin=config.margin,
+            decided=decided,
             explorer=explored(config, source, rows),
         )
-        decisions = sure.say(rows, folder) if config.until_sure else {}
-    return Comparison(folder, source, tuple(rows), decisions)
+        if decided is not None:
+            say(rows, decided, config.margin, folder)
+    return Comparison(folder, source, tuple(rows), {} if decided is None else decided.decisions)
 
 
 def _made_teacher(config: Compare, folder: Path) -> str:

@@ -19,9 +19,9 @@ from attention_transfer.config.base import as_data, settings_of
 from attention_transfer.config.presets import preset
 from attention_transfer.config.sweep import Sweep
 from attention_transfer.config.training import Compare, Student
-from attention_transfer.data import DATA, load_data
+from attention_transfer.data import DATA, SharedPixels, load_data
 from attention_transfer.errors import UserError, raise_all
-from attention_transfer.experiments.cells import Cells
+from attention_transfer.experiments.cells import DECODED, Cells
 from attention_transfer.experiments.grid import Cell, grid_of, in_words, run_of
 from attention_transfer.experiments.rows import Row
 from attention_transfer.experiments.search import Search, Trialled, space_of
@@ -167,6 +167,8 @@ def _tested(search: Search, config: Sweep, asked: Mapping[str, Any], best: Trial
         study = Study.open(folder, asked, storage=config.storage, name=named)
     with Display.open() as display, display.bar("test on fresh seeds", len(cells)) as bar:
         rows = Cells(search.config, folder, cells).run(study, bar)
+    for place in (search.folder, folder):
+        SharedPixels(place / DECODED).remove()
     defaults, winners = ({r.seed: r.test_accuracy for r in rows if r.labels == t} for t in (labels.title, chosen.title))
     return Best(labels.title, best.settings, tuple(rows), judged(winners, defaults), tuple(tried))
 

@@ -11,7 +11,7 @@ from attention_transfer.config.presets import Preset
 from attention_transfer.config.presets import preset as find_preset
 from attention_transfer.config.recipe import Recipe, with_values
 from attention_transfer.config.training import Train
-from attention_transfer.data import data_slug
+from attention_transfer.data import SharedPixels, data_slug
 from attention_transfer.errors import raise_all
 from attention_transfer.training.digits_recipe import DIGITS, NAME, fits
 from attention_transfer.training.networks import trained_network
@@ -67,11 +67,13 @@ class AskedRun:
         config: every setting; its recipe is what was asked for.
         overwrite: replace another run in the folder.
         method: the preset.
+        shared: where decoded image files are kept for other runs, too.
     """
 
     config: Train
     overwrite: bool
     method: Preset
+    shared: SharedPixels | None = None
 
     @property
     def name(self) -> str:

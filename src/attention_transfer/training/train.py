@@ -18,7 +18,7 @@ from attention_transfer.config.choices import AUTO
 from attention_transfer.config.presets import preset as find_preset
 from attention_transfer.config.recipe import Recipe, ResolvedRecipe
 from attention_transfer.config.training import Train
-from attention_transfer.data import Splits, labelled_subset, load_data
+from attention_transfer.data import SharedPixels, Splits, labelled_subset, load_data
 from attention_transfer.engine.fit import fit, fit_problems, sharding_problems
 from attention_transfer.engine.hardware import choose_hardware
 from attention_transfer.engine.launchers import this_process
@@ -59,15 +59,20 @@ class Run:
         return float(self.summary["test"]["accuracy"])
 
 
-def train_student(config: Train) -> Run:
-    """The verb `train`."""
+def train_student(config: Train, shared: SharedPixels | None = None) -> Run:
+    """The verb `train`.
+
+    Args:
+        config: what is asked for.
+        shared: where the runs of a comparison keep decoded image files for each other.
+    """
     asked = asked_of(config)
     method, tunes = find_preset(config.preset), asked.tune_teacher
     # Repeating a run neither fine-tunes its teacher again, which is then the one named, nor replaces a folder.
     run = replace(asked, tune_teacher=False, overwrite=False)
     if tunes:
         run = replace(run, teacher=f"{run.out}-teacher", pretrained=True)
-    plan = AskedRun(run, config.overwrite, method)
+    plan = AskedRun(run, config.overwrite, method, shared)
     if this_process() == 0:  # before the work that comes first; a rate that is looked for is known afterwards
         plan.check(plan.recipe if config.tune is None else replace(plan.recipe, lr=AUTO))
     if tunes:
@@ -75,14 +80,18 @@ def train_student(config: Train) -> Run:
     return _train(plan)
 
 
-def validate_student(config: Train) -> TrialScore:
+def validate_student(config: Train, shared: SharedPixels | None = None) -> TrialScore:
     """Train as `train` does, but for a search: the test split is not read, and no model is kept.
+
+    Args:
+        config: what is asked for.
+        shared: where the runs of a search keep decoded image files for each other.
 
     Raises:
         UserError: as for `train`.
     """
     asked = replace(asked_of(config), tune_teacher=False, overwrite=False, loggers=[])
-    plan = AskedRun(asked, False, find_preset(config.preset))
+    plan = AskedRun(asked, False, find_preset(config.preset), shared)
     splits = load_data(asked.data, strict=asked.strict)
     subset = labelled_subset(
         splits.train.labels, fraction=asked.fraction, shots=asked.shots, seed=asked.seed, names=splits.classes
@@ -188,7 +197,7 @@ def _trained(
     needs_teacher = any(isinstance(rule, OperandRule) for rule in transfer.rules)
     log.debug("%s: %d labelled images, student %s", plan.name, len(subset), built.spec)
     overlap = keep_overlap(splits, folder, data=config.data, subset=subset)
-    fitted = _fitted(config, built, folder, splits, subset, name=plan.name, tested=True)
+    fitted = _fitted(plan, built, folder, splits, subset, name=plan.name, tested=True)
     summary = {
         "preset": config.preset,
         "seed": config.seed,
@@ -211,7 +220,7 @@ def _trained(
 
 
 def _fitted(
-    config: Train,
+    plan: AskedRun,
     built: _Built,
     folder: RunFolder,
     splits: Splits,
@@ -221,7 +230,8 @@ def _fitted(
     tested: bool,
 ) -> TrainingResult:
     """Train into a folder, and let go of the networks; the test split is read only where it is asked for."""
-    images = inputs_for(built.spec, splits, built.recipe, subset=subset)
+    config = plan.config
+    images = inputs_for(built.spec, splits, built.recipe, subset=subset, shared=plan.shared)
     training = Training(
         objective=built.objective,
         folder=folder.path,
@@ -255,7 +265,7 @@ def _scored(
     with RunFolder.open(str(plan.config.out), plan.data(recipe), overwrite=plan.overwrite) as folder:
         if not folder.finished:
             built = _built(plan, classes=len(splits.classes), images=len(subset))
-            fitted = _fitted(plan.config, built, folder, splits, subset, name=name, tested=False)
+            fitted = _fitted(plan, built, folder, splits, subset, name=name, tested=False)
             folder.write_json("summary.json", {"trial": name, "validation": fitted.validation})
             shutil.rmtree(folder.checkpoints)
         scores = folder.summary()["validation"]

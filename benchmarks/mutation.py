@@ -202,8 +202,7 @@ def observe(place: Workplace, session: pytest.Session, names: Sequence[str]) -> 
     target = place.out / "observed.json"
 
     def work() -> int:
-        import coverage  # the one thing that it is needed for
-
+        coverage: Any = importlib.import_module("coverage")  # the one thing that it is needed for
         include = [f"{place.copy}/{PACKAGE}/{room}/*" for room in ROOMS]
         measured = coverage.Coverage(data_file=None, config_file=False, include=include)
         observer = Observer(measured)
@@ -237,7 +236,7 @@ def loaded_functions(folder: Path) -> Functions:
 
 def put_in(mutant: Mutant, path: Path, functions: Functions) -> bool:
     """Give the functions that are loaded the mutant's code; whether that can be done."""
-    codes = {}
+    codes: dict[tuple[str, int], CodeType] = {}
     open_ends = [compile(path.read_bytes(), str(path), "exec", dont_inherit=True)]
     while open_ends:
         inner = [x for x in open_ends.pop().co_consts if isinstance(x, CodeType)]

@@ -105,6 +105,27 @@ def test_a_bias_of_keys_keeps_the_digits_of_float32(dtype: torch.dtype, scale: f
     torch.testing.assert_close(found.double(), logits.softmax(-1) @ x.double(), rtol=0, atol=4 * torch.finfo(dtype).eps)
 
 
+def test_a_bias_of_keys_takes_no_more_columns_than_its_digits_need() -> None:
+    for dtype, columns in ((torch.float64, 1), (torch.float32, 1), (torch.bfloat16, 3), (torch.float16, 3)):
+        q, k = (randn(1, 2, 9, 16, dtype=dtype, seed=i) for i in range(2))
+        widened = fused._with_bias(q, k, randn(1, 2, 9, dtype=torch.float32, seed=2), 0.3)
+        assert [x.shape[-1] for x in widened] == [16 + columns] * 2
+
+
+def test_operands_with_a_dense_last_dimension_are_taken_where_they_lie() -> None:
+    """As models lay them out, heads side by side; only what is narrower than another, or turned, is copied."""
+    q, k, v = randn(2, 4, 3, 2, 6).permute(2, 0, 3, 1, 4).unbind()
+    narrow, turned = randn(2, 2, 4, 5), randn(2, 2, 6, 4).mT
+    found = fused.widened(q, k, v, narrow, turned)
+    assert [x.data_ptr() == y.data_ptr() for x, y in zip(found, (q, k, v, narrow, turned), strict=True)] == [
+        *[True] * 3,
+        *[False] * 2,
+    ]
+    assert {x.stride(-1) for x in found} == {1}
+    torch.testing.assert_close(found[3], torch.cat([narrow, torch.zeros(2, 2, 4, 1).double()], dim=-1))
+    torch.testing.assert_close(found[4], turned)
+
+
 def test_the_log_sum_exp_of_half_precision_is_wide() -> None:
     q, k, v = (x.bfloat16() for x in operands()[:3])
     out, lse = flash.attend(q, k, v, scale=0.7)

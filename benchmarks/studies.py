@@ -76,15 +76,13 @@ def _chaos(settings: dict[str, Any], folder: Path, minutes: float, pause: float)
 
 
 def _twice(folder: Path) -> list[str]:
-    """Runs that are in the study more than once, or were trained again after they had been tested."""
+    """Runs that are in the study more than once, or were trained again after they had been tested; or that none is."""
     study = Study.there(folder, storage=None)
     recorded = Counter(trial.user_attrs["run"] for trial in study.storage.get_all_trials(study.ident))
     logs = {path.parent.name: path.read_text().count(": test accuracy ") for path in folder.glob("runs/*/log.txt")}
-    return [
-        *(f"RECORDED {count} TIMES: {name}" for name, count in recorded.items() if count > 1),
-        *(f"TESTED {count} TIMES: {name}" for name, count in logs.items() if count != 1),
-        f"{len(recorded)} runs, each recorded and tested once" if {*recorded.values(), *logs.values()} == {1} else "",
-    ]
+    twice = [f"RECORDED {count} TIMES: {name}" for name, count in recorded.items() if count != 1]
+    twice += [f"TESTED {count} TIMES: {name}" for name, count in logs.items() if count != 1]
+    return twice or [f"{len(recorded)} runs, each recorded and tested once"]
 
 
 def _timed(settings: dict[str, Any], out: Path) -> tuple[dict[str, float], float]:

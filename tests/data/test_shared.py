@@ -197,4 +197,5 @@ def test_images_in_memory_are_left_there(spec: ViTSpec, tmp_path: Path) -> None:
     shared = SharedPixels(tmp_path / "shared")
     assert keep_decoded(split.images, "training", shared=shared) is split.images
     assert isinstance(keep_pixels(split.with_transform(eval_pixels(spec)), "test", shared=shared), TensorDataset)
+    assert len(keep_decoded(FileImages([]), "training", shared=shared)) == 0
     assert not (tmp_path / "shared").exists()

@@ -105,7 +105,7 @@ def keep_decoded(
     needed = _decoded_bytes(images, enough=free // SHARE)
     if not _fits(name, len(images), needed, free):
         return images
-    if shared is not None and shared.has_room(needed, name):
+    if shared is not None and len(images) and shared.has_room(needed, name):
         return shared.decoded(images, mode)
     return DecodedImages(tuple(in_threads(images.__getitem__, range(len(images)), f"reading {name} images")))
 

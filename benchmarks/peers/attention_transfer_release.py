@@ -77,7 +77,7 @@ def compare(mode: str, drop_path: float) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(BATCH, 3, 224, 224, generator=generator)
     targets = torch.randint(CLASSES, (BATCH,), generator=generator)
-    if (shared := ours._hooks.drop_path) is not None:
+    if (shared := ours._binding.drop_path) is not None:
         masks = shared.draw(BATCH, images.device)
         shared.draw = lambda *_: masks  # type: ignore[method-assign]
         theirs.get_drop_path_mask = lambda *_: [list(masks[2 * i : 2 * i + 2]) for i in range(DEPTH)]

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from attention_transfer.errors import UserError
 from attention_transfer.transfer import AttentionTransfer, Copy, Distill, Guide
 from attention_transfer.transfer import module as transfer_module
+from attention_transfer.transfer.heads import head_divergences
 from attention_transfer.vit import Pairing, capture, describe, set_drop_path
 
 Array = NDArray[np.float64]
@@ -507,7 +508,7 @@ def test_heads_of_networks_in_half_precision_are_matched_in_single_precision(
     tiny_vit: Build, images: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[torch.dtype] = []
-    divergences = transfer_module.head_divergences
+    divergences = head_divergences
 
     def noting(student: Tensor, teacher: Tensor) -> Tensor:
         seen.extend((student.dtype, teacher.dtype))

@@ -19,7 +19,7 @@ from subprocess import CompletedProcess
 
 # What takes long to load, of other packages. Triton is among what they load, which reads its environment then: where
 # that matters, a program needs an interpreter of its own.
-HEAVY = ("torch", "timm", "torch.utils.tensorboard", "torchmetrics", "sklearn.datasets", "matplotlib.pyplot", "optuna")
+HEAVY = ("torch", "timm", "torch.utils.tensorboard", "sklearn.datasets", "matplotlib.pyplot", "optuna")
 
 
 @dataclass(frozen=True)

@@ -239,7 +239,7 @@ class Loop:
         """Scores over all images of a split, each once, whatever the number of processes."""
         self.objective.eval()
         self.prepare.eval()
-        scores = Scores(self.training.classes, self.device)
+        scores = Scores(self.device, labelled=self.training.classes is not None)
         rank, hardware = self.place.rank, self.hardware
         for batch in evaluation_loader(images, self.evaluation_batch, rank, hardware, self.workers):
             with telling_of_memory(evaluating=True):

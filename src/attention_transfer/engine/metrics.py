@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
 from attention_transfer.engine.distributed import total
 from attention_transfer.viewing import Point, learning_curves, save
@@ -48,14 +47,9 @@ class Means:
 class Scores:
     """Loss terms of an evaluation and, where there are logits, cross-entropy, accuracy and calibration."""
 
-    def __init__(self, classes: int | None, device: torch.device) -> None:
+    def __init__(self, device: torch.device, *, labelled: bool) -> None:
         self._means = Means()
-        self._of_classes = {}
-        if classes is not None:
-            self._of_classes = {
-                "accuracy": MulticlassAccuracy(classes, average="micro").to(device),
-                "calibration_error": MulticlassCalibrationError(classes, n_bins=15).to(device),
-            }
+        self._bins = Bins(device) if labelled else None
 
     def add(self, losses: Mapping[str, Tensor], logits: Tensor | None, targets: Tensor) -> None:
         """Add a batch with classes (B,)."""
@@ -63,13 +57,36 @@ class Scores:
         if logits is None:
             return
         self._means.add({"cross_entropy": F.cross_entropy(logits, targets)}, len(targets))
-        for score in self._of_classes.values():
-            score.update(logits.softmax(dim=-1), targets)
+        if self._bins is not None:
+            self._bins.add(logits, targets)
 
     def compute(self, processes: int) -> Row:
         """All scores over all processes, by name in alphabetical order."""
-        scores = {name: float(score.compute()) for name, score in self._of_classes.items()}
-        return dict(sorted({**self._means.compute(processes), **scores}.items()))
+        of_classes = {} if self._bins is None else self._bins.compute(processes)
+        return dict(sorted({**self._means.compute(processes), **of_classes}.items()))
+
+
+class Bins:
+    """How many images there are in each bin of confidence, how many of them are right, and the sum of confidences.
+
+    Bins are those of `evaluation.reliability`: equal in width, each without its lower bound and with its upper one.
+    """
+
+    def __init__(self, device: torch.device, bins: int = 15) -> None:
+        self._inner = torch.linspace(0, 1, bins + 1, device=device)[1:-1]
+        self._sums = torch.zeros(3, bins, device=device)  # exact counts up to 2^24 images
+
+    def add(self, logits: Tensor, targets: Tensor) -> None:
+        """Add logits (B, classes) of a batch with classes (B,)."""
+        confidence, predicted = logits.detach().float().softmax(dim=-1).max(dim=-1)
+        values = torch.stack([torch.ones_like(confidence), (predicted == targets).float(), confidence])
+        self._sums.index_add_(1, torch.bucketize(confidence, self._inner), values)
+
+    def compute(self, processes: int) -> Row:
+        """Accuracy and expected calibration error (Guo et al. 2017) over all processes, both in [0, 1]."""
+        images, right, confidence = total(self._sums.clone(), processes)
+        error = (right - confidence).abs().sum() / images.sum()
+        return {"accuracy": float(right.sum() / images.sum()), "calibration_error": float(error)}
 
 
 class Stopwatch:

@@ -10,7 +10,7 @@ from typing import Generic, ParamSpec, TypeVar
 from attention_transfer.config.base import Config, checked
 from attention_transfer.errors import UserError, raise_all
 
-_TRAIN = ("torchmetrics", "tensorboard", "sklearn", "matplotlib", "jinja2", "optuna")
+_TRAIN = ("tensorboard", "sklearn", "matplotlib", "jinja2", "optuna")
 EXTRAS = {"train": _TRAIN, "explore": (*_TRAIN, "starlette", "uvicorn", "anywidget")}
 """By the name of an extra, the packages that it brings, as they are imported."""
 

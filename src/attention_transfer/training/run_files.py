@@ -26,7 +26,15 @@ TRAINED: Shape = {"preset": str, "data": str, "rules": list, "recipe": dict, "te
 PRETRAINED: Shape = {"model": str, "data": str, "recipe": dict}
 """The part of `pretrain`'s `config.yaml` that is read."""
 
-DEFAULTS = {"pretrained": True, "image_size": None, "pairing": None, "shots": None, "fraction": 1.0, "pool": None}
+DEFAULTS = {
+    "pretrained": True,
+    "image_size": None,
+    "pairing": None,
+    "shots": None,
+    "fraction": 1.0,
+    "pool": None,
+    "repair": False,
+}
 """Values of settings that runs of earlier versions lack."""
 
 _SPLIT = {"images": int}

@@ -4,7 +4,8 @@
     python -m benchmarks.claims ensembles COMPARISON
 
 The folder has a folder for each setting, with results.csv and teacher.csv of `attention-transfer compare --config
-recipes/claims/SETTING.yaml`, and ensembles.csv, which the second command writes into such a comparison's folder.
+recipes/claims/SETTING.yaml`, ensembles.csv, which the second command writes into such a comparison's folder, and for
+photographs attention.csv, which `benchmarks/photos/measure.py` writes.
 
 A claim is of a difference that is paired over seeds. It holds where the 95 % interval (Student's t) is above 0 and the
 exact two-sided sign-flip test has p < 0.05, which takes at least six seeds; it does not hold where both say that the
@@ -131,6 +132,7 @@ CLAIMS = (
     Claim("GTA is more accurate than fine-tuning", "Seo et al. 2024", _gain("gta", "finetune")),
     Claim("GTA with TransMix is more accurate than GTA", "Seo et al. 2024", _gain("gta-transmix", "gta")),
     Claim("fine-tuning is more accurate than a linear probe", "–", _gain("finetune", "linear-probe")),
+    Claim("GTA is more accurate than a linear probe", "–", _gain("gta", "linear-probe")),
 )
 
 
@@ -206,6 +208,9 @@ def read(folder: Path) -> dict[str, Runs]:
     for row in _rows(folder / "results.csv"):
         kept = {name: 100 * float(row[name]) for name in _MEASURED if row.get(name)}
         found.setdefault(row["labels"], {}).setdefault(row["preset"], {})[int(row["seed"])] = kept
+    for row in _rows(folder / "attention.csv"):  # of data whose masks the comparison itself does not know
+        seen = {name: 100 * float(row[name]) for name in ("attention_iou", "attention_share")}
+        found[row["labels"]][row["preset"]][int(row["seed"])] |= seen
     for row in _rows(folder / "ensembles.csv"):
         accuracy = {"test_accuracy": 100 * float(row["test_accuracy"])}
         found[row["labels"]].setdefault("distill + finetune", {})[int(row["seed"])] = accuracy

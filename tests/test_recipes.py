@@ -144,10 +144,13 @@ def test_each_is_listed_in_the_readme() -> None:
 @pytest.mark.parametrize("path", CLAIMS, ids=[path.stem for path in CLAIMS])
 def test_a_setting_of_the_claims_starts(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = read_config(path)
-    scenes = few(config["data"])
-    monkeypatch.setitem(DATA, config["data"], lambda: scenes)
+    data = config.get("data", "digit-scenes")
+    scenes = few(data)
+    monkeypatch.setitem(DATA, data, lambda: scenes)
     assert len(config["seeds"].split(",")) >= 6  # with fewer, the sign-flip test can't reach 5 %
     words = ["compare", "--config", str(path), "--seeds", "0", "--shots", "1", "--epochs", "1"]
+    if "data" not in config:  # the network and the images are given on the command line
+        words += ["--data", data, "--teacher", "builtin/vit_characters", "--image-size", "48"]
     cli.run([*words, "--out", str(tmp_path / "c")])
     methods = {row["preset"] for row in csv.DictReader((tmp_path / "c" / "results.csv").open())}
     assert methods == {*config["presets"].split(",")}

@@ -1,15 +1,18 @@
 """What a network knows of the cut-outs before it is trained, and where it and its runs look.
 
     python -m benchmarks.photos.measure NETWORK PICTURES [RUN ...] [--variant photographs] [--image-size 70] [--shots 5]
+    python -m benchmarks.photos.measure NETWORK PICTURES --comparison FOLDER
 
 PICTURES is what `cutouts.py` wrote. Prints, as CSV, how much of the attention of the last block is on the object, and
 its IoU, for the network as it is, for one with random weights, and for each run; then the accuracy of a logistic
-regression on the frozen class token, for four penalties and three choices of labelled images.
+regression on the frozen class token, for four penalties and three choices of labelled images. With a comparison it
+writes attention.csv, of its runs, and teacher.csv into the comparison's folder, where benchmarks/claims.py reads them.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -38,9 +41,13 @@ def main() -> None:
     parser.add_argument("--variant", default="photographs", choices=("plain", "photographs", "shift"))
     parser.add_argument("--image-size", type=int, default=70)
     parser.add_argument("--shots", type=int, default=5)
+    parser.add_argument("--comparison", type=Path)
     args = parser.parse_args()
     splits = load_data(str(args.pictures / args.variant))
     vit = load_vit(args.network, image_size=args.image_size)
+    if args.comparison is not None:
+        write_attention(args.comparison, vit, masked(splits.test, args.pictures, args.variant))
+        return
     print("network,test_accuracy,attention_share,attention_iou")
     for line in attention(vit, masked(splits.test, args.pictures, args.variant), args.runs):
         print(line, flush=True)
@@ -69,6 +76,21 @@ def attention(vit: nn.Module, test: Split, runs: Sequence[str]) -> Iterator[str]
         run = load_run(path)
         found = looks(run.network, run.network.student, test)
         yield f"{Path(path).name},{run.summary['test']['accuracy']:.4f},{found.share:.4f},{found.iou:.4f}"
+
+
+def write_attention(comparison: Path, vit: nn.Module, test: Split) -> None:
+    """Where the network and each run of a comparison look."""
+    names = ("attention_iou", "attention_share")
+    found = looks(vit, vit, test)
+    with (comparison / "teacher.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([names, (found.iou, found.share)])
+    with (comparison / "results.csv").open(newline="") as rows, (comparison / "attention.csv").open("w") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("labels", "preset", "seed", *names))
+        for row in csv.DictReader(rows):
+            run = load_run(comparison / "runs" / Path(row["run"]).name)
+            found = looks(run.network, run.network.student, test)
+            writer.writerow((row["labels"], row["preset"], row["seed"], found.iou, found.share))
 
 
 def probe(vit: nn.Module, splits: Splits, shots: int) -> Iterator[str]:

@@ -15,7 +15,7 @@ import timm
 import torch
 from torch import Tensor
 
-from attention_transfer import Distill, UserError, capture, describe, load_run, load_vit, train
+from attention_transfer import Distill, UserError, capture, describe, export, load_run, load_vit, train
 from attention_transfer.config.training import Compare, Train
 from attention_transfer.data import digits, eval_transform
 from attention_transfer.evaluation.subjects import load_teacher
@@ -222,6 +222,15 @@ def test_the_run_is_complete_and_says_what_was_repaired(
     (tmp_path / "moved" / "repair.json").unlink()
     with pytest.raises(UserError, match=r"repair\.json is gone"):
         load_run(tmp_path / "moved")
+
+
+def test_one_file_holds_the_repaired_teacher(planted: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    run = train_tiny(planted, tmp_path / "run")
+    report = export(str(run.path), to="onnx", out=str(tmp_path / "file"))  # which compares its logits with the run's
+    assert report.random_images > 0
+    what = str(teacher_repair.TeacherRepair.of_run(run.path))
+    assert what in (tmp_path / "file" / "README.md").read_text()
 
 
 def test_a_resumed_run_has_the_same_neurons_without_looking_again(

@@ -9,7 +9,7 @@ Shapes: B images, N tokens, P patches, U hidden units of an MLP.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -149,7 +149,7 @@ def add_register(model: nn.Module, neurons: RegisterNeurons) -> None:
         bare.pos_embed = nn.Parameter(torch.cat(parts, dim=1).detach())
     for layer, units in neurons.units.items():
         mlp = cast(Any, anatomy(model).blocks[layer]).mlp
-        mlp.act = MovedActivation(acts[layer], units, place)
+        mlp.act = MovedActivation(acts[layer], torch.tensor(units, device=zeros.device), place)
 
 
 def remove_register(model: nn.Module) -> None:
@@ -192,21 +192,22 @@ def check_repairable(model: nn.Module) -> None:
 class MovedActivation(nn.Module):
     """An activation function, and after it the units that are moved to one token."""
 
-    def __init__(self, act: nn.Module, units: Sequence[int], place: int) -> None:
+    units: Tensor
+
+    def __init__(self, act: nn.Module, units: Tensor, place: int) -> None:
         super().__init__()
         self.act = act
-        self.units = list(units)
+        self.register_buffer("units", units, persistent=False)
         self.place = place
 
     def forward(self, x_BNU: Tensor) -> Tensor:
         """What goes on to the second layer of the MLP."""
         h_BNU: Tensor = self.act(x_BNU)
-        own = h_BNU[..., self.units]
+        own = h_BNU.index_select(-1, self.units)
         moved = torch.cat(
             [own[:, : self.place], own.amax(dim=1, keepdim=True), torch.zeros_like(own[:, self.place + 1 :])], dim=1
         )
-        index = torch.tensor(self.units, device=h_BNU.device)
-        return h_BNU.index_copy(-1, index, moved)
+        return h_BNU.index_copy(-1, self.units, moved)
 
 
 def _activations(model: nn.Module) -> list[nn.Module]:

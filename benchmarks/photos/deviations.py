@@ -1,6 +1,6 @@
 """What each deviation of public code changes in the score of attention against masks.
 
-    python -m benchmarks.photos.deviations NETWORK IMAGES MASKS [--sizes 476,518] [--limit 60]
+    python -m benchmarks.photos.deviations NETWORK IMAGES MASKS [--sizes 476,518] [--limit 60] > table.csv
 
 Prints, as CSV, the Jaccard index of the last block on the cut-outs: by the protocol, and with one thing changed. Images
 and masks are folders with the same names, as `cutouts.py` writes them. A border of 2 pixels around each object stands

@@ -4,12 +4,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types layers unit fuzz docs format clean
+.PHONY: demo test test-slow lint types layers unit fuzz docs format clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    set up, pre-train a teacher on handwritten digits and compare what its attention is worth"
 	@echo "make test    set up, then lint, types, import layers, tests and docs"
+	@echo "make test-slow  the longer versions of some tests"
 	@echo "make fuzz    look for faults: bad input, kills, failing disks, leaks; MINUTES=10 for each kind, SEED=0"
 	@echo "make format  rewrite the code in the project's format"
 	@echo "make clean   remove the virtual environment and caches"
@@ -17,7 +18,9 @@ help:
 demo: $(VENV)/.runtime
 	$(BIN)/attention-transfer demo $(ARGS)
 
-test: lint types layers unit docs
+# Two at once: mypy has one core, and the tests are ready for a second one long before it ends.
+test: $(VENV)/.dev
+	$(MAKE) --jobs=2 lint types layers unit docs
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -43,7 +46,10 @@ layers: $(VENV)/.dev
 	$(BIN)/lint-imports
 
 unit: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+test-slow: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m long $(ARGS)
 
 # Some fifteen kinds, each for so many minutes; what is found is listed at the end of each.
 fuzz: MINUTES = 10

@@ -60,7 +60,7 @@ def operations(step: TimedStep) -> float:
     step()
     with FlopCounterMode(display=False) as counter:
         step()
-    return counter.get_total_flops()
+    return float(counter.get_total_flops())
 
 
 def paired(step: TimedStep, clock: Callable[[], float], repeats: int) -> tuple[float, float]:

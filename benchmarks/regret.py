@@ -109,7 +109,7 @@ def score(trial: Trial, teacher: str) -> dict[str, Any]:
         weighted = LossRule | NetworkRule
         rules = [replace(r, weight=r.weight * trial.weight) if isinstance(r, weighted) else r for r in rules]
         run = train(trial.preset, rules=rules, recipe=recipe, out=f"{scratch}/run", **common)
-        settings = RunFolder(run.path).config()["recipe"]
+        settings = RunFolder(run.path).config().recipe
     kept = {name: settings[name] for name in ("lr", "epochs", "batch_size")}
     values = run.summary["validation"]
     scores = {f"validation_{name}": values[name] for name in ("accuracy", "cross_entropy", "images")}
@@ -120,7 +120,7 @@ def score(trial: Trial, teacher: str) -> dict[str, Any]:
 def default_rate(trial: Trial, recipe: Recipe, common: dict[str, Any], scratch: str) -> float:
     """The rate that the recipe comes to by itself, from the configuration of a training of one epoch."""
     run = train(trial.preset, recipe=recipe, out=f"{scratch}/probe", **{**common, "epochs": 1})
-    return float(RunFolder(run.path).config()["recipe"]["lr"])
+    return float(RunFolder(run.path).config().recipe["lr"])
 
 
 def read(path: Path) -> list[dict[str, Any]]:

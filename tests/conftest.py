@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import multiprocessing
 import signal
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,6 +15,7 @@ from timm.layers.config import set_reentrant_ckpt, use_reentrant_ckpt
 from torch import Tensor, nn
 
 from attention_transfer.vit import save_vit
+from tests.warm import Python
 
 TINY = {
     "img_size": 8,
@@ -96,6 +98,23 @@ def vit(tiny_vit: Callable[..., Any]) -> nn.Module:
     """One tiny ViT."""
     model: nn.Module = tiny_vit()
     return model
+
+
+@pytest.fixture(scope="session")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Python:
+    """Runs a program like `python`, but where torch is loaded already."""
+    return Python(tmp_path_factory.mktemp("programs"))
+
+
+@pytest.fixture
+def warm_workers(python: Python, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets processes in which this package works begin where torch is loaded, and not from nothing."""
+    get_context = multiprocessing.get_context
+
+    def warm(method: str | None = None) -> Any:
+        return python.context if method == "spawn" else get_context(method)
+
+    monkeypatch.setattr(multiprocessing, "get_context", warm)
 
 
 @pytest.fixture(scope="session")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import pkgutil
 from dataclasses import dataclass, field
 
 import pytest
 
 import attention_transfer
-from attention_transfer import Config, UserError, Verb, verb
+from attention_transfer import Config, UserError, Verb, verb, verbs
 from attention_transfer.config.base import docs_of, options_of, parts_of
 from attention_transfer.verbs import VERBS
 
@@ -87,6 +88,11 @@ def test_a_verb_has_the_signature_of_its_settings() -> None:
     for found in VERBS.values():
         assert isinstance(found, Verb)
         assert getattr(attention_transfer, found.__name__) is found
+
+
+def test_a_verb_is_the_file_of_its_name_and_no_file_is_forgotten() -> None:
+    assert {module.name for module in pkgutil.iter_modules(verbs.__path__)} - {"base"} == VERBS.keys()
+    assert [found.body.__module__ for found in VERBS.values()] == [f"attention_transfer.verbs.{name}" for name in VERBS]
 
 
 def test_every_setting_of_every_verb_says_what_it_is() -> None:

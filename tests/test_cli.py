@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import re
 import signal
-import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -16,14 +15,16 @@ import yaml
 
 from attention_transfer import Copy, Distill, Guide, UserError, cli, ui
 from attention_transfer.config.base import options_of
+from attention_transfer.config.export import Export
+from attention_transfer.config.predict import Predict
 from attention_transfer.config.presets import PRESETS, Preset
 from attention_transfer.config.recipe import Recipe
 from attention_transfer.config.training import Compare, Train
-from attention_transfer.config.verbs import Export, Predict
 from attention_transfer.parser import parse
 from attention_transfer.plain_yaml import read_mapping
 from attention_transfer.training import read_metrics
 from attention_transfer.verbs import VERBS
+from tests.warm import Python
 
 T = TypeVar("T")
 
@@ -330,232 +331,14 @@ def test_the_help_of_a_preset_shows_its_own_recipe(
 
 
 def test_the_flags_are_these() -> None:
-    """A new flag is a promise: it changes this list, the docs and the changelog together."""
+    """A new flag is a promise: it changes tests/flags.txt, the docs and the changelog together."""
     flags = {
-        name: {f"--{option.replace('_', '-')}" for option in options_of(verb.config)
-               if "." not in option and option not in ("recipe", *verb.words)}
+        f"{name} --{option.replace('_', '-')}"
         for name, verb in VERBS.items()
-    }  # fmt: skip
-    assert flags == {
-        "demo": {"--quick", "--full", "--out"},
-        "pretrain": {
-            "--model",
-            "--knn",
-            "--data",
-            "--strict",
-            "--mask-ratio",
-            "--seed",
-            "--epochs",
-            "--image-size",
-            "--device",
-            "--devices",
-            "--nodes",
-            "--strategy",
-            "--loggers",
-            "--out",
-            "--overwrite",
-        },
-        "train": {
-            "--preset",
-            "--teacher",
-            "--pretrained",
-            "--repair",
-            "--student",
-            "--pairing",
-            "--data",
-            "--strict",
-            "--fraction",
-            "--shots",
-            "--seed",
-            "--epochs",
-            "--image-size",
-            "--pool",
-            "--init",
-            "--init-parts",
-            "--trained",
-            "--tune",
-            "--tune-teacher",
-            "--rules",
-            "--device",
-            "--devices",
-            "--nodes",
-            "--strategy",
-            "--loggers",
-            "--out",
-            "--overwrite",
-        },
-        "compare": {
-            "--presets",
-            "--seeds",
-            "--shots",
-            "--fractions",
-            "--teacher",
-            "--pretrained",
-            "--repair",
-            "--data",
-            "--strict",
-            "--epochs",
-            "--image-size",
-            "--student",
-            "--pairing",
-            "--pool",
-            "--init",
-            "--init-parts",
-            "--trained",
-            "--rules",
-            "--grid",
-            "--workers",
-            "--storage",
-            "--until-sure",
-            "--max-seeds",
-            "--minutes",
-            "--margin",
-            "--loggers",
-            "--device",
-            "--out",
-        },
-        "data": {"--strict", "--duplicates", "--out", "--overwrite"},
-        "predict": {"--top", "--probabilities", "--overlay", "--batch-size", "--device", "--out", "--overwrite"},
-        "export": {"--to", "--batch-size", "--out", "--overwrite"},
-        "doctor": {"--pretrained", "--data", "--limit", "--image-size", "--pairing"},
-        "ensemble": {"--weights", "--mean", "--out", "--overwrite"},
-        "show": {
-            "--query",
-            "--epochs",
-            "--source",
-            "--layers",
-            "--heads",
-            "--target",
-            "--repair",
-            "--difference",
-            "--mass",
-            "--masks",
-            "--scale",
-            "--clip",
-            "--smooth",
-            "--overlay",
-            "--labels",
-            "--image-size",
-            "--device",
-            "--out",
-            "--overwrite",
-        },
-        "evaluate": {
-            "--data",
-            "--split",
-            "--frozen",
-            "--ensemble",
-            "--shift",
-            "--repair",
-            "--bins",
-            "--limit",
-            "--image-size",
-            "--batch-size",
-            "--device",
-            "--out",
-            "--overwrite",
-        },
-        "corrupt": {
-            "--kinds",
-            "--severities",
-            "--backgrounds",
-            "--masks",
-            "--split",
-            "--limit",
-            "--seed",
-            "--overwrite",
-        },
-        "segment": {
-            "--data",
-            "--masks",
-            "--split",
-            "--source",
-            "--layers",
-            "--mass",
-            "--void",
-            "--limit",
-            "--repair",
-            "--training",
-            "--image-size",
-            "--batch-size",
-            "--device",
-            "--out",
-            "--overwrite",
-        },
-        "similarity": {
-            "--split",
-            "--epochs",
-            "--repair",
-            "--layers",
-            "--rows",
-            "--limit",
-            "--image-size",
-            "--batch-size",
-            "--seed",
-            "--device",
-            "--out",
-            "--overwrite",
-        },
-        "explore": {
-            "--data",
-            "--split",
-            "--limit",
-            "--image-size",
-            "--device",
-            "--uploads",
-            "--view",
-            "--host",
-            "--port",
-            "--open",
-            "--html",
-            "--layers",
-            "--overwrite",
-        },
-        "presets": set(),
-        "status": {"--storage"},
-        "sweep": {
-            "--preset",
-            "--search",
-            "--shots",
-            "--fractions",
-            "--seeds",
-            "--runs",
-            "--minutes",
-            "--fresh",
-            "--workers",
-            "--storage",
-            "--teacher",
-            "--pretrained",
-            "--repair",
-            "--data",
-            "--strict",
-            "--epochs",
-            "--image-size",
-            "--student",
-            "--pairing",
-            "--pool",
-            "--init",
-            "--init-parts",
-            "--trained",
-            "--rules",
-            "--loggers",
-            "--device",
-            "--out",
-        },
-        "runs": {"--preset", "--data", "--seed", "--state", "--out", "--overwrite"},
-        "bench": {
-            "--model",
-            "--methods",
-            "--image-sizes",
-            "--batch-size",
-            "--repeats",
-            "--device",
-            "--dtype",
-            "--compiled",
-            "--out",
-            "--overwrite",
-        },
+        for option in options_of(verb.config)
+        if "." not in option and option not in ("recipe", *verb.words)
     }
+    assert flags | VERBS.keys() == {*(Path(__file__).parent / "flags.txt").read_text().splitlines()}
 
 
 def test_a_configuration_in_what_would_be_replaced_is_not(tmp_path: Path) -> None:
@@ -569,11 +352,12 @@ def test_a_configuration_in_what_would_be_replaced_is_not(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("flag", ["", "-v"])
-def test_a_run_says_three_lines_and_all_of_its_log_where_asked(flag: str, teacher: str, tmp_path: Path) -> None:
+def test_a_run_says_three_lines_and_all_of_its_log_where_asked(
+    flag: str, teacher: str, tmp_path: Path, python: Python
+) -> None:
     run = tmp_path / "a folder with many words in its name that is longer than eighty columns would be" / "run"
     words = ["train", "--preset=distill", f"--teacher={teacher}", "--shots=1", "--epochs=2", "--recipe.workers=0"]
-    command = [sys.executable, "-m", "attention_transfer", *words, f"--out={run}", *filter(None, [flag])]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = python("-m", "attention_transfer", *words, f"--out={run}", *filter(None, [flag]))
     assert done.returncode == 0, done.stderr
     lines = done.stderr.splitlines()
     recipe, where, result = [line for line in lines if re.search("precision fp32, as|: on cpu|test accuracy", line)]

@@ -17,11 +17,10 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # Names that torch has no public way for, by the file that needs them; another belongs here only with a reason.
 PRIVATE = {
     "hooks/scope.py": {
-        "torch._C._current_graph_task_id",  # whether a backward pass runs, in which checkpointing recomputes a block
-        "torch._C._autograd._top_saved_tensors_default_hooks",  # whether a forward is inside checkpointing
-        "torch.autograd.Variable._execution_engine.queue_callback",  # when a backward pass has ended
+        # When a backward pass has ended, also one that reaches no parameter. FSDP and DDP ask it in this way, too; the
+        # public hooks of tensors and nodes tell of gradients, and none of them of the end.
+        "torch.autograd.Variable._execution_engine.queue_callback",
     },
-    "transfer/module.py": {"torch.utils._pytree.register_dataclass"},  # DDP looks for tensors in what a forward gives
 }
 
 

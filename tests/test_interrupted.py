@@ -12,7 +12,6 @@ import os
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,6 +33,7 @@ from attention_transfer.training import Recipe, log
 from attention_transfer.viewing import Point, SheetRow, accuracy_chart, attention_sheet, save, save_sheet
 from attention_transfer.vit import save_vit
 from attention_transfer.writing import whole_file, whole_folder, writing
+from tests.warm import Python
 
 RECIPE = Recipe(epochs=2, validate_every=1)
 
@@ -217,13 +217,14 @@ print(json.dumps([ends, left, [entry.name for entry in folder.iterdir()]]))
 """
 
 
-def test_what_is_killed_is_not_in_the_way_of_the_same_command(run: Run, photos: Path, tmp_path: Path) -> None:
+def test_what_is_killed_is_not_in_the_way_of_the_same_command(
+    run: Run, photos: Path, tmp_path: Path, python: Python
+) -> None:
     places = (tmp_path / "models", tmp_path / "out.csv", tmp_path / "looks")
     places[0].mkdir()
     words = ["predict", str(run.path), str(photos), "--batch-size", "1"]
     options = ["--out", str(places[1]), "--overlay", str(places[2])]
-    script = [sys.executable, "-c", KILLED, *map(str, places), *words, *options]
-    done = subprocess.run(script, capture_output=True, text=True, timeout=100, check=False)
+    done = python("-c", KILLED, *map(str, places), *words, *options)
     assert done.returncode == 0, done.stderr
     ends, left, cleared = json.loads(done.stdout.splitlines()[-1])
     assert ends[:2] == [[-signal.SIGKILL, False, []], [-signal.SIGINT, False, []]]

@@ -53,27 +53,27 @@ if TYPE_CHECKING:
     from attention_transfer.transfer import Seen as Seen
     from attention_transfer.transfer import TransferOutput as TransferOutput
     from attention_transfer.verbs import Verb as Verb
-    from attention_transfer.verbs import bench as bench
-    from attention_transfer.verbs import compare as compare
-    from attention_transfer.verbs import corrupt as corrupt
-    from attention_transfer.verbs import demo as demo
-    from attention_transfer.verbs import doctor as doctor
-    from attention_transfer.verbs import ensemble as ensemble
-    from attention_transfer.verbs import evaluate as evaluate
-    from attention_transfer.verbs import explore as explore
-    from attention_transfer.verbs import export as export
-    from attention_transfer.verbs import inspect_data as inspect_data
-    from attention_transfer.verbs import predict as predict
-    from attention_transfer.verbs import presets as presets
-    from attention_transfer.verbs import pretrain as pretrain
-    from attention_transfer.verbs import runs as runs
-    from attention_transfer.verbs import segment as segment
-    from attention_transfer.verbs import show as show
-    from attention_transfer.verbs import similarity as similarity
-    from attention_transfer.verbs import status as status
-    from attention_transfer.verbs import sweep as sweep
-    from attention_transfer.verbs import train as train
     from attention_transfer.verbs import verb as verb
+    from attention_transfer.verbs.bench import bench as bench
+    from attention_transfer.verbs.compare import compare as compare
+    from attention_transfer.verbs.corrupt import corrupt as corrupt
+    from attention_transfer.verbs.data import inspect_data as inspect_data
+    from attention_transfer.verbs.demo import demo as demo
+    from attention_transfer.verbs.doctor import doctor as doctor
+    from attention_transfer.verbs.ensemble import ensemble as ensemble
+    from attention_transfer.verbs.evaluate import evaluate as evaluate
+    from attention_transfer.verbs.explore import explore as explore
+    from attention_transfer.verbs.export import export as export
+    from attention_transfer.verbs.predict import predict as predict
+    from attention_transfer.verbs.presets import presets as presets
+    from attention_transfer.verbs.pretrain import pretrain as pretrain
+    from attention_transfer.verbs.runs import runs as runs
+    from attention_transfer.verbs.segment import segment as segment
+    from attention_transfer.verbs.show import show as show
+    from attention_transfer.verbs.similarity import similarity as similarity
+    from attention_transfer.verbs.status import status as status
+    from attention_transfer.verbs.sweep import sweep as sweep
+    from attention_transfer.verbs.train import train as train
     from attention_transfer.vit import AttentionCall as AttentionCall
     from attention_transfer.vit import AttentionProbe as AttentionProbe
     from attention_transfer.vit import Difference as Difference

@@ -49,3 +49,8 @@ def nearest(name: str, options: Iterable[str]) -> str:
     known = sorted(options)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else f"choose one of: {', '.join(known)}"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error of another library says, cut to a sentence's length, or else its kind."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

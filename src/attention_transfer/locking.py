@@ -7,8 +7,9 @@ import json
 import logging
 import os
 import socket
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -24,6 +25,7 @@ class Busy(UserError):
     """Another command holds a lock."""
 
 
+_PAUSE = 0.02  # seconds between two tries to get a lock in turn
 _held: set[int] = set()  # descriptors that forked processes, such as loader workers, must not keep
 
 
@@ -56,6 +58,19 @@ def locked(path: Path, what: Path) -> Iterator[None]:
             _held.remove(descriptor)
             path.unlink(missing_ok=True)  # while it is held, so that no other command's lock is removed
             os.close(descriptor)
+
+
+@contextmanager
+def in_turn(path: Path, what: Path) -> Iterator[None]:
+    """As `locked`, but wait until no other command holds the lock."""
+    with ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(locked(path, what))
+                break
+            except Busy:
+                time.sleep(_PAUSE)
+        yield
 
 
 def _opened(path: Path) -> int:

@@ -77,3 +77,13 @@ def test_what_no_kernel_serves_is_refused(dtype: torch.dtype, width: int, reason
     q, k, *_ = operands(dtype, width)
     with pytest.raises(UserError, match=reason):
         choose_impl("attention_kl", q, k, impl="flash")
+
+
+def test_what_flex_attention_does_not_serve_is_refused() -> None:
+    q, k, *_ = operands(torch.float64)
+    with pytest.raises(UserError, match="FlexAttention takes no float64 on CUDA"):
+        choose_impl("attention_kl", q, k, impl="flex")
+    q, k, *_ = operands(torch.float32)
+    for empty in (q[:, :, :0], q[:, :0]):
+        with pytest.raises(UserError, match="there are no queries, keys or heads"):
+            choose_impl("attention_kl", empty, k[:, : empty.shape[1]], impl="flex")

@@ -23,6 +23,7 @@ from attention_transfer.attention import (
     attention_js,
     attention_kl,
     attention_mse,
+    distilled_attention,
     logit_l2,
     output_l2,
     tiles,
@@ -517,6 +518,15 @@ def test_other_numbers_of_tokens_on_the_two_sides_are_refused(loss: Loss, which:
     inputs[which] = inputs[which][:, :, 1:]
     with pytest.raises(ValueError, match="must share batch, heads and tokens"):
         loss(*inputs)
+
+
+def test_a_refusal_names_the_shapes_of_the_student_first() -> None:
+    q_s, k_s, q_t, k_t = operands()
+    named = r"q is \(2, 2, 3, 3\) against \(2, 2, 2, 3\) and k is \(2, 2, 4, 3\) against \(2, 2, 4, 3\)"
+    with pytest.raises(ValueError, match=named):
+        attention_mse(q_s, k_s, q_t[:, :, 1:], k_t)
+    with pytest.raises(ValueError, match=named):
+        distilled_attention(q_s, k_s, k_s, q_t[:, :, 1:], k_t)
 
 
 @each_loss

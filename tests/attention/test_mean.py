@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from attention_transfer.attention import distilled_attention, flash
 from attention_transfer.attention import operands as records
@@ -63,6 +64,80 @@ def test_many_tiles_of_rows_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = operands(n=100, m=7)
     monkeypatch.setitem(records._TILE, "cpu", 1)
     torch.testing.assert_close(results(inputs, "flash"), results(inputs, "reference"))
+
+
+class Softmaxes(TorchFunctionMode):
+    """Notes the shapes of the maps that are formed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: list[tuple[int, ...]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.softmax:
+            self.shapes.append(tuple(args[0].shape))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("n", "elements", "rows"),
+    [(100, 1, [32, 32, 32, 4]), (32, 1, [32]), (7, 1, [7]), (100, 40 * 2 * 7, [80, 20])],
+)
+def test_maps_are_formed_a_tile_of_one_image_at_a_time(
+    n: int, elements: int, rows: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice what fits, and 32 rows at least."""
+    monkeypatch.setitem(records._TILE, "cpu", elements)
+    q_s, k_s, _, q_t, k_t = (x.detach() for x in operands(n=n, m=7))
+    with Softmaxes() as formed:
+        flash._both_ways(q_t, k_t, q_s, k_s, 0.3)
+    assert formed.shapes == [(2, size, 7) for size in rows] * 2  # images
+
+
+@pytest.mark.parametrize("n", [100, 7])
+def test_no_memory_is_read_before_it_is_written(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(records._TILE, "cpu", 1)
+    inputs = operands(n=n, m=7)
+    expected = results(inputs, "reference")
+    torch.use_deterministic_algorithms(True)  # new memory is filled with NaN
+    try:
+        found = results(inputs, "flash")
+    finally:
+        torch.use_deterministic_algorithms(False)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("teacher", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_the_teachers_part_is_the_same_by_tiles_and_by_fused_kernels(
+    teacher: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a graph is compiled, tiles would be unrolled."""
+    q_s, k_s, _, q_t, k_t = (x.detach().to(torch.bfloat16 if i < 3 else teacher) for i, x in enumerate(operands()))
+    exact = flash._both_ways(q_t.double(), k_t.double(), q_s.double(), k_s.double(), 0.3)
+    by_tiles = flash._both_ways(q_t, k_t, q_s, k_s, 0.3)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    by_kernels = flash._both_ways(q_t, k_t, q_s, k_s, 0.3)
+    for found in (*by_tiles, *by_kernels):
+        assert found.dtype == torch.bfloat16
+    torch.testing.assert_close([x.double() for x in by_tiles], [*exact], rtol=0.02, atol=0.02)
+    torch.testing.assert_close([x.double() for x in by_kernels], [*exact], rtol=0.02, atol=0.02)
+
+
+def test_the_detour_by_a_further_column_is_for_short_gradients_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    by_a_column = flash._by_a_column
+
+    def noting(*arguments: Any) -> Any:
+        taken.append(arguments[2].shape[-1])
+        return by_a_column(*arguments)
+
+    monkeypatch.setattr(flash, "_by_a_column", noting)
+    out, ce = distilled_attention(*operands(), impl="flash", reduction="mean")
+    (out.sum() + ce).backward()
+    assert taken == []
+    out, ce = distilled_attention(*operands(), impl="flash", reduction="mean")
+    (out[:, :, 0].sum() + ce).backward()
+    assert taken == [3]
 
 
 def test_rows_without_a_gradient_of_the_output_learn_from_the_loss_all_the_same() -> None:
@@ -187,6 +262,11 @@ def test_rows_without_a_gradient_get_one_where_nobody_may_look(
     largest = max(float(true.norm()) for true in exact)
     for true, found in zip(exact, gradients(dtype, "flash"), strict=True):
         assert (found - true).norm() <= 8 * torch.finfo(dtype).eps * largest
+
+
+def test_gradients_that_are_made_up_lie_in_other_columns_and_change_sign() -> None:
+    rows = [[1, 0], [0, 1], [-1, 0], [0, -1], [1, 0]]
+    assert flash._one_each(torch.empty(3, 5, 2)).tolist() == rows
 
 
 def test_another_reduction_is_refused() -> None:

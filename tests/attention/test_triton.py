@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 import torch
@@ -25,6 +25,9 @@ from torch import Tensor
 
 from attention_transfer.attention import AttentionCall, rows, triton_kernels
 from attention_transfer.errors import UserError
+
+if TYPE_CHECKING:  # this file is also a program, which finds no tests on its path
+    from tests.warm import Python
 
 E32 = torch.finfo(torch.float32).eps
 HALF, BRAIN, SINGLE = torch.float16, torch.bfloat16, torch.float32
@@ -335,23 +338,38 @@ EXTREMES = {
     "a bias of 1e4": Case(mask_s=drawn_bias(35) + 1e4, n=9),
 }
 Checks = dict[str, Callable[[str], None]]
+COMPARISONS: Checks = {name: partial(compare, case) for name, case in (SIZES | MASKS | EXTREMES).items()}
+# Of each dtype, layout and kind of mask one; the interpreter takes a second or two for each.
+ENOUGH = (
+    "odd rows and keys",
+    "fewer keys, other widths",
+    "a float32 teacher",
+    "a joint projection, bfloat16",
+    "boolean, keys",
+    "biases of both",
+    "biases with -inf",
+    "dead rows of both",
+    "the least float on whole rows",
+    "the student masks what the teacher uses in the end no more",
+    "logits of 1e4, bfloat16",
+)
 BATCHES: dict[str, Checks] = {
-    "sizes": {name: partial(compare, case) for name, case in SIZES.items()},
-    "masks": {name: partial(compare, case) for name, case in MASKS.items()},
-    "extremes": {
-        **{name: partial(compare, case) for name, case in EXTREMES.items()},
+    "enough": {
+        **{name: COMPARISONS[name] for name in ENOUGH},
         "only one result used": only_one_result_used,
         "equal sides have no divergence": equal_sides_have_no_divergence,
         "large logits worked by hand": large_logits_worked_by_hand,
         "nothing to do": nothing_to_do,
         "what has no gradient is refused": what_has_no_gradient_is_refused,
     },
+    "the others": {name: check for name, check in COMPARISONS.items() if name not in ENOUGH},
 }
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", ["enough", pytest.param("the others", marks=pytest.mark.long)])
 def test_the_kernels_agree_with_the_reference(batch: str, device: str) -> None:
     """All cases of a batch; the failures are listed together."""
     environment = os.environ | {"TRITON_INTERPRET": str(int(device == "interpreter")), "OMP_NUM_THREADS": "1"}
@@ -365,14 +383,14 @@ def test_the_kernels_agree_with_the_reference(batch: str, device: str) -> None:
     assert set(report["passed"]) == set(BATCHES[batch])
 
 
-def test_the_library_imports_without_triton() -> None:
+def test_the_library_imports_without_triton(python: Python) -> None:
     """And says why the kernels can't be used."""
     code = (
         "import sys; sys.modules['triton'] = None\n"
         "from attention_transfer.attention import triton_kernels\n"
         "print(triton_kernels.available())"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    run = python("-c", code)
     assert run.stdout.splitlines()[-1:] == ["Triton is not installed, or older than 3.4"], run.stderr
 
 

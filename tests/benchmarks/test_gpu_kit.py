@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +17,9 @@ import torch
 
 from attention_transfer.attention import Impl, choose_impl
 from attention_transfer.errors import UserError
+from tests.warm import Python
+
+Played = Callable[..., subprocess.CompletedProcess[str]]
 
 ROOT = Path(__file__).parents[2]
 KIT = ROOT / "benchmarks" / "gpu"
@@ -42,12 +46,13 @@ def run(*options: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    variables = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", code, *arguments]
-    return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
+@pytest.fixture
+def played(python: Python) -> Played:
+    """Runs code of the kit."""
+    return lambda code, *words: python("-c", code, *words, cwd=ROOT)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 def test_every_stage_comes_to_its_end_with_all_its_rows(tmp_path: Path) -> None:
     done = run("--rehearse", OUT=str(tmp_path / "out"))
@@ -98,8 +103,8 @@ def test_every_stage_comes_to_its_end_with_all_its_rows(tmp_path: Path) -> None:
 
 BROKEN = """
 import sys
-from attention_transfer.attention import triton_kernels
-triton_kernels._LN_2 = triton_kernels.tl.constexpr(0.7)  # ln 2 is 0.693: every cross-entropy is 1 % too large
+from attention_transfer.attention import triton_programs
+triton_programs._LN_2 = triton_programs.tl.constexpr(0.7)  # ln 2 is 0.693: every cross-entropy is 1 % too large
 from benchmarks.gpu import right, stage
 right.SMALL = right.SMALL[:1]
 stage.main()
@@ -108,7 +113,9 @@ stage.main()
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 def test_a_wrong_kernel_is_told_by_stage_a(tmp_path: Path) -> None:
-    done = python(BROKEN, "right", "--rehearse", "--out", str(tmp_path))
+    variables = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", BROKEN, "right", "--rehearse", "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr  # the stage came to its end; the summary says that it is wrong
     rows = json.loads((tmp_path / "a-right.json").read_text())["rows"]
     if any("interpreter doesn't run" in row.get("left_out", "") for row in rows):
@@ -169,8 +176,8 @@ print(stage.unmet())
 """
 
 
-def test_what_is_not_there_is_named(tmp_path: Path) -> None:
-    done = python(REFUSED, str(tmp_path))
+def test_what_is_not_there_is_named(tmp_path: Path, played: Played) -> None:
+    done = played(REFUSED, str(tmp_path))
     *no_card, no_clone, other, unmet = done.stdout.splitlines()
     assert all("there is no CUDA device" in line for line in no_card)
     assert "is no clone of github.com/alexlioralexli/attention-transfer" in no_clone
@@ -204,8 +211,8 @@ report.row({"case": 6}, give(RuntimeError("CUDA error: an illegal memory access 
 """
 
 
-def test_a_row_that_can_not_be_measured_says_why_and_a_lost_card_ends_the_stage(tmp_path: Path) -> None:
-    done = python(REPORTS, str(tmp_path / "a.json"))
+def test_a_row_that_can_not_be_measured_says_why_and_a_lost_card_ends_the_stage(tmp_path: Path, played: Played) -> None:
+    done = played(REPORTS, str(tmp_path / "a.json"))
     assert done.returncode == 1 and "illegal memory access" in done.stderr.splitlines()[-1]
     content: dict[str, Any] = json.loads((tmp_path / "a.json").read_text())
     assert content["finished"] is False  # and yet all rows are there

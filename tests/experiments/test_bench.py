@@ -19,6 +19,7 @@ from attention_transfer.experiments.steps import METHODS, ROUTES, Bench, _Materi
 TINY = "builtin/vit_digits"
 
 
+@pytest.mark.usefixtures("warm_workers")
 def test_every_method_is_measured_against_the_floor_and_written(tmp_path: Path) -> None:
     costs = bench(TINY, methods="copy,gta", image_sizes="8", batch_size=2, repeats=2, out=str(tmp_path / "out"))
     assert [cost.method for cost in costs] == ["floor", "copy", "gta"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import re
+import sys
+from collections import Counter
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -15,14 +17,17 @@ import pytest
 import torch
 from PIL import Image
 
-from attention_transfer import UserError, compare
+from attention_transfer import UserError, cli, compare
 from attention_transfer.config.training import Pretrain
-from attention_transfer.data import DATA, load_data
+from attention_transfer.data import DATA, load_data, read_image
 from attention_transfer.errors import UserErrors
 from attention_transfer.evaluation import looks
+from attention_transfer.experiments.cells import Cells
 from attention_transfer.experiments.compare import Comparison
 from attention_transfer.experiments.results import markdown
 from attention_transfer.experiments.rows import Labels, Row
+from attention_transfer.experiments.workers import Computed
+from attention_transfer.plain_yaml import read_mapping
 from attention_transfer.training import Recipe, RunFolder, Training, TrainingResult, fit
 from attention_transfer.vit import load_vit, save_vit
 
@@ -51,7 +56,7 @@ def test_the_grid_is_presets_by_seeds_by_labels(comparison: Comparison) -> None:
 
 def test_a_shared_recipe_leaves_a_method_what_makes_it_that_method(teacher: str, tmp_path: Path) -> None:
     comparison = compare_tiny(teacher, tmp_path / "c", presets="gta,gta-transmix")
-    recipes = {r.preset: RunFolder(Path(r.run)).config()["recipe"] for r in comparison.rows}
+    recipes = {r.preset: RunFolder(Path(r.run)).config().recipe for r in comparison.rows}
     assert {r["batch_size"] for r in recipes.values()} == {20}
     assert [recipes[name]["transmix"] for name in ("gta", "gta-transmix")] == ["off", "student"]
     assert recipes["gta-transmix"]["cutmix"] == 1.0
@@ -76,31 +81,40 @@ def test_the_page_stands_alone(comparison: Comparison) -> None:
     assert {(comparison.path / unquote(link)).resolve() for link in links} == {Path(r.run) for r in comparison.rows}
 
 
-def test_what_is_done_is_not_done_again_and_more_can_be_added(
-    comparison: Comparison, teacher: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trained = []
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the trainings that are begun."""
+    names: list[str] = []
 
     def counting(training: Training) -> TrainingResult:
-        trained.append(training.name)
+        names.append(training.name)
         return fit(training)
 
     monkeypatch.setattr(import_module("attention_transfer.training.train"), "fit", counting)
+    return names
+
+
+def test_what_is_done_is_not_done_again_and_more_can_be_added(
+    comparison: Comparison, teacher: str, trained: list[str]
+) -> None:
     again = compare_tiny(teacher, comparison.path, seeds="0,1,2", fractions="0.05")
     assert trained == ["scratch seed 2", "finetune seed 2", "copy seed 2"] * 2
     old = {(r.preset, r.labels, r.seed): r for r in comparison.rows}
     assert {k: r for r in again.rows if (k := (r.preset, r.labels, r.seed)) in old} == old
 
 
-def test_a_tuned_teacher_is_the_fine_tuned_network_of_the_same_labels_and_seed(teacher: str, tmp_path: Path) -> None:
+def test_a_tuned_teacher_is_the_fine_tuned_network_of_the_same_labels_and_seed_and_is_made_once(
+    teacher: str, tmp_path: Path, trained: list[str]
+) -> None:
     done = compare_tiny(teacher, tmp_path / "c", presets="logit-kd,tuned-distill", seeds="3")
     assert [row.preset for row in done.rows] == ["logit-kd", "tuned-distill"]
     runs = {path.name for path in (done.path / "runs").iterdir()}
     assert runs == {"finetune-1shot-seed3", "logit-kd-1shot-seed3", "tuned-distill-1shot-seed3"}
     for name in ("logit-kd", "tuned-distill"):
-        config = RunFolder(done.path / "runs" / f"{name}-1shot-seed3").config()
-        assert config["teacher"] == str(done.path / "runs" / "finetune-1shot-seed3")
-    assert RunFolder(done.path / "runs" / "finetune-1shot-seed3").config()["teacher"] == teacher
+        config = RunFolder(done.path / "runs" / f"{name}-1shot-seed3").trained_config()
+        assert config.teacher == str(done.path / "runs" / "finetune-1shot-seed3")
+    assert RunFolder(done.path / "runs" / "finetune-1shot-seed3").trained_config().teacher == teacher
+    assert trained == ["finetune seed 3", "logit-kd seed 3", "tuned-distill seed 3"]
 
 
 def test_without_a_teacher_one_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,7 +194,7 @@ def test_a_device_that_is_not_there_is_refused_before_anything_is_written(
 
 def test_every_run_has_the_device_and_is_as_strict(teacher: str, tmp_path: Path) -> None:
     found = compare_tiny(teacher, tmp_path / "c", presets="scratch", device="cpu", strict=True)
-    config = RunFolder(Path(found.rows[0].run)).config()
+    config = read_mapping(Path(found.rows[0].run) / "config.yaml")
     assert (config["device"], config["strict"]) == ("cpu", True)
 
 
@@ -189,7 +203,7 @@ def test_any_setting_of_train_is_an_axis_and_the_others_are_shared(teacher: str,
     found = compare_tiny(teacher, tmp_path / "c", presets="scratch", trained=["head"], grid=axes)
     titles = ["1 labels a class, pool token, recipe.lr 0.001", "1 labels a class, pool avg, recipe.lr 0.001"]
     assert [row.labels for row in found.rows] == titles
-    configs = [RunFolder(Path(row.run)).config() for row in found.rows]
+    configs = [read_mapping(Path(row.run) / "config.yaml") for row in found.rows]
     assert [(c["pool"], c["recipe"]["lr"], c["trained"]) for c in configs] == [
         ("token", 1e-3, ["head"]),
         ("avg", 1e-3, ["head"]),
@@ -211,17 +225,72 @@ def test_an_axis_that_there_is_not_is_refused(teacher: str, tmp_path: Path) -> N
     assert lines[4].startswith("grid can't change 'seed'; ")
 
 
-def test_what_is_given_twice_is_refused(teacher: str, tmp_path: Path) -> None:
+def test_what_is_given_twice_is_refused_in_any_spelling_and_all_of_it_at_once(teacher: str, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {
+        "presets": ["copy", "finetune", " copy"],
+        "seeds": [0, 1, "1", 1.0],
+        "shots": "2,1,02",
+        "fractions": [1, 0.5, 1.0, "5e-1", 0.1, 0.1000000001],
+        "grid": {
+            "lr": [0.1, "1e-1", 1],
+            "recipe.lr": [0.2],
+            "pool": ["token", "avg", "token"],
+            "trained": [["head"], "[head]"],
+            "teacher": ["timm/a", "./timm/a", "timm//a/", "timm/b"],
+        },
+    }
     with pytest.raises(UserErrors) as caught:
-        compare_tiny(teacher, tmp_path / "c", seeds="0,1,1", presets="copy,copy", shots="2,1,2")
+        compare_tiny(teacher, tmp_path / "c", **settings)
     assert str(caught.value).splitlines() == [
         "presets has 'copy' twice; name each once",
         "seeds has 1 twice; name each once",
         "shots has 2 twice; name each once",
+        "fractions has 1.0 twice; name each once",
+        "fractions has 0.5 twice; name each once",
+        "fractions has 0.1 and 0.1000000001, which are the same; name each once",
+        "grid.lr has 0.1 twice; name each once",
+        "grid.pool has 'token' twice; name each once",
+        "grid.trained has ['head'] twice; name each once",
+        "grid.teacher has 'timm/a' and './timm/a' and 'timm//a/', which are the same; name each once",
+        "grid has 'lr' and 'recipe.lr', which are the same; name each once",
     ]
-    with pytest.raises(UserError, match=r"grid\.lr has 0\.1 twice"):
-        compare_tiny(teacher, tmp_path / "c", grid={"lr": [0.1, "1e-1"]})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--seeds", "0,1,01"], "seeds has 1 twice"),
+        (["--shots", "5,5"], "shots has 5 twice"),
+        (["--fractions", "1,1.0"], "fractions has 1.0 twice"),
+        (["--presets", "gta,copy,gta"], "presets has 'gta' twice"),
+        (["--grid", "lr=1e-3,0.001"], "grid.lr has 0.001 twice"),
+        (["--grid", "lr=1e-3", "--grid", "recipe.lr=1e-2"], "grid has 'lr' and 'recipe.lr', which are the same"),
+    ],
+)
+def test_the_command_says_so_in_a_sentence_and_ends_with_2(
+    words: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["attention-transfer", "compare", *words, "--out", str(tmp_path / "c")])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert f"{says}; name each once" in " ".join(capsys.readouterr().err.split())
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_no_seed_or_share_is_named_with_all_else(tmp_path: Path) -> None:
+    axes: dict[str, list[object]] = {"rules.weight": [0.1], "recipe.lrr": [1.0]}
+    with pytest.raises(UserErrors) as caught:
+        compare(["gta", "copi"], seeds=[1.5, True], fractions=["x"], grid=axes, out=str(tmp_path / "c"))  # type: ignore[list-item]
+    assert str(caught.value).splitlines() == [
+        "seeds has 1.5, which is no int; give numbers separated by commas",
+        "seeds has True, which is no int; give numbers separated by commas",
+        "fractions has 'x', which is no float; give numbers separated by commas",
+        "there is no preset 'copi'; did you mean 'copy'?",
+        "seeds is empty; name at least one",
+        "grid can't change 'recipe.lrr'; did you mean 'recipe.lr'?",
+    ]
 
 
 def test_damaged_files_are_refused_where_that_is_asked_for(teacher: str, tmp_path: Path) -> None:
@@ -234,6 +303,41 @@ def test_damaged_files_are_refused_where_that_is_asked_for(teacher: str, tmp_pat
     with pytest.raises(UserError, match=r"broken\.png"):
         compare_tiny(teacher, tmp_path / "c", data=str(images), strict=True)
     assert not (tmp_path / "c").exists()
+
+
+def test_all_runs_together_decode_an_image_file_once(
+    teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, pixels = tmp_path / "images", np.random.default_rng(0)
+    for name in ("a", "b"):
+        (images / name).mkdir(parents=True)
+        for number in range(10):
+            noise = pixels.integers(0, 256, (12, 10), dtype=np.uint8)
+            Image.fromarray(noise).save(images / name / f"{number}.png")
+    decoded, inside, shares = Counter[str](), [0], list[bool]()
+    compute, read, module = Cells.compute, read_image, import_module("attention_transfer.data.images")
+
+    def computing(cells: Cells, name: str) -> Computed:
+        inside[0] += 1
+        try:
+            return compute(cells, name)
+        finally:
+            inside[0] -= 1
+            shares.append((cells.folder / "decoded").is_dir())
+
+    def reading(path: str) -> Image.Image:
+        decoded.update([path] * inside[0])
+        return read(path)
+
+    monkeypatch.setattr(Cells, "compute", computing)
+    monkeypatch.setattr(module, "read_image", reading)
+    data = {"data": str(images), "shots": "", "fractions": "0.5", "presets": "scratch,finetune", "seeds": "0,1"}
+    found = compare_tiny(teacher, tmp_path / "c", **data)
+    assert len(found.rows) == 4
+    assert len(decoded) > 4 + 4 + 6  # test, validation, and what two seeds choose of 12 training images
+    assert set(decoded.values()) == {1}
+    assert shares == [True] * 4
+    assert not (tmp_path / "c" / "decoded").exists()
 
 
 def test_where_masks_are_known_attention_is_held_against_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

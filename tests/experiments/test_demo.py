@@ -12,6 +12,7 @@ from attention_transfer.config.training import Compare
 from attention_transfer.experiments.compare import Comparison
 
 
+@pytest.mark.slow
 def test_the_quick_demo_leaves_a_page_and_students_that_predict(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

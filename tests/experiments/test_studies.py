@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -173,6 +174,26 @@ def test_a_storage_out_of_reach_is_said_in_a_sentence(url: str, says: str, tmp_p
         Study.open(tmp_path, {}, storage=url)
 
 
+@pytest.mark.parametrize(
+    ("url", "module", "command"),
+    [
+        ("postgresql+psycopg://me:secret@host/x", "psycopg", "pip install 'psycopg[binary]'"),
+        ("postgresql+psycopg2://me:secret@host/x", "psycopg2", "pip install psycopg2-binary"),
+        ("postgresql+pg8000://me:secret@host/x", "pg8000", "pip install pg8000"),
+        ("mysql://me:secret@host/x", "MySQLdb", "pip install mysqlclient"),
+    ],
+)
+def test_a_driver_that_is_missing_is_named_with_the_command_that_installs_it(
+    url: str, module: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)  # so that importing it fails
+    with pytest.raises(UserError) as caught:
+        Study.open(tmp_path, {}, storage=url)
+    assert str(caught.value).endswith(f"; install it: {command}")
+    assert "secret" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_damaged_journal_is_named_with_the_way_out(tmp_path: Path) -> None:
     opened(tmp_path / "c").add(NAMES)
     journal = tmp_path / "c" / JOURNAL
@@ -222,6 +243,7 @@ def _slow(folder: Path, storage: str | None, seconds: float) -> None:
     work(Study.there(folder, storage=storage), NAMES, compute, raises=False)
 
 
+@pytest.mark.usefixtures("warm_workers")
 def test_workers_that_are_killed_lose_nothing_and_repeat_nothing(tmp_path: Path) -> None:
     folder, storage, killed = tmp_path / "c", None, list[int]()
     study = opened(folder, storage)

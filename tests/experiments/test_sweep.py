@@ -13,6 +13,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 from attention_transfer import UserError, sweep
 from attention_transfer.config.training import Train
+from attention_transfer.data import SharedPixels
 from attention_transfer.errors import Interrupted, UserErrors
 from attention_transfer.experiments.search import space_of
 from attention_transfer.experiments.sweep import SweepResult
@@ -32,12 +33,12 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Train]:
         assert config.rules is not None or config.seed >= 5
         return float(config.rules[0].weight) if config.rules else 0.1  # type: ignore[attr-defined]
 
-    def validate(config: Train) -> TrialScore:
+    def validate(config: Train, shared: SharedPixels) -> TrialScore:
         seen.append(config)
         off = abs(float(f"{weight(config):.6g}") - 1.0) / 20
         return TrialScore(0.8 - min(0.5, off) + 0.001 * (config.seed % 3), 1.0)
 
-    def tested(config: Train) -> Run:
+    def tested(config: Train, shared: SharedPixels) -> Run:
         seen.append(config)
         Path(str(config.out)).mkdir(parents=True, exist_ok=True)
         (Path(str(config.out)) / "summary.json").write_text("{}")
@@ -99,10 +100,10 @@ def test_a_sweep_that_was_stopped_goes_on_and_ends_with_the_same(
     module = import_module("attention_transfer.experiments.search")
     compute = module.validate_student
 
-    def stopping(config: Train) -> TrialScore:
+    def stopping(config: Train, shared: SharedPixels) -> TrialScore:
         if len(trained) == 7:
             raise Interrupted
-        return compute(config)  # type: ignore[no-any-return] # of a module
+        return compute(config, shared)  # type: ignore[no-any-return] # of a module
 
     monkeypatch.setattr(module, "validate_student", stopping)
     with pytest.raises(Interrupted):
@@ -136,6 +137,15 @@ def test_a_range_is_logarithmic_where_it_spans_a_factor_of_ten() -> None:
         "search.lr is 2..1, which is no range; give the lower end first, e.g. 0.01..10",
         "search.pool is no number, so it has no range; give values, separated by commas",
         "search.init has nothing to choose from; give a range, e.g. 0.01..10, or several values",
+    ]
+
+
+def test_what_is_searched_twice_is_refused() -> None:
+    problems: list[str] = []
+    space_of({"lr": ["1e-3..1"], "recipe.lr": ["1..2"], "pool": ["avg", "token", "avg"]}, [Guide()], problems)
+    assert problems == [
+        "search.pool has 'avg' twice; name each once",
+        "search has 'lr' and 'recipe.lr', which are the same; name each once",
     ]
 
 

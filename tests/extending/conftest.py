@@ -10,14 +10,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.warm import Python
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def package(tmp_path: Path) -> Callable[..., Run]:
-    """Writes a package of one file that registers names, and gives what runs the command line beside it."""
+def write_package(tmp_path: Path) -> Callable[..., dict[str, str]]:
+    """Writes a package of one file that registers names; gives the environment of what finds it."""
 
-    def make(name: str, source: str, **entry_points: str) -> Run:
+    def write(name: str, source: str, **entry_points: str) -> dict[str, str]:
         site, info = tmp_path / "site", tmp_path / "site" / f"{name}-1.0.dist-info"
         info.mkdir(parents=True)
         (site / f"{name}.py").write_text(source)
@@ -25,17 +27,24 @@ def package(tmp_path: Path) -> Callable[..., Run]:
         groups = "".join(f"[attention_transfer.{group}]\n{entry}\n" for group, entry in entry_points.items())
         (info / "entry_points.txt").write_text(groups)
         path = os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH", "")]))
+        return {**os.environ, "PYTHONPATH": path}
+
+    return write
+
+
+@pytest.fixture
+def package(tmp_path: Path, write_package: Callable[..., dict[str, str]]) -> Callable[..., Run]:
+    """Writes a package of one file that registers names, and gives what runs the command line beside it.
+
+    A process of its own is what a user of that package has; nothing of it is left for the other tests.
+    """
+
+    def make(name: str, source: str, **entry_points: str) -> Run:
+        env = write_package(name, source, **entry_points)
 
         def run(*words: str) -> subprocess.CompletedProcess[str]:
-            return subprocess.run(
-                [sys.executable, "-m", "attention_transfer", *words],
-                cwd=tmp_path,
-                env={**os.environ, "PYTHONPATH": path},
-                capture_output=True,
-                text=True,
-                timeout=600,
-                check=False,
-            )
+            command = [sys.executable, "-m", "attention_transfer", *words]
+            return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
 
         return run
 
@@ -43,31 +52,27 @@ def package(tmp_path: Path) -> Callable[..., Run]:
 
 
 @pytest.fixture
-def installed(tmp_path: Path) -> Callable[..., Callable[[str], str]]:
-    """Puts one file of another package, with its entry point, on the path of new processes; gives what runs code there.
+def warm_package(tmp_path: Path, write_package: Callable[..., dict[str, str]], python: Python) -> Callable[..., Run]:
+    """As `package`, for words that load torch."""
 
-    A process of its own is what a user of that package has; nothing of it is left for the other tests.
-    """
+    def make(name: str, source: str, **entry_points: str) -> Run:
+        env = write_package(name, source, **entry_points)
+        return lambda *words: python("-m", "attention_transfer", *words, cwd=tmp_path, env=env)
 
-    def install(module: str, source: str, group: str, entry: str) -> Callable[[str], str]:
-        site = tmp_path / "site"
-        info = site / f"{module}-1.0.dist-info"
-        info.mkdir(parents=True)
-        (site / f"{module}.py").write_text(source, encoding="utf-8")
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n", encoding="utf-8")
-        (info / "entry_points.txt").write_text(f"[{group}]\n{entry}\n", encoding="utf-8")
-        path = os.pathsep.join([str(site), *filter(None, sys.path)])
+    return make
+
+
+@pytest.fixture
+def installed(
+    tmp_path: Path, write_package: Callable[..., dict[str, str]], python: Python
+) -> Callable[..., Callable[[str], str]]:
+    """Writes such a package, and gives what runs code beside it, which loads torch."""
+
+    def install(name: str, source: str, **entry_points: str) -> Callable[[str], str]:
+        env = write_package(name, source, **entry_points)
 
         def run(code: str) -> str:
-            done = subprocess.run(
-                [sys.executable, "-c", code],
-                cwd=tmp_path,
-                env={**os.environ, "PYTHONPATH": path},
-                capture_output=True,
-                text=True,
-                timeout=300,
-                check=False,
-            )
+            done = python("-c", code, cwd=tmp_path, env=env)
             assert done.returncode == 0, done.stderr
             return done.stdout
 

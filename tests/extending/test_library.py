@@ -1,11 +1,13 @@
-"""A library of models of another package, in one file: its models are described, captured, bound, saved and opened."""
+"""A library of models of another package, in one file: all that works for models of timm works for its models."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 SMALL = '''
 """Small vision transformers: a convolution, blocks of attention and an MLP, the mean of all patches, a classifier."""
@@ -15,9 +17,10 @@ import copy
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from attention_transfer import Tokens, UserError, ViTSpec
-from attention_transfer.vit.libraries import Anatomy, Library
+from attention_transfer.vit.libraries import Anatomy, Initial, Library
 
 
 class Attention(nn.Module):
@@ -46,18 +49,24 @@ class SmallViT(nn.Module):
     def __init__(self, width, depth, classes):
         super().__init__()
         self.embed = nn.Conv2d(1, width, 4, 4)
+        self.places = nn.Parameter(torch.zeros(1, 4, width))
         self.blocks = nn.ModuleList([Block(width, 2) for _ in range(depth)])
         self.head = nn.Linear(width, classes) if classes else nn.Identity()
+        self.again = False
 
     def forward(self, images):
-        x = self.embed(images).flatten(2).transpose(1, 2)
+        x = self.embed(images).flatten(2).transpose(1, 2) + self.places
         for block in self.blocks:
-            x = block(x)
+            x = checkpoint(block, x, use_reentrant=False) if self.again else block(x)
         return self.head(x.mean(dim=1))
 
 
 class Small(Library):
     name = "small"
+    hub_name = "small-vits"
+    folders = "at:"
+    signs = ("embed.weight",)
+    initial = Initial(normal=("places",))
 
     def owns(self, model):
         return isinstance(model, SmallViT)
@@ -92,6 +101,36 @@ class Small(Library):
 
     def head_names(self, model):
         return ("head.",)
+
+    def published(self, name):
+        return f"small-team/{name}"
+
+    def recognise(self, network, path, **sizes):
+        depth = len({name.split(".")[1] for name in network.state if name.startswith("blocks.")})
+        if "embed.weight" not in network.state or not depth:
+            return None
+        return self.build(f"w{len(network.state['embed.weight'])}d{depth}", pretrained=False, **sizes)
+
+    def can_recompute(self, model):
+        return True
+
+    def recompute(self, model, *, on):
+        model.again = on
+
+    def recomputes(self, model):
+        return model.again
+
+    def can_mask(self, model):
+        return True
+
+    def embedded(self, model, images):
+        patches = model.embed(images).flatten(2).transpose(1, 2) + model.places
+        return patches[:, :0], patches
+
+    def encoded(self, model, tokens):
+        for block in model.blocks:
+            tokens = block(tokens)
+        return tokens
 '''
 
 SETUP = """
@@ -105,9 +144,25 @@ images = torch.randn(3, 1, 8, 8)
 """
 
 
+WHOLE = """
+import attention_transfer as at
+from attention_transfer.config.recipe import Recipe
+save_vit(teacher, Path("kept"))
+small = Recipe(epochs=1, batch_size=10, workers=0, checkpoint_gradients=True)
+blocks = type(teacher.blocks[0])
+runs, forward = [], blocks.forward
+blocks.forward = lambda self, x: runs.append(torch.is_grad_enabled()) or forward(self, x)
+at.train(preset="distill", teacher="small/at:kept", data="digits", shots=1, recipe=small, out="run")
+trained = sum(runs)
+at.pretrain(model="small/w8d2", data="digits", recipe=Recipe(epochs=1, workers=0), out="pretrained")
+print()
+print(trained, at.load_run("run").spec.library, describe(load_vit("pretrained")).name)
+"""
+
+
 @pytest.fixture
 def run(installed: Callable[..., Any]) -> Any:
-    return installed("small", SMALL, "attention_transfer.libraries", "small = small:Small")
+    return installed("small", SMALL, libraries="small = small:Small")
 
 
 def test_its_models_are_made_described_and_captured(run: Any) -> None:
@@ -142,6 +197,37 @@ print(student(images).shape[1], len(take_part(student, again, ["qkv"])))
 print(len(freeze(student, ["all"], but=["head"]).names))
 """
     assert run(code).split() == ["True", "3", "12", str(2 + 2 * 12)]
+
+
+def test_they_are_found_in_files_of_weights_with_several_networks(run: Any) -> None:
+    code = f"""{SETUP}
+other = load_vit("small/w8d2", pretrained=False)
+torch.save({{"model": {{f"teacher.{{k}}": v for k, v in teacher.state_dict().items()}}
+    | {{f"ema.{{k}}": v for k, v in other.state_dict().items()}}}}, "weights.pth")
+for name in ("weights.pth", "weights.pth#teacher"):
+    print(torch.equal(load_vit(name)(images), (other if name == "weights.pth" else teacher)(images)))
+fresh = student_like(teacher, num_classes=10)
+print(0.005 < fresh.places.std().item() < 0.05)
+torch.save({{"embed.weight": torch.zeros(8, 1, 4, 4)}}, "part.pth")
+try:
+    load_vit("part.pth")
+except UserError as error:
+    print(error)
+"""
+    assert run(code).splitlines() == [
+        "True",
+        "True",
+        "True",
+        "the architecture of part.pth can't be read from its weights; name the architecture and give the file as its "
+        "weights: small/<name> --pretrained part.pth",
+    ]
+
+
+def test_they_are_trained_by_the_verbs(run: Any, tmp_path: Path) -> None:
+    # One step on one micro-batch: each of the student's two blocks runs forward and again in the backward pass.
+    assert run(f"{SETUP}{WHOLE}").splitlines()[-1] == "4 small w8d2"
+    card = (tmp_path / "run" / "model" / "README.md").read_text(encoding="utf-8")
+    assert yaml.safe_load(card.split("---")[1])["library_name"] == "small-vits"
 
 
 def test_an_unknown_library_is_refused_with_the_nearest(run: Any) -> None:

@@ -54,7 +54,7 @@ images = torch.randn(2, 1, 8, 8)
 
 @pytest.fixture
 def run(installed: Callable[..., Any]) -> Any:
-    return installed("rollout", ROLLOUT, "attention_transfer.rules", "Rollout = rollout:Rollout")
+    return installed("rollout", ROLLOUT, rules="Rollout = rollout:Rollout")
 
 
 def test_it_is_found_by_its_name(run: Any) -> None:

@@ -36,8 +36,8 @@ METHOD = Preset("random weights, attends near to where the teacher does", init="
 '''
 
 
-def test_it_is_found_trains_and_is_repeated(teacher: str, tmp_path: Path, package: Callable[..., Any]) -> None:
-    run = package("nearby", SOURCE, rules="Nearby = nearby:Nearby", presets="near = nearby:METHOD")
+def test_it_is_found_trains_and_is_repeated(teacher: str, tmp_path: Path, warm_package: Callable[..., Any]) -> None:
+    run = warm_package("nearby", SOURCE, rules="Nearby = nearby:Nearby", presets="near = nearby:METHOD")
     assert "near            random weights, attends near to where the teacher does" in run("presets").stdout
     assert "Nearby" in " ".join(run("train", "--help").stdout.split())
     assert "--rules.power FLOAT" in run("train", "--rules.help", "Nearby").stdout

@@ -241,7 +241,7 @@ def results_of() -> Any:
     return results
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def trained(inputs: Sandbox, tmp_path_factory: pytest.TempPathFactory) -> Sandbox:
     """The inputs with two finished runs, and an export of the second. Afterwards, everything is imported here."""
     torch.set_num_threads(1)

@@ -283,9 +283,9 @@ def _options() -> dict[str, list[str]]:
 
 
 @pytest.fixture(scope="module")
-def stocked(trained: Any) -> Any:
+def stocked(trained: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Inputs of every kind: with two finished runs, a table, a shard and a configuration file."""
-    sandbox = trained
+    sandbox = trained.copy(tmp_path_factory.mktemp("stocked") / "sandbox")
     with sandbox.entered():
         pictures = sorted(sandbox.path.glob("photos/*/*/*.png"))
         rows = [f"{path.relative_to(sandbox.path)},{path.parts[-2]},{path.parts[-3]}" for path in pictures]

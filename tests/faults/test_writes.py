@@ -247,12 +247,13 @@ def test_a_file_that_is_not_written_whole_is_found(
         assert in_a_process(words, disk=disk).code == 0
         right, operations = results_of(Path("out")), disk.count.read_text().split()
     last_writes = [at for at, name in enumerate(operations, start=1) if name == "write"][-6:]
-    noticed = []
-    for at in last_writes:  # one of which is the summary's
+
+    def notices(at: int) -> bool:
         with copied(trained, tmp_path / f"{at}" / "sandbox") as sandbox:
             in_a_process(words, disk=Disk(sandbox.path, at, errno.EIO, lasting=True))
-            noticed.append(in_a_process(words).code != 0 or results_of(Path("out")) != right)
-    assert any(noticed)
+            return bool(in_a_process(words).code != 0 or results_of(Path("out")) != right)
+
+    assert any(notices(at) for at in reversed(last_writes))  # one of which is the summary's
 
 
 def _say(found: list[str], said: set[str] = set()) -> None:  # noqa: B006 - to say each once

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
@@ -24,6 +27,7 @@ from attention_transfer.training import (
     read_metrics,
 )
 from attention_transfer.transfer import Rule
+from tests.warm import Python
 
 
 @dataclass
@@ -79,9 +83,28 @@ def tiny(tiny_vit: Callable[..., Any]) -> TinyRuns:
     return TinyRuns(tiny_vit, rules, ResolvedRecipe(epochs=3, batch_size=8, validate_every=1, lr=3e-3, workers=0))
 
 
+def _place(rank: int) -> dict[str, str]:
+    """What torchrun puts into the environment of one of two processes."""
+    ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0"}
+    sizes = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "1"}
+    return {"TORCHELASTIC_RUN_ID": "1", **ranks, **sizes}
+
+
 @pytest.fixture
 def second_of_two() -> dict[str, str]:
     """What torchrun puts into the environment of the second of two processes."""
-    ranks = {"RANK": "1", "LOCAL_RANK": "1", "GROUP_RANK": "0"}
-    sizes = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "1"}
-    return {"TORCHELASTIC_RUN_ID": "1", **ranks, **sizes}
+    return _place(1)
+
+
+@pytest.fixture
+def in_two_processes(python: Python) -> Callable[..., list[CompletedProcess[str]]]:
+    """Runs a program twice, side by side, as torchrun would."""
+
+    def run(*words: str) -> list[CompletedProcess[str]]:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        there = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        programs = [python.start(*words, env={**there, **_place(rank)}) for rank in range(2)]
+        return [program.ended() for program in programs]
+
+    return run

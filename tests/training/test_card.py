@@ -15,6 +15,7 @@ from attention_transfer import PRESETS, describe
 from attention_transfer.config.base import rule_as_data
 from attention_transfer.training import Recipe
 from attention_transfer.training.card import interval, model_card
+from attention_transfer.training.run_files import TrainedConfig
 
 SUMMARY: dict[str, Any] = {
     "preset": "copy",
@@ -25,26 +26,24 @@ SUMMARY: dict[str, Any] = {
 }
 
 
-def _config(preset: str = "copy", **options: Any) -> dict[str, Any]:
+def _config(preset: str = "copy", **options: Any) -> TrainedConfig:
     method = PRESETS[preset]
-    return {
-        "preset": preset,
-        "teacher": "timm/vit_small_patch16_224.dino",
-        "pretrained": True,
-        "data": "digits",
-        "fraction": 1.0,
-        "shots": 5,
-        "seed": 3,
-        "init": method.init,
-        "init_parts": list(method.init_parts),
-        "trained": list(method.trained),
-        "rules": [rule_as_data(rule) for rule in method.rules],
-        "recipe": {**asdict(Recipe()), "lr": 0.0123},
-        **options,
-    }
+    config = TrainedConfig(
+        preset=preset,
+        teacher="timm/vit_small_patch16_224.dino",
+        data="digits",
+        shots=5,
+        seed=3,
+        init=method.init,
+        init_parts=list(method.init_parts),
+        trained=list(method.trained),
+        rules=[rule_as_data(rule) for rule in method.rules],
+        recipe={**asdict(Recipe()), "lr": 0.0123},
+    )
+    return replace(config, **options)
 
 
-def _card(vit: nn.Module, config: dict[str, Any], **options: Any) -> str:
+def _card(vit: nn.Module, config: TrainedConfig, **options: Any) -> str:
     return model_card(config, SUMMARY, describe(vit), ["ant", "bee", "cat", "dog", "eel"], **options)
 
 

@@ -122,11 +122,11 @@ def test_presets_carry_no_rates_and_the_digits_have_their_own() -> None:
 
 def test_small_networks_on_digits_are_trained_by_the_digits_recipe(teacher: str, tmp_path: Path) -> None:
     run = train("gta", teacher=teacher, shots=1, epochs=1, out=str(tmp_path / "run"))
-    config = RunFolder(run.path).config()
-    assert (config["recipe"]["lr"], config["recipe"]["batch_size"], config["recipe"]["epochs"]) == (8e-3, 50, 1)
-    assert config["rules"][0]["init_args"]["weight"] == 0.12
+    config = RunFolder(run.path).trained_config()
+    assert (config.recipe["lr"], config.recipe["batch_size"], config.recipe["epochs"]) == (8e-3, 50, 1)
+    assert config.rules[0]["init_args"]["weight"] == 0.12
     own = train("gta", teacher=teacher, shots=1, epochs=1, rules=[Distill()], out=str(tmp_path / "own"))
-    assert RunFolder(own.path).config()["rules"][0]["init_args"]["weight"] == Distill().weight
+    assert RunFolder(own.path).trained_config().rules[0]["init_args"]["weight"] == Distill().weight
 
 
 def test_the_resolved_values_are_printed_and_repeat_the_run(
@@ -136,13 +136,13 @@ def test_the_resolved_values_are_printed_and_repeat_the_run(
     with caplog.at_level(logging.INFO, logger="attention_transfer"):
         command([*words, "--recipe.label-smoothing", "0.2", "--out", str(tmp_path / "first")])
     first = RunFolder(tmp_path / "first")
-    recipe = first.config()["recipe"]
+    recipe = first.config().recipe
     assert {"auto"} & {*map(str, recipe.values())} <= {str(recipe["precision"])}
     assert (recipe["epochs"], recipe["label_smoothing"]) == (2, 0.2)
     assert f"lr {recipe['lr']:.3g}" in caplog.text and "pre-trained weights" in caplog.text
     command(["train", "--config", str(first.path / "config.yaml"), "--out", str(tmp_path / "second")])
     second = RunFolder(tmp_path / "second")
-    assert second.config()["recipe"] == recipe
+    assert second.config().recipe == recipe
     assert second.summary()["test"] == first.summary()["test"]
 
 

@@ -6,6 +6,7 @@ import json
 import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,21 +50,18 @@ for name, (rules, accumulate) in METHODS.items():
 """
 
 
-def launched(*arguments: str) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-
-
 def history(run: Path) -> list[dict[str, float]]:
     rows = read_metrics(run / "metrics.jsonl")
     return [{name: value for name, value in row.items() if not name.startswith("time/")} for row in rows]
 
 
-def test_two_processes_make_the_steps_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_make_the_steps_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_two_processes: Callable[..., Any]
+) -> None:
     script = tmp_path / "training.py"
     script.write_text(TRAINING)
-    launched(str(script), str(tmp_path / "two"))
+    for process in in_two_processes(str(script), str(tmp_path / "two")):
+        assert process.returncode == 0, process.stderr[-4000:]
     monkeypatch.setattr(sys, "argv", [str(script), str(tmp_path / "one")])
     runpy.run_path(str(script))
     for method in ("copy", "distill", "gta"):
@@ -81,10 +79,14 @@ def test_two_processes_make_the_steps_of_one(tmp_path: Path, monkeypatch: pytest
         assert len(list((two / "tensorboard").glob("*tfevents*"))) == 1  # the first process writes, and no other
 
 
-def test_a_verb_runs_in_two_processes(teacher: str, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_torchrun_runs_a_verb_in_two_processes(teacher: str, tmp_path: Path) -> None:
     out = tmp_path / "run"
     arguments = f"train --preset copy --teacher {teacher} --shots 2 --recipe.epochs 2 --recipe.batch-size 8 --out {out}"
-    launched("-m", "attention_transfer", *arguments.split(), "--overwrite", "--recipe.lr", "0.001")
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    words = ["-m", "attention_transfer", *arguments.split(), "--overwrite", "--recipe.lr", "0.001"]
+    done = subprocess.run([sys.executable, *torchrun, *words], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
     summary: dict[str, Any] = json.loads((out / "summary.json").read_text())
     assert summary["train"]["steps"] == 6
     assert summary["test"]["images"] == 450
@@ -95,6 +97,7 @@ def test_a_verb_runs_in_two_processes(teacher: str, tmp_path: Path) -> None:
     assert not [name for name in last["state_dict"] if "teacher" in name]
 
 
+@pytest.mark.slow
 def test_a_command_starts_its_processes_itself(teacher: str, tmp_path: Path) -> None:
     out = tmp_path / "run"
     words = f"train --preset copy --teacher {teacher} --shots 2 --recipe.epochs 2 --recipe.batch-size 8 --out {out}"

@@ -5,8 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from attention_transfer import UserError
 from attention_transfer.engine.checkpoints import best_checkpoint, write_checkpoint
 from attention_transfer.engine.loop import Loop
 from attention_transfer.training import read_metrics
+from tests.warm import Python
 
 # Each training is a process of its own, forked after the imports, and killed at a random moment after its next
 # checkpoint; the last is left to end.
@@ -64,12 +63,12 @@ def without_times(run: Path) -> tuple[list[dict[str, float]], dict[str, Any]]:
     return rows, summary
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_killed_again_and_again_a_run_ends_with_the_numbers_of_an_uninterrupted_one(
-    workers: int, teacher: str, tmp_path: Path
+    workers: int, teacher: str, tmp_path: Path, python: Python
 ) -> None:
-    script = [sys.executable, "-c", KILLING, teacher, str(tmp_path), str(workers)]
-    done = subprocess.run(script, capture_output=True, text=True, timeout=300, check=False)
+    done = python("-c", KILLING, teacher, str(tmp_path), str(workers))
     assert done.returncode == 0, done.stderr
     assert without_times(tmp_path / "cut") == without_times(tmp_path / "whole")
     assert "resumed after step" in (tmp_path / "cut" / "log.txt").read_text()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from attention_transfer.engine.metrics import last_step
 from attention_transfer.errors import UserError
@@ -29,7 +30,7 @@ READERS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "summary.json": (run_files.read_summary, json.dumps(SUMMARY)),
     "loggers.json": (read_json, '{"wandb": "x"}'),
     "metrics.jsonl": (run_files.read_metrics, ROW * 2),
-    "config.yaml": (run_files.read_config_of_run, "model: x\ndata: digits\nrecipe: {epochs: 1}\n"),
+    "config.yaml": (run_files.read_run_config, "model: x\ndata: digits\nrecipe: {epochs: 1}\n"),
 }
 DAMAGED = {
     "empty": b"",
@@ -106,5 +107,39 @@ def test_a_short_file_that_unfolds_into_a_large_one_is_refused(tmp_path: Path) -
 def test_settings_that_an_earlier_run_lacks_have_their_defaults(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("{preset: copy, data: digits, rules: [], recipe: {}, teacher: null, image_size: 32}")
-    config = run_files.read_config_of_run(path)
-    assert (config["image_size"], config["pretrained"], config["pairing"]) == (32, True, None)
+    config = run_files.read_run_config(path)
+    assert isinstance(config, run_files.TrainedConfig)
+    assert (config.image_size, config.pretrained, config.pairing, config.fraction) == (32, True, None, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("rules: none", "rules is 'none'"),
+        ("teacher: 3", "teacher is '3'"),
+        ("fraction: true", "fraction is 'True'"),
+        ("shots: some", "shots is 'some'"),
+    ],
+)
+def test_a_setting_of_another_type_is_named(setting: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    sound: dict[str, Any] = {
+        "preset": "copy",
+        "data": "digits",
+        "rules": [],
+        "recipe": {},
+        "teacher": None,
+        "fraction": 1,
+    }
+    path.write_text(yaml.safe_dump(sound))
+    assert run_files.read_run_config(path).data == "digits"
+    path.write_text(yaml.safe_dump(sound | yaml.safe_load(setting)))
+    with pytest.raises(UserError, match=re.escape(f"{path} is not the configuration of a run ({said})")):
+        run_files.read_run_config(path)
+
+
+def test_a_required_setting_that_is_not_there_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("{preset: copy, data: digits, rules: [], recipe: {}}")
+    with pytest.raises(UserError, match="teacher is missing"):
+        run_files.read_run_config(path)

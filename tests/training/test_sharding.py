@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import runpy
-import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 import timm
@@ -20,6 +21,9 @@ from attention_transfer import L2SP, AttentionTransfer, UserError, load_run, tra
 from attention_transfer.engine.hardware import Hardware, choose_hardware
 from attention_transfer.engine.samplers import EqualBatches
 from attention_transfer.training import Recipe, ResolvedRecipe, Supervised, Training, fit, read_metrics
+from tests.warm import Python
+
+InTwo = Callable[..., list[CompletedProcess[str]]]
 
 # 513 images to validate: one process would have two batches of them and the other one, which would wait for ever.
 # Five classes and widths of 24: shares of unequal size. float64, because sums in another order differ less there.
@@ -34,7 +38,7 @@ from attention_transfer import AttentionTransfer, Copy, Distill, FeatureKD, Guid
 from attention_transfer.training import ResolvedRecipe
 from attention_transfer.training import RunFolder, Supervised, Training, fit
 
-OUT, STRATEGY, DIES_AT = sys.argv[1], sys.argv[2], int(sys.argv[3])
+OUT, STRATEGY, DIES_AT, CHOSEN = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4:]
 
 class Double(nn.Module):
     def forward(self, pixels):
@@ -67,7 +71,8 @@ METHODS = {
     "gta": ([Guide(weight=1)], {"balanced": True, "checkpoint_gradients": True}),
     "features": ([FeatureKD()], {"ema_decay": None, "clip_grad": None, "layer_decay": 0.7}),
 }
-for name, (rules, settings) in METHODS.items():
+for name in CHOSEN:
+    rules, settings = METHODS[name]
     Witness.steps = 0
     objective = Witness(AttentionTransfer(vit(1), vit(2), rules)).double()
     recipe = ResolvedRecipe(epochs=4, batch_size=8, validate_every=2, **settings)
@@ -80,17 +85,8 @@ for name, (rules, settings) in METHODS.items():
         best = torch.load(f"{OUT}/{name}/checkpoints/best.ckpt", weights_only=True)["state_dict"]
         for key, value in objective.state_dict().items():  # whole, and the kept ones
             assert torch.equal(value, best[key]), key
-    if DIES_AT:
-        break
 """
 METHODS = ("copy", "distill", "gta", "features")
-
-
-def launched(*arguments: str, code: int = 0) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert (done.returncode == 0) == (code == 0), done.stderr[-4000:]
-    assert f"exitcode  : {code} " in done.stderr or code == 0, done.stderr[-4000:]
 
 
 def history(run: Path) -> list[dict[str, float]]:
@@ -130,40 +126,50 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def one(script: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs of one process."""
     out = tmp_path_factory.mktemp("one")
-    in_this_process(script, out)
+    in_this_process(script, out, *METHODS)
     return out
 
 
-def in_this_process(script: Path, out: Path, *, dies_at: int = 0) -> None:
-    before, sys.argv = sys.argv, [str(script), str(out), "ddp", str(dies_at)]
+def in_this_process(script: Path, out: Path, *methods: str) -> None:
+    before, sys.argv = sys.argv, [str(script), str(out), "ddp", "0", *methods]
     try:
         runpy.run_path(str(script))
     finally:
         sys.argv = before
 
 
-def test_shares_make_the_steps_of_whole_weights(script: Path, one: Path, tmp_path: Path) -> None:
-    launched(str(script), str(tmp_path), "fsdp", "0")
+def assert_ended(processes: list[CompletedProcess[str]]) -> None:
+    for process in processes:
+        assert process.returncode == 0, process.stderr[-4000:]
+
+
+@pytest.mark.slow
+def test_shares_make_the_steps_of_whole_weights(
+    script: Path, one: Path, tmp_path: Path, in_two_processes: InTwo
+) -> None:
+    assert_ended(in_two_processes(str(script), str(tmp_path), "fsdp", "0", *METHODS))
     for method in METHODS:
         same(one / method, tmp_path / method)
 
 
-def test_a_run_is_taken_up_with_and_without_shares(script: Path, one: Path, tmp_path: Path) -> None:
-    launched(str(script), str(tmp_path / "cut"), "fsdp", "9", code=7)  # in the third epoch; two are in the checkpoint
-    assert len(history(tmp_path / "cut" / "copy")) == 2
-    in_this_process(script, tmp_path / "cut")
+def test_a_run_is_taken_up_with_and_without_shares(
+    script: Path, one: Path, tmp_path: Path, in_two_processes: InTwo, python: Python
+) -> None:
+    cut = in_two_processes(str(script), str(tmp_path / "cut"), "fsdp", "9", "copy")  # in the third epoch
+    assert cut[0].returncode == 7, cut[0].stderr[-4000:]
+    assert len(history(tmp_path / "cut" / "copy")) == 2  # which are in the checkpoint
+    in_this_process(script, tmp_path / "cut", "copy")
     same(one / "copy", tmp_path / "cut" / "copy")
-    command = [sys.executable, str(script), str(tmp_path / "whole"), "ddp", "9"]
-    assert subprocess.run(command, capture_output=True, check=False).returncode == 7
+    assert python(str(script), str(tmp_path / "whole"), "ddp", "9", "copy").returncode == 7
     assert len(history(tmp_path / "whole" / "copy")) == 2
-    launched(str(script), str(tmp_path / "whole"), "fsdp", "0")
+    assert_ended(in_two_processes(str(script), str(tmp_path / "whole"), "fsdp", "0", "copy"))
     same(one / "copy", tmp_path / "whole" / "copy")
 
 
-def test_the_verb_takes_it(teacher: str, tmp_path: Path) -> None:
+def test_the_verb_takes_it(teacher: str, tmp_path: Path, in_two_processes: InTwo) -> None:
     out = tmp_path / "run"
     words = f"train --preset copy --teacher {teacher} --shots 2 --recipe.epochs 2 --recipe.batch-size 8 --out {out}"
-    launched("-m", "attention_transfer", *words.split(), "--strategy", "fsdp")
+    assert_ended(in_two_processes("-m", "attention_transfer", *words.split(), "--strategy", "fsdp"))
     assert "2 x cpu, weights in shares (FSDP)" in (out / "log.txt").read_text()
     assert json.loads((out / "summary.json").read_text())["test"]["images"] == 450
     assert load_run(out).spec.classes == 10

@@ -23,8 +23,8 @@ from attention_transfer.experiments.cells import Cells
 from attention_transfer.experiments.grid import grid_of, run_of
 from attention_transfer.plain_yaml import read_mapping
 from attention_transfer.training import Recipe, ResolvedRecipe, Run, read_metrics, teacher_repair
+from attention_transfer.training.asked import filled_in
 from attention_transfer.training.networks import bind, make_networks
-from attention_transfer.training.train import filled_in
 from attention_transfer.training.train_problems import train_problems
 from attention_transfer.vit import save_vit
 

@@ -30,10 +30,23 @@ from attention_transfer.training import (
 from attention_transfer.vit import save_vit
 
 RECIPE = Recipe(epochs=6, batch_size=8, validate_every=2)
+SHORT = replace(RECIPE, epochs=2, validate_every=1)
 
 
 def train_tiny(teacher: str, out: Path, preset: str = "distill", **changes: Any) -> Run:
     return train(preset, **{"teacher": teacher, "shots": 2, "recipe": RECIPE, "out": str(out), **changes})
+
+
+@pytest.fixture(scope="module")
+def distilled(teacher: str, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run that several tests look at and none changes."""
+    return train_tiny(teacher, tmp_path_factory.mktemp("distilled") / "run")
+
+
+@pytest.fixture
+def copied(distilled: Run, tmp_path: Path) -> Path:
+    """A copy of it, in which files may be spoilt."""
+    return Path(shutil.copytree(distilled.path, tmp_path / "run"))
 
 
 def history(run: Run) -> list[dict[str, float]]:
@@ -44,7 +57,7 @@ def history(run: Run) -> list[dict[str, float]]:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_leaves_a_whole_run_folder(preset: str, teacher: str, tmp_path: Path) -> None:
-    run = train_tiny(teacher, tmp_path / "run", preset)
+    run = train_tiny(teacher, tmp_path / "run", preset, recipe=SHORT)
     names = {p.relative_to(run.path).as_posix() for p in run.path.rglob("*") if p.is_file()}
     (events,) = [name for name in names if name.startswith("tensorboard/events.out.tfevents.")]
     assert names == {
@@ -68,8 +81,8 @@ def test_every_preset_leaves_a_whole_run_folder(preset: str, teacher: str, tmp_p
         *({"teacher/config.json", "teacher/model.safetensors"} if preset in ("copy", "copy-q") else ()),
     }
     assert json.loads((run.path / "summary.json").read_text()) == run.summary
-    assert [row["epoch"] for row in history(run)] == [1, 2, 3, 4, 5, 6]
-    assert run.summary["train"] == {"images": 20, "steps": 18, "seconds": run.summary["train"]["seconds"]}
+    assert [row["epoch"] for row in history(run)] == [1, 2]
+    assert run.summary["train"] == {"images": 20, "steps": 6, "seconds": run.summary["train"]["seconds"]}
 
 
 def test_the_reported_accuracy_is_that_of_the_kept_weights(teacher: str, tmp_path: Path) -> None:
@@ -85,28 +98,27 @@ def test_the_reported_accuracy_is_that_of_the_kept_weights(teacher: str, tmp_pat
 
 
 def test_plain_timm_loads_the_student(teacher: str, tmp_path: Path) -> None:
-    run = train_tiny(teacher, tmp_path / "run", "finetune")
+    run = train_tiny(teacher, tmp_path / "run", "finetune", recipe=SHORT)
     student = timm.create_model(f"local-dir:{run.path / 'model'}", pretrained=True).eval()
     images = torch.rand(3, 1, 8, 8)
     with torch.no_grad():
         assert torch.equal(student(images), load_run(run.path).network(images))
 
 
-def test_the_same_run_twice_gives_identical_numbers(teacher: str, tmp_path: Path) -> None:
-    first, second = (train_tiny(teacher, tmp_path / name) for name in "ab")
-    assert history(first) == history(second)
-    assert first.summary["test"] == second.summary["test"]
+def test_the_same_run_twice_gives_identical_numbers(teacher: str, tmp_path: Path, distilled: Run) -> None:
+    again = train_tiny(teacher, tmp_path / "run")
+    assert history(again) == history(distilled)
+    assert again.summary["test"] == distilled.summary["test"]
 
 
-def test_another_seed_gives_other_numbers(teacher: str, tmp_path: Path) -> None:
-    first, second = (train_tiny(teacher, tmp_path / str(seed), seed=seed) for seed in (0, 1))
-    assert history(first) != history(second)
+def test_another_seed_gives_other_numbers(teacher: str, tmp_path: Path, distilled: Run) -> None:
+    other = train_tiny(teacher, tmp_path / "run", seed=1)
+    assert history(other)[0]["train/loss"] != history(distilled)[0]["train/loss"]
 
 
 def test_an_interrupted_run_goes_on_to_the_same_numbers(
-    teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    teacher: str, tmp_path: Path, distilled: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = train_tiny(teacher, tmp_path / "whole")
     handler = signal.getsignal(signal.SIGINT)
 
     def press_ctrl_c(bar: Bar) -> None:
@@ -122,32 +134,29 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(
     assert signal.getsignal(signal.SIGINT) is handler
     assert not (tmp_path / "cut" / "summary.json").exists()
     resumed = train_tiny(teacher, tmp_path / "cut")
-    assert history(resumed) == history(whole)
-    assert {**resumed.summary, "train": None} == {**whole.summary, "train": None}
+    assert history(resumed) == history(distilled)
+    assert {**resumed.summary, "train": None} == {**distilled.summary, "train": None}
 
 
-def test_a_finished_run_is_not_run_again(teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = train_tiny(teacher, tmp_path / "run")
+def test_a_finished_run_is_not_run_again(teacher: str, distilled: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         import_module("attention_transfer.training.train"), "fit", lambda *_, **__: pytest.fail("trained again")
     )
-    assert train_tiny(teacher, tmp_path / "run").summary == first.summary
+    assert train_tiny(teacher, distilled.path).summary == distilled.summary
 
 
-def test_a_run_killed_after_its_last_epoch_only_needs_its_summary(teacher: str, tmp_path: Path) -> None:
-    run = train_tiny(teacher, tmp_path / "run")
-    rows = history(run)
-    (run.path / "summary.json").unlink()
-    shutil.rmtree(run.path / "model")
-    again = train_tiny(teacher, tmp_path / "run")
-    assert history(again) == rows
-    assert {**again.summary, "train": None} == {**run.summary, "train": None}
+def test_a_run_killed_after_its_last_epoch_only_needs_its_summary(teacher: str, distilled: Run, copied: Path) -> None:
+    (copied / "summary.json").unlink()
+    shutil.rmtree(copied / "model")
+    again = train_tiny(teacher, copied)
+    assert history(again) == history(distilled)
+    assert {**again.summary, "train": None} == {**distilled.summary, "train": None}
     assert load_run(again.path).spec.classes == 10
 
 
 def test_the_teacher_is_neither_changed_nor_saved(teacher: str, tmp_path: Path) -> None:
     before = load_vit(teacher).state_dict()
-    run = train_tiny(teacher, tmp_path / "run")
+    run = train_tiny(teacher, tmp_path / "run", recipe=SHORT)
     after = load_vit(teacher).state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
     checkpoint = torch.load(run.path / "checkpoints" / "last.ckpt", weights_only=True)
@@ -156,14 +165,13 @@ def test_the_teacher_is_neither_changed_nor_saved(teacher: str, tmp_path: Path) 
     assert sum(t.numel() for t in checkpoint["state_dict"].values()) == student
 
 
-def test_damaged_checkpoints_are_named(teacher: str, tmp_path: Path) -> None:
-    run = train_tiny(teacher, tmp_path / "run")
-    (run.path / "summary.json").unlink()
+def test_damaged_checkpoints_are_named(teacher: str, copied: Path) -> None:
+    (copied / "summary.json").unlink()
     for name in ("last.ckpt", "best.ckpt"):
-        path = run.path / "checkpoints" / name
+        path = copied / "checkpoints" / name
         path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(UserError, match="is damaged and the run"):
-        train_tiny(teacher, tmp_path / "run")
+        train_tiny(teacher, copied)
 
 
 def test_scratch_needs_no_teacher(tmp_path: Path) -> None:
@@ -264,7 +272,7 @@ def test_parts_of_a_network_are_taken_and_the_rest_is_random(teacher: str, tmp_p
 
 
 def test_the_teacher_is_fine_tuned_first_where_that_is_asked_for(teacher: str, tmp_path: Path) -> None:
-    run = train_tiny(teacher, tmp_path / "run", "distill", tune_teacher=True)
+    run = train_tiny(teacher, tmp_path / "run", "distill", tune_teacher=True, recipe=SHORT)
     tuned = tmp_path / "run-teacher"
     assert json.loads((tuned / "summary.json").read_text())["preset"] == "finetune"
     config = read_mapping(run.path / "config.yaml")
@@ -283,8 +291,8 @@ def test_in_the_first_epochs_the_head_alone_is_trained(epochs: int, teacher: str
 
 
 def test_mixed_batches_change_the_training_and_not_the_validation(teacher: str, tmp_path: Path) -> None:
-    plain = train_tiny(teacher, tmp_path / "plain", "gta")
-    recipe = replace(RECIPE, cutmix=1.0, transmix="teacher")
+    plain = train_tiny(teacher, tmp_path / "plain", "gta", recipe=SHORT)
+    recipe = replace(SHORT, cutmix=1.0, transmix="teacher")
     mixed = train_tiny(teacher, tmp_path / "mixed", "gta", recipe=recipe)
     assert history(plain)[0]["train/task"] != history(mixed)[0]["train/task"]
     again = train_tiny(teacher, tmp_path / "again", "gta", recipe=recipe)
@@ -294,7 +302,7 @@ def test_mixed_batches_change_the_training_and_not_the_validation(teacher: str, 
 def test_a_guided_student_that_starts_at_random_is_warned_about(
     teacher: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    train_tiny(teacher, tmp_path / "run", "gta", init="random")
+    train_tiny(teacher, tmp_path / "run", "gta", init="random", recipe=SHORT)
     assert "has none to keep" in caplog.text
 
 

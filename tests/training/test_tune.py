@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from attention_transfer import UserError, train
+from attention_transfer.plain_yaml import read_mapping
 from attention_transfer.training import Recipe, ResolvedRecipe, RunFolder
 from attention_transfer.training.tune import TrialScore, tuned
 
@@ -43,7 +44,7 @@ def test_the_rate_that_was_found_stands_in_the_configuration_and_nothing_is_sear
     recipe = Recipe(epochs=4, batch_size=10, validate_every=2, lr=1e-3)
     out = tmp_path / "run"
     run = train("finetune", teacher=teacher, shots=1, recipe=recipe, tune="lr", out=str(out))
-    config = RunFolder(out).config()
+    config = read_mapping(out / "config.yaml")
     assert config["recipe"]["lr"] in (1.1e-4, 3.3e-4, 1e-3, 3e-3, 9e-3)
     assert "tune" not in config  # to repeat the run is to take the rate that was found
     trials = sorted(path.name for path in (tmp_path / "run-tune").iterdir())

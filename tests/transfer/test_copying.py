@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from attention_transfer.errors import UserError
-from attention_transfer.transfer import AttentionTransfer, Copy
+from attention_transfer.transfer import AttentionTransfer, Copy, Distill
 from attention_transfer.vit import AttentionCall
 
 Build = Callable[..., Any]
@@ -128,6 +128,18 @@ def test_the_students_own_queries_and_keys_are_not_trained(tiny_vit: Build, imag
     for block in student.blocks:
         assert block.attn.qkv.weight.grad[:48].abs().max() == 0  # rows of q and k
         assert block.attn.qkv.weight.grad[48:].abs().max() > 0
+
+
+def test_rows_of_queries_and_keys_that_are_copied_are_named_as_unused(tiny_vit: Build) -> None:
+    student = tiny_vit(2)
+    qkv = student.blocks[1].attn.qkv
+    (weight, rows), (bias, rows_of_bias) = AttentionTransfer(tiny_vit(1), student, [Copy(layers=[1])]).unused_rows()
+    assert weight is qkv.weight
+    assert bias is qkv.bias
+    assert weight[rows].shape == (48, 24)
+    assert bias[rows_of_bias].shape == (48,)
+    for rule in (Copy(parts="v"), Copy(heads=[0]), Distill()):
+        assert AttentionTransfer(tiny_vit(1), tiny_vit(2), [rule]).unused_rows() == []
 
 
 def gradients(tiny_vit: Build, images: Tensor, order: str, checkpointing: bool) -> list[Tensor]:

@@ -274,7 +274,7 @@ def test_re_entrant_checkpointing_serves_copy_and_is_refused_by_losses(images: T
     transfer.release()
     for rule in (Distill(), Guide()):
         transfer = AttentionTransfer(hf(1), student, [rule]).train()
-        with pytest.raises(UserError, match="re-entrant gradient checkpointing"):
+        with pytest.raises(UserError, match=r"re-entrant gradient checkpointing .*'use_reentrant': False"):
             transfer(images)
         transfer.release()
 

@@ -296,9 +296,9 @@ def test_gradients_under_checkpointing_are_those_without(rules: list[Any], tiny_
 
 
 def test_blocks_outside_the_student_are_named_with_both_bounds(tiny_vit: Build) -> None:
-    with pytest.raises(UserError, match=r"FeatureKD\.layers \[3\] do not exist; choose from -3 to 2"):
+    with pytest.raises(UserError, match=r"^FeatureKD\.layers \[3\] do not exist; choose from -3 to 2"):
         AttentionTransfer(tiny_vit(1), tiny_vit(2), [FeatureKD(layers=[3])])
-    with pytest.raises(UserError, match=r"FeatureKD\.layers='last 4': choose a number from 1 to 3"):
+    with pytest.raises(UserError, match=r"^FeatureKD\.layers='last 4': choose a number from 1 to 3"):
         AttentionTransfer(tiny_vit(1), tiny_vit(2), [FeatureKD(layers="last 4")])
 
 

@@ -77,6 +77,28 @@ def test_each_layer_of_the_student_has_one_of_the_teacher(
     assert Plan(tiny_vit(1, depth=depth_t), tiny_vit(2, depth=depth_s), rules, pairing).teacher_layers == expected
 
 
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [([0, 0, 1], [False, True, True]), ([1, 0, 1], [False, True, True]), ("relative", [True] * 3)],
+)
+def test_a_teachers_attention_is_last_used_where_no_later_block_takes_it(
+    layers: Any, expected: list[bool], tiny_vit: Build
+) -> None:
+    plan = Plan(tiny_vit(1), tiny_vit(2), [Distill()], Pairing(layers=layers))
+    assert [layer.is_last_use for layer in plan.at.values()] == expected
+
+
+def test_a_call_is_kept_as_the_one_row_that_is_read_unless_its_heads_are_to_be_matched(
+    tiny_vit: Build, images: Tensor
+) -> None:
+    teacher, student = tiny_vit(1), tiny_vit(2)
+    (call, *_) = calls_of(teacher, images).values()
+    row = Plan(teacher, student, [Guide()], Pairing()).kept(call)
+    torch.testing.assert_close(row.logits(), call.logits()[:, :, :1])
+    assert Plan(teacher, student, [Guide()], Pairing(heads="match")).kept(call) is call
+    assert Plan(teacher, student, [Guide(), Distill()], Pairing()).kept(call) is call
+
+
 def test_the_pooling_head_is_a_layer_beside_the_blocks(tiny_vit: Build) -> None:
     rules: list[AttentionRule] = [Guide(query="pool"), Guide(query="mean", layers=[1])]
     plan = Plan(tiny_vit(1, SIGLIP, depth=6), tiny_vit(2, SIGLIP), rules, Pairing())
@@ -211,6 +233,16 @@ def test_every_reason_is_listed_at_once(tiny_vit: Build) -> None:
         "Guide.heads=9",
     ):
         assert any(re.search(reason, message) for message in caught.value.messages), reason
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", DINO])
+def test_a_block_without_a_partner_is_listed_among_other_reasons(name: str, tiny_vit: Build) -> None:
+    rules: list[AttentionRule] = [Distill(), Guide(heads=9)]
+    with pytest.raises(UserErrors) as caught:
+        Plan(tiny_vit(1, name, depth=2), tiny_vit(2), rules, Pairing(layers="last"))
+    unpaired, heads = caught.value.messages
+    assert "block 0 of the student has no block of the teacher" in unpaired
+    assert "Guide.heads=9" in heads
 
 
 # --- the report before any training ---

@@ -503,6 +503,22 @@ def test_heads_are_matched_once(tiny_vit: Build, images: Tensor, monkeypatch: py
     assert torch.equal(transfer.state_dict()["head_pairs.pairs"], pairs)
 
 
+def test_heads_of_networks_in_half_precision_are_matched_in_single_precision(
+    tiny_vit: Build, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.dtype] = []
+    divergences = transfer_module.head_divergences
+
+    def noting(student: Tensor, teacher: Tensor) -> Tensor:
+        seen.extend((student.dtype, teacher.dtype))
+        return divergences(student, teacher)
+
+    monkeypatch.setattr(transfer_module, "head_divergences", noting)
+    teacher, student = tiny_vit(1, num_heads=6).bfloat16(), tiny_vit(2).bfloat16()
+    AttentionTransfer(teacher, student, [Distill()], pairing=Pairing(heads="match"))(images.bfloat16())
+    assert set(seen) == {torch.float32}
+
+
 def test_pairs_of_heads_survive_a_deep_copy_and_saving(
     tiny_vit: Build, images: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

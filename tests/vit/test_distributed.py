@@ -6,7 +6,6 @@ This file is also the program of those processes; they run every case once, and 
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from datetime import timedelta
@@ -24,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from attention_transfer.transfer import AttentionTransfer, Copy, Distill, Guide
 from attention_transfer.vit import Pairing, capture
+from tests.warm import Python
 
 PROCESSES = 2
 TIMEOUT = timedelta(seconds=60)
@@ -176,23 +176,14 @@ def work(rank: int, folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Result]]]:
+def results(tmp_path_factory: pytest.TempPathFactory, python: Python) -> dict[str, list[dict[str, Result]]]:
     """What each process found, by kind of case."""
     folder = tmp_path_factory.mktemp("distributed")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-W", "ignore", __file__]
-    logs = [(folder / f"log-{rank}").open("w") for rank in range(PROCESSES)]
-    processes = [
-        subprocess.Popen([*command, str(rank), str(folder)], env=environment, stdout=log, stderr=log)
-        for rank, log in enumerate(logs)
-    ]
-    try:
-        codes = [process.wait(timeout=300) for process in processes]
-    finally:
-        for process, log in zip(processes, logs, strict=True):
-            process.kill()
-            log.close()
-    assert codes == [0] * PROCESSES, "\n".join(Path(log.name).read_text()[-3000:] for log in logs)
+    programs = [python.start(__file__, str(rank), str(folder), env=environment) for rank in range(PROCESSES)]
+    for program in programs:
+        done = program.ended()
+        assert done.returncode == 0, done.stderr[-3000:]
     return {
         kind: [torch.load(folder / f"{kind}-{rank}.pt") for rank in range(PROCESSES)]
         for kind in ("captures", "steps", "matches")

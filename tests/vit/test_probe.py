@@ -473,6 +473,7 @@ def test_calls_have_no_gradients(tiny_vit: Build, images: Tensor) -> None:
     assert model(images).requires_grad
 
 
+@pytest.mark.slow
 def test_compiled_it_gives_equal_calls_and_leaves_other_forwards_alone(tiny_vit: Build, images: Tensor) -> None:
     model = frozen(tiny_vit(1, depth=2))
     whole, expected = model(images), whole_forward(model, images)

@@ -228,3 +228,15 @@ def parts_of(text: str, what: str, problems: list[str]) -> list[str]:
     if "" in parts:
         problems.append(f"{what} is {text!r}, which has an empty part; give values with single commas between them")
     return [part for part in parts if part]
+
+
+def model_problems(models: Sequence[str]) -> list[str]:
+    """A sentence where no model is named, and for each that is named twice."""
+    twice = [name for i, name in enumerate(models) if name in models[:i]]
+    none = [] if models else ["no model is named; name one or more"]
+    return none + [f"{name} is named twice; name each model once" for name in dict.fromkeys(twice)]
+
+
+def below_one(**counts: int | None) -> list[str]:
+    """A sentence for each number of images, by the name of its setting, that is below 1."""
+    return [f"{name} is {n}; give at least 1 image" for name, n in counts.items() if n is not None and n < 1]

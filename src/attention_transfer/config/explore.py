@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from attention_transfer.config.base import Config
+from attention_transfer.config.base import Config, below_one, model_problems
 from attention_transfer.config.choices import Device, SplitName
 from attention_transfer.config.show import Show
-from attention_transfer.config.verbs import below_one, model_problems
 
 View = Literal["auto", "page", "notebook"]
 

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Literal
 
 from attention_transfer.artifacts import EXPORT, MARKER
-from attention_transfer.config.base import Config
+from attention_transfer.config.base import Config, model_problems
 from attention_transfer.config.choices import Device, MapSource
-from attention_transfer.config.verbs import model_problems
 from attention_transfer.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")

@@ -21,6 +21,8 @@ from attention_transfer.data.images import Splits as Splits
 from attention_transfer.data.overlap import Twin as Twin
 from attention_transfer.data.overlap import find_overlap as find_overlap
 from attention_transfer.data.placement import Placement as Placement
+from attention_transfer.data.shared import MappedImages as MappedImages
+from attention_transfer.data.shared import SharedPixels as SharedPixels
 from attention_transfer.data.sources import DATA as DATA
 from attention_transfer.data.sources import DataSource as DataSource
 from attention_transfer.data.sources import data_slug as data_slug
@@ -36,4 +38,5 @@ from attention_transfer.data.transforms import Transform as Transform
 from attention_transfer.data.transforms import choose_augment as choose_augment
 from attention_transfer.data.transforms import eval_pixels as eval_pixels
 from attention_transfer.data.transforms import eval_transform as eval_transform
+from attention_transfer.data.transforms import mode_of as mode_of
 from attention_transfer.data.transforms import train_pixels as train_pixels

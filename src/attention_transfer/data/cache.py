@@ -4,7 +4,7 @@ Evaluation sees the same pixels every time, so the final pixels are kept. Traini
 decoded images are kept: shrinking them first would change the crops.
 
 Both caches are filled before any worker process starts. Forked workers share them; spawned workers share the tensors
-and get their own copy of decoded images.
+and get their own copy of decoded images. The runs of a comparison share both by a file (`shared.py`).
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, TensorDataset
 
 from attention_transfer.data.decoding import Damaged, opened
 from attention_transfer.data.images import FileImages, Images, ImageSet
+from attention_transfer.data.shared import SharedPixels
 from attention_transfer.data.threads import in_threads
 
 log = logging.getLogger("attention_transfer")
@@ -52,31 +54,47 @@ class DecodedImages:
         return DecodedImages(tuple(self.images[i] for i in indices))
 
 
-def keep_pixels(images: ImageSet, name: str, *, free: int | None = None) -> Dataset[tuple[Tensor, ...]]:
+def keep_pixels(
+    images: ImageSet, name: str, *, free: int | None = None, shared: SharedPixels | None = None
+) -> Dataset[tuple[Tensor, ...]]:
     """Compute a set with a deterministic transform once and keep it, if it fits into a quarter of the free memory.
 
     Args:
         images: what evaluation reads.
         name: what to call it in the log, which says what was decided and why.
         free: bytes of free memory; default what the system has.
+        shared: where the pixels of image files are kept for other processes, too, if there is room.
 
     Returns:
         A `TensorDataset` of the same items, or `images` itself.
     """
     if not len(images):
         return images
-    first, _ = images[0]
-    needed = len(images) * first.numel() * first.element_size()
-    return images.materialised() if _fits(name, len(images), needed, free) else images
+    one = images.transform(Image.new("L", (1, 1)))  # as large as any other, and read from no file
+    needed = len(images) * one.numel() * one.element_size()
+    if not _fits(name, len(images), needed, free):
+        return images
+    if shared is not None and isinstance(images.images, FileImages) and shared.has_room(needed, name):
+        return TensorDataset(shared.pixels(images, images.images), torch.tensor(images.labels))
+    return images.materialised()
 
 
-def keep_decoded(images: Images, name: str, *, free: int | None = None) -> Images:
+def keep_decoded(
+    images: Images,
+    name: str,
+    *,
+    free: int | None = None,
+    shared: SharedPixels | None = None,
+    mode: str = "RGB",
+) -> Images:
     """Decode image files once and keep them, if they fit into a quarter of the free memory.
 
     Args:
         images: what training reads; images that are in memory already are returned as they are.
         name: what to call them in the log, which says what was decided and why.
         free: bytes of free memory; default what the system has.
+        shared: where they are kept for other processes, too, if there is room.
+        mode: what they are converted to before they are shared, "L" or "RGB".
 
     Returns:
         The same images.
@@ -87,6 +105,8 @@ def keep_decoded(images: Images, name: str, *, free: int | None = None) -> Image
     needed = _decoded_bytes(images, enough=free // SHARE)
     if not _fits(name, len(images), needed, free):
         return images
+    if shared is not None and len(images) and shared.has_room(needed, name):
+        return shared.decoded(images, mode)
     return DecodedImages(tuple(in_threads(images.__getitem__, range(len(images)), f"reading {name} images")))
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
-from attention_transfer.config.verbs import InspectData
+from attention_transfer.config.data import InspectData
 from attention_transfer.data.images import ArrayImages, FileImages, Split, Splits
 from attention_transfer.data.overlap import file_digest, pixel_digest
 from attention_transfer.data.sources import DATA, find_source

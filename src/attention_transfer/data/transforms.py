@@ -154,10 +154,19 @@ def _resize(height: int, width: int) -> ImageTransform:
     return resize
 
 
-def _pixels(spec: ViTSpec, steps: list[ImageTransform]) -> Transform:
+def mode_of(spec: ViTSpec) -> str:
+    """The mode of the images that a model takes: "L" or "RGB".
+
+    Raises:
+        UserError: it takes other channels.
+    """
     if spec.channels not in (1, 3):
         raise UserError(f"{spec.name} takes {spec.channels} channels; images have 1 or 3")
-    return _Pixels("L" if spec.channels == 1 else "RGB", tuple(steps))
+    return "L" if spec.channels == 1 else "RGB"
+
+
+def _pixels(spec: ViTSpec, steps: list[ImageTransform]) -> Transform:
+    return _Pixels(mode_of(spec), tuple(steps))
 
 
 # Classes instead of closures: processes that load images get the transform by pickle where they are not forked.

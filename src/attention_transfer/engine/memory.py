@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import nn
 
 from attention_transfer.errors import UserError
-from attention_transfer.vit import unwrapped
+from attention_transfer.vit import library_of, unwrapped
 
 
 def ran_out_of_memory(error: BaseException) -> bool:
@@ -41,8 +40,8 @@ def telling_of_memory(*, evaluating: bool) -> Iterator[None]:
 
 def can_checkpoint(vit: nn.Module) -> list[str]:
     """Why a network can't compute activations again, a sentence; nothing where it can."""
-    inner: Any = unwrapped(vit)
-    if hasattr(inner, "set_grad_checkpointing") or getattr(inner, "supports_gradient_checkpointing", False):
+    inner = unwrapped(vit)
+    if library_of(inner).can_recompute(inner):
         return []
     return [f"recipe.checkpoint_gradients: {type(inner).__name__} can't compute its blocks again; leave it out"]
 
@@ -59,17 +58,10 @@ def checkpointed_gradients(vit: nn.Module, *, on: bool) -> Iterator[None]:
         return
     for problem in can_checkpoint(vit):
         raise UserError(problem)
-    inner: Any = unwrapped(vit)
-    if hasattr(inner, "set_grad_checkpointing"):  # timm
-        inner.set_grad_checkpointing(True)
-        try:
-            yield
-        finally:
-            inner.set_grad_checkpointing(False)
-        return
-    # transformers. Re-entrant checkpointing would hide queries and keys from the rules.
-    inner.activation_checkpointing_enable({"use_reentrant": False})
+    inner = unwrapped(vit)
+    library = library_of(inner)
+    library.recompute(inner, on=True)
     try:
         yield
     finally:
-        inner.activation_checkpointing_disable()
+        library.recompute(inner, on=False)

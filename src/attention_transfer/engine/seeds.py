@@ -20,24 +20,26 @@ def seed_everything(seed: int) -> None:
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Draw from `seed` inside the block, and leave the generators of the caller as they were."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    seed_everything(seed)
-    try:
+    with _restored():
+        seed_everything(seed)
         yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
 
 
 @contextmanager
 def drawn_from(*entropy: int) -> Iterator[None]:
     """Draw on the CPU from these numbers, at least 0, inside the block; the generators of devices are left alone."""
+    with _restored():
+        seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def _restored() -> Iterator[None]:
+    """Leave the generators of the CPU as they were before the block."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.default_generator.manual_seed(seed)
     try:
         yield
     finally:

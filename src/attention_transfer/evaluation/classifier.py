@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from attention_transfer.errors import UserError
-from attention_transfer.training import RunFolder, read_rules
+from attention_transfer.training import RunFolder, TrainedConfig, read_rules
 from attention_transfer.training.teacher_repair import TeacherRepair
 from attention_transfer.transfer import AttentionTransfer, OperandRule
 from attention_transfer.vit import Pairing, ViTSpec, describe, labels_of, load_vit
-
-_NAMED = ("timm", "hf", "torchvision", "builtin")  # prefixes of model names that are not paths
+from attention_transfer.vit.libraries import library_names
 
 
 class Classifier(nn.Module):
@@ -83,7 +82,7 @@ def load_classifier(spec: str) -> LoadedRun:
     """
     if Path(spec).is_dir():
         return load_run(spec)
-    if spec.partition("/")[0] not in _NAMED and not Path(spec).exists():
+    if spec.partition("/")[0] not in (*library_names(), "builtin") and not Path(spec).exists():
         raise UserError(f"there is no run {spec}; check the path, or name a model as timm/<name>")
     return _classifier(spec)
 
@@ -103,12 +102,10 @@ def _names(student: nn.Module, spec: ViTSpec) -> tuple[str, ...]:
 
 
 def _loaded(folder: RunFolder) -> LoadedRun:
-    path, config = folder.path, folder.config()
-    if "preset" not in config:
-        raise UserError(f"{path} holds a pre-trained teacher, not a classifier; name a run of `train`")
+    path, config = folder.path, folder.trained_config()
     summary = folder.summary()
     student = load_vit(str(folder.path))
-    rules = [rule for rule in read_rules(config["rules"]) if isinstance(rule, OperandRule)]
+    rules = [rule for rule in read_rules(config.rules) if isinstance(rule, OperandRule)]
     teacher = None
     if rules:
         try:
@@ -118,7 +115,7 @@ def _loaded(folder: RunFolder) -> LoadedRun:
                 f"the student in {path} copies its teacher's attention, but the teacher is gone: {error}"
             ) from error
     try:
-        pairing = Pairing(**config["pairing"]) if rules and config["pairing"] else None
+        pairing = Pairing(**config.pairing) if rules and config.pairing else None
         transfer = AttentionTransfer(teacher, student, rules, pairing=pairing)
         if transfer.head_pairs is not None:
             transfer.head_pairs.load_state_dict({"pairs": torch.tensor(summary["head_pairs"])})
@@ -131,14 +128,14 @@ def _loaded(folder: RunFolder) -> LoadedRun:
     return LoadedRun(Classifier(transfer).eval(), spec, _names(student, spec), summary, path)
 
 
-def teacher_of(folder: RunFolder, config: dict[str, Any]) -> nn.Module:
+def teacher_of(folder: RunFolder, config: TrainedConfig) -> nn.Module:
     """The teacher that was saved with the run, or else the one that its configuration names, repaired as it was there.
 
     Raises:
         UserError: it is gone, or the record of its repair is.
     """
-    neurons = TeacherRepair.of_run(folder.path).neurons if config["repair"] else None
+    neurons = TeacherRepair.of_run(folder.path).neurons if config.repair else None
     own = folder.path / "teacher"
     if own.is_dir():
         return load_vit(str(own), repair=neurons)
-    return load_vit(config["teacher"], pretrained=config["pretrained"], image_size=config["image_size"], repair=neurons)
+    return load_vit(str(config.teacher), pretrained=config.pretrained, image_size=config.image_size, repair=neurons)

@@ -11,7 +11,7 @@ from rich.text import Text
 from torch import nn
 
 from attention_transfer.config.base import as_data
-from attention_transfer.config.verbs import Doctor
+from attention_transfer.config.doctor import Doctor
 from attention_transfer.ui import Console
 from attention_transfer.vit import (
     Pairing,

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from attention_transfer.artifacts import MODEL_FILES
 from attention_transfer.config.choices import Mean, Weighting
-from attention_transfer.config.verbs import MakeEnsemble
+from attention_transfer.config.ensemble import MakeEnsemble
 from attention_transfer.data import Split, eval_transform, load_data
 from attention_transfer.errors import UserError, raise_all
 from attention_transfer.evaluation.averaging import (
@@ -106,7 +106,7 @@ def average_runs(config: MakeEnsemble) -> EnsembleResult:
     problems += out_problems(config.out, ".json", overwrite=config.overwrite, models=runs, names=MODEL_FILES)
     problems += _run_problems(runs)
     loaded = _loaded(runs, problems)
-    data = str(RunFolder(loaded[0].path).config()["data"])
+    data = RunFolder(loaded[0].path).config().data
     splits = load_data(data)
     if loaded[0].classes != splits.classes:
         raise UserError(f"the runs have other classes than the data set {data!r}; choose runs that were trained on it")
@@ -185,7 +185,7 @@ def _loaded(runs: Sequence[str], problems: Sequence[str]) -> list[LoadedRun]:
 def _mismatches(loaded: dict[str, LoadedRun]) -> list[str]:
     """What sets runs apart from the first."""
     names, problems = list(loaded), []
-    data = {run: RunFolder(member.path).config()["data"] for run, member in loaded.items()}
+    data = {run: RunFolder(member.path).config().data for run, member in loaded.items()}
     for run in names[1:]:
         if data[run] != data[names[0]]:
             problems.append(

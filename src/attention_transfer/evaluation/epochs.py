@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from attention_transfer.engine.checkpoints import kept_checkpoints, validated_weights
 from attention_transfer.errors import UserError
-from attention_transfer.training import RunFolder, read_metrics
+from attention_transfer.training import RunFolder, TrainedConfig, read_metrics
 
 log = logging.getLogger("attention_transfer")
 
@@ -49,7 +49,7 @@ class KeptEpochs:
     def of(cls, name: str) -> KeptEpochs:
         """What a run of `train` keeps: its best and its last epoch, or all. Nothing for other models."""
         folder = RunFolder(Path(name).expanduser())
-        if not folder.has("config.yaml") or "preset" not in folder.config():
+        if not folder.has("config.yaml") or not isinstance(folder.config(), TrainedConfig):
             return cls()
         files: dict[int, Path] = {}
         for path in kept_checkpoints(folder.path):

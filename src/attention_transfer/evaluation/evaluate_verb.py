@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax, logsumexp
 
 from attention_transfer.config.choices import FrozenProbe
-from attention_transfer.config.verbs import Evaluate
+from attention_transfer.config.evaluate import Evaluate
 from attention_transfer.data import Split, Splits, eval_pixels, load_data
 from attention_transfer.data.splits import first_five
 from attention_transfer.errors import UserError, raise_all

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from attention_transfer.artifacts import EXPORT, RUN, is_export, replacing_problems
 from attention_transfer.config.choices import Format
-from attention_transfer.config.verbs import Export
+from attention_transfer.config.export import Export
 from attention_transfer.data import eval_transform, load_data
 from attention_transfer.errors import UserError, raise_all
 from attention_transfer.evaluation.classifier import LoadedRun, load_run
@@ -136,7 +136,7 @@ def _random(loaded: LoadedRun) -> Tensor:
 
 def _validation(loaded: LoadedRun) -> Tensor:
     """The first validation images of the run's data set; none, where it is not there."""
-    data = str(RunFolder(loaded.path).config()["data"])
+    data = RunFolder(loaded.path).config().data
     try:
         images = load_data(data).validation.images
     except UserError as error:
@@ -155,7 +155,7 @@ def _difference(loaded: LoadedRun, model: Reopened, images: Tensor) -> float:
 
 def _describe(loaded: LoadedRun, report: ExportReport, folder: Path) -> None:
     """The model card, and what was measured, beside the model."""
-    config = RunFolder(loaded.path).config()
+    config = RunFolder(loaded.path).trained_config()
     card = model_card(
         config,
         loaded.summary,
@@ -163,7 +163,7 @@ def _describe(loaded: LoadedRun, report: ExportReport, folder: Path) -> None:
         loaded.classes,
         form=report.format,
         checks=_sentences(report),
-        repair=str(TeacherRepair.of_run(loaded.path)) if config["repair"] else None,
+        repair=str(TeacherRepair.of_run(loaded.path)) if config.repair else None,
     )
     write_whole(folder / "README.md", card)
     record = {name: value for name, value in asdict(report).items() if name != "path"}

@@ -94,8 +94,10 @@ def reopened(loaded: LoadedRun, to: Format, folder: Path, batch_size: int | None
 def _hugging_face_problems(loaded: LoadedRun) -> list[str]:
     spec, student = loaded.spec, unwrapped(loaded.network.student)
     _transformers()
-    if spec.library == "torchvision":
-        return [f"the student in {loaded.path} is a model of torchvision, not of timm or transformers; export to onnx"]
+    if spec.library not in ("timm", "hf"):
+        return [
+            f"the student in {loaded.path} is a model of {spec.library}, not of timm or transformers; export to onnx"
+        ]
     if spec.library == "hf" and "ForImageClassification" not in type(student).__name__:
         return [
             f"the student in {loaded.path} is a backbone with a head of this package, which transformers has no "

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from attention_transfer.artifacts import MODEL_FILES
-from attention_transfer.config.verbs import Predict
+from attention_transfer.config.predict import Predict
 from attention_transfer.data import Normalise, Transform, eval_pixels, read_image
 from attention_transfer.engine.hardware import choose_hardware
 from attention_transfer.errors import UserError, raise_all

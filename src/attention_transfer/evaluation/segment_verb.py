@@ -11,7 +11,7 @@ from rich.table import Table
 
 from attention_transfer.artifacts import MODEL_FILES
 from attention_transfer.config.choices import MapSource
-from attention_transfer.config.verbs import Segment
+from attention_transfer.config.segment import Segment
 from attention_transfer.errors import raise_all
 from attention_transfer.evaluation.intervals import Estimate, PairedDifference, paired_difference
 from attention_transfer.evaluation.masked_images import MaskedImages, load_masked

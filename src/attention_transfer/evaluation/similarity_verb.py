@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from attention_transfer.config.verbs import MeasureSimilarity
+from attention_transfer.config.similarity import MeasureSimilarity
 from attention_transfer.errors import UserError
 from attention_transfer.evaluation.epochs import KeptEpochs
 from attention_transfer.evaluation.network_similarity import Drift, Matrix, Similarity

@@ -23,7 +23,7 @@ from attention_transfer.errors import UserError, raise_all
 from attention_transfer.evaluation.classifier import Classifier, load_run, teacher_of
 from attention_transfer.evaluation.records import ImageSequence
 from attention_transfer.places import check_writable, expanded, folder_problems, out_problems
-from attention_transfer.training import Device, Display, RunFolder
+from attention_transfer.training import Device, Display, RunFolder, TrainedConfig
 from attention_transfer.training.teacher_repair import REPAIRED_ON, neurons_on
 from attention_transfer.ui import show_line
 from attention_transfer.vit import (
@@ -68,8 +68,8 @@ def load_subject(name: str, image_size: int | None, device: Device) -> Subject:
         UserError: there is no such model, or the size of a run that copies attention is to be changed.
     """
     folder = RunFolder(Path(name).expanduser())
-    config = folder.config() if folder.has("config.yaml") else {}
-    if "preset" in config:
+    config = folder.config() if folder.has("config.yaml") else None
+    if isinstance(config, TrainedConfig):
         run = load_run(folder.path)
         copies = run.network.transfer.teacher is not None
         if copies and image_size not in (None, *{*run.spec.image_size}):
@@ -81,7 +81,7 @@ def load_subject(name: str, image_size: int | None, device: Device) -> Subject:
             network = vit = load_vit(str(folder.path), image_size=image_size)
     else:
         network = vit = load_vit(name, image_size=image_size)
-    return _subject(name, network, vit, device, config.get("data"))
+    return _subject(name, network, vit, device, None if config is None else config.data)
 
 
 def load_teacher(run: str, device: Device) -> Subject | None:
@@ -91,14 +91,14 @@ def load_teacher(run: str, device: Device) -> Subject | None:
         UserError: it is gone.
     """
     folder = RunFolder(Path(run).expanduser())
-    config = folder.config()
-    if config["teacher"] is None:
+    config = folder.trained_config()
+    if config.teacher is None:
         return None
     try:
         vit = teacher_of(folder, config)
     except UserError as error:
         raise UserError(f"the teacher of {run} can't be loaded: {error}") from error
-    name = repaired_name(config["teacher"]) if is_repaired(vit) else config["teacher"]
+    name = repaired_name(config.teacher) if is_repaired(vit) else config.teacher
     return _subject(name, vit, vit, device, None)
 
 

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from attention_transfer.artifacts import is_bench
 from attention_transfer.config.base import parts_of
-from attention_transfer.config.verbs import MeasureCost
+from attention_transfer.config.bench import MeasureCost
 from attention_transfer.engine.memory import ran_out_of_memory
 from attention_transfer.errors import UserError, raise_all
 from attention_transfer.experiments.runners import Runner, runner

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from attention_transfer.config.presets import preset
 from attention_transfer.config.training import Compare
-from attention_transfer.data import Splits, load_data
+from attention_transfer.data import SharedPixels, Splits, keep_decoded, load_data, mode_of
 from attention_transfer.engine.progress import Bar
 from attention_transfer.errors import UserError
 from attention_transfer.evaluation import Looks, load_run, looks
@@ -18,11 +18,16 @@ from attention_transfer.experiments.grid import Cell, run_of
 from attention_transfer.experiments.results import write_results
 from attention_transfer.experiments.rows import Row, row_of
 from attention_transfer.experiments.studies import Entry, Study
+from attention_transfer.experiments.sure import Sure
 from attention_transfer.experiments.workers import Computed, in_processes, work
 from attention_transfer.training import Run
 from attention_transfer.training.train import train_student
+from attention_transfer.vit import describe
 
 log = logging.getLogger("attention_transfer")
+
+DECODED = "decoded"
+"""Folder of decoded images inside a study's folder, while its runs are computed."""
 
 
 @dataclass(frozen=True)
@@ -91,11 +96,16 @@ class Cells:
         asked = run_of(self.config, cell, self.folder)
         # A teacher that is tuned first is the fine-tuned network of the same comparison; no method tunes its own.
         if preset(cell.preset).tune_teacher:
-            tuned = train_student(run_of(self.config, replace(cell, preset="finetune"), self.folder))
+            tuned = train_student(run_of(self.config, replace(cell, preset="finetune"), self.folder), self.shared)
             asked = replace(asked, teacher=str(tuned.path), pretrained=True)
-        run = train_student(asked)
+        run = train_student(asked, self.shared)
         row = row_of(run, cell.labels, self._looks(run))
         return row.test_accuracy, asdict(row)
+
+    @property
+    def shared(self) -> SharedPixels:
+        """Decoded image files, which all runs and workers have in common."""
+        return SharedPixels(self.folder / DECODED)
 
     @cached_property
     def _splits(self) -> Splits:
@@ -103,10 +113,12 @@ class Cells:
 
     def _looks(self, run: Run) -> Looks | None:
         """How well a student's attention covers the objects, where that is known."""
-        if self._splits.test.masks is None:
+        test = self._splits.test
+        if test.masks is None:
             return None
         loaded = load_run(run.path)
-        return looks(loaded.network, loaded.network.student, self._splits.test)
+        images = keep_decoded(test.images, "test", shared=self.shared, mode=mode_of(describe(loaded.network.student)))
+        return looks(loaded.network, loaded.network.student, replace(test, images=images))
 
     def _is_there(self, entry: Entry) -> bool:
         """Whether what was recorded of a finished run can be read, and its folder is still there."""
@@ -129,7 +141,8 @@ class Cells:
         """Renew the tables; no other process writes them meanwhile."""
         with study.turn():
             if rows := self._rows(study):
-                write_results(rows, self.folder, margin=self.config.margin)
+                decided = Sure(self.config, self.grid).decided(rows)
+                write_results(rows, self.folder, margin=self.config.margin, decided=decided)
 
 
 def _work(cells: Cells, names: Sequence[str]) -> None:

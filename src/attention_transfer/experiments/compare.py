@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,25 +15,26 @@ from torch import nn
 from attention_transfer.artifacts import is_occupied
 from attention_transfer.config.base import as_data, settings_of
 from attention_transfer.config.training import Compare, Pretrain, Student
-from attention_transfer.data import DATA, Splits, labelled_subset, load_data
+from attention_transfer.data import DATA, SharedPixels, Splits, labelled_subset, load_data
 from attention_transfer.errors import UserError, raise_all
 from attention_transfer.evaluation import looks
-from attention_transfer.experiments.cells import Cells
+from attention_transfer.experiments.cells import DECODED, Cells
 from attention_transfer.experiments.explored import explored
+from attention_transfer.experiments.findings import Decisions
 from attention_transfer.experiments.grid import Cell, grid_of, run_of
 from attention_transfer.experiments.pictures import draw_accuracies, draw_attention, draw_curves
 from attention_transfer.experiments.report import write_report
 from attention_transfer.experiments.results import write_results
 from attention_transfer.experiments.rows import Row
 from attention_transfer.experiments.studies import Study, holds_study_alone, turn
-from attention_transfer.experiments.sure import Decisions, Sure, sure_problems
+from attention_transfer.experiments.sure import Sure, say, sure_problems
 from attention_transfer.experiments.workers import POLL
 from attention_transfer.locking import Busy
 from attention_transfer.places import check_writable, expanded, folder_problems
 from attention_transfer.plain_yaml import read_mapping
 from attention_transfer.training import Display, differences
+from attention_transfer.training.asked import filled_in
 from attention_transfer.training.pretrain import pretrain_teacher
-from attention_transfer.training.train import filled_in
 from attention_transfer.training.train_problems import train_problems
 from attention_transfer.vit import check_repairable, load_vit
 from attention_transfer.writing import write_whole
@@ -79,7 +80,7 @@ def compare_methods(config: Compare) -> Comparison:
             network = load_vit(teacher, pretrained=config.pretrained, image_size=config.image_size)
             if repairs:
                 check_repairable(network)
-    _check_folder(folder, shared, teachers or [config.teacher])
+    _check_folder(folder, config, shared, teachers or [config.teacher])
     with turn(folder):
         study = Study.open(folder, shared, storage=config.storage)
         if not (folder / _MARKER).is_file():  # it says what is compared there
@@ -99,11 +100,13 @@ def _compared(config: Compare, study: Study, grid: Sequence[Cell], splits: Split
             with display.bar("comparison", len(cells)) as bar:
                 rows = Cells(config, folder, cells).run(study, bar)
             cells += sure.more(rows) if config.until_sure else []
+        SharedPixels(folder / DECODED).remove()
     source = str(config.teacher)
     network = load_vit(source, pretrained=config.pretrained, image_size=config.image_size)
     seen = None if splits.test.masks is None else looks(network, network, splits.test)
+    decided = sure.decided(rows)
     with study.turn():
-        write_results(rows, folder, seen, config.margin)
+        write_results(rows, folder, seen, config.margin, decided)
         figures = _figures(folder, rows, network, splits)
         write_report(
             folder,
@@ -112,10 +115,12 @@ def _compared(config: Compare, study: Study, grid: Sequence[Cell], splits: Split
             teacher=source,
             teacher_looks=seen,
             margin=config.margin,
+            decided=decided,
             explorer=explored(config, source, rows),
         )
-        decisions = sure.say(rows, folder) if config.until_sure else {}
-    return Comparison(folder, source, tuple(rows), decisions)
+        if decided is not None:
+            say(rows, decided, config.margin, folder)
+    return Comparison(folder, source, tuple(rows), {} if decided is None else decided.decisions)
 
 
 def _made_teacher(config: Compare, folder: Path) -> str:
@@ -158,15 +163,15 @@ def _check(config: Compare, grid: Sequence[Cell], splits: Splits) -> None:
     raise_all([*problems])
 
 
-def _check_folder(folder: Path, config: dict[str, Any], teachers: Sequence[str | None]) -> None:
+def _check_folder(folder: Path, config: Compare, shared: Mapping[str, Any], teachers: Sequence[str | None]) -> None:
     """Refuse, with nothing written, a folder that holds anything but a comparison of the same data and teacher."""
     marker = folder / _MARKER
     if folder.is_file():
         raise UserError(f"{folder} is a file; choose a folder for the comparison with --out")
-    data = [] if config["data"] in DATA else [config["data"]]
-    raise_all(folder_problems(folder, data=data, models=[*teachers, config["pretrained"]]))
+    data = [] if config.data in DATA else [config.data]
+    raise_all(folder_problems(folder, data=data, models=[*teachers, config.pretrained]))
     if marker.is_file():
-        if changed := differences(read_mapping(marker), config, as_data(Compare())):
+        if changed := differences(read_mapping(marker), shared, as_data(Compare())):
             raise UserError(f"{folder} holds another comparison ({'; '.join(changed)}); choose another --out")
     elif is_occupied(folder) and not holds_study_alone(folder):
         raise UserError(f"{folder} is not empty and holds no comparison; choose another folder with --out")

@@ -13,9 +13,9 @@ import torch
 from rich.table import Table
 from rich.text import Text
 
+from attention_transfer.config.demo import Demo
 from attention_transfer.config.recipe import Recipe
 from attention_transfer.config.training import Compare, Pretrain
-from attention_transfer.config.verbs import Demo
 from attention_transfer.experiments.compare import Comparison, compare_methods
 from attention_transfer.experiments.results import lines, table
 from attention_transfer.experiments.rows import by_labels

@@ -2,21 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from attention_transfer.experiments.rows import Amount, Row, amount_of, by_labels, runs_of
 from attention_transfer.experiments.statistics import (
     Difference,
     Interval,
+    Sequential,
     against,
     equal_labels,
     equal_labels_text,
     leading,
     leading_text,
     mean_interval,
+    more_text,
     sentence,
 )
+
+Decisions = Mapping[str, Mapping[str, Sequential]]
+"""By the amount of labels, in words, and by the method."""
+
+
+@dataclass(frozen=True)
+class Decided:
+    """What is known of methods whose seeds were added until it was sure.
+
+    Attributes:
+        reference: what the others are compared with.
+        max_seeds: the budget that the looks were planned for.
+        decisions: the comparisons.
+    """
+
+    reference: str
+    max_seeds: int
+    decisions: Decisions
+
+    @property
+    def basis(self) -> str:
+        """What the verdicts rest on, in words."""
+        return (
+            f"Seeds were added until it was sure, up to {self.max_seeds} of each method. Each difference from "
+            f"{self.reference} was looked at after every seed from the sixth on. Its interval is always valid: for one "
+            "amount of labels, all looks together are wrong in at most 5 % of experiments. The verdicts are those of "
+            "these intervals; intervals of accuracies, gaps and equal labels suppose a fixed number of seeds, and "
+            "decide nothing."
+        )
 
 
 @dataclass(frozen=True)
@@ -26,8 +57,10 @@ class Finding:
     Attributes:
         labels: the amount, in words.
         rows: the runs.
-        reference: what the others are compared with: finetune, or else the first method.
-        differences: of each other method that shares a seed with it.
+        reference: what the others are compared with: finetune, or else the first method; the first one where seeds
+            were added until it was sure.
+        differences: of each other method that shares a seed with it; sequential where seeds were added until it was
+            sure.
         group: the leading group; all methods where none is shown to be worse than another.
         methods: how many there are.
     """
@@ -35,7 +68,7 @@ class Finding:
     labels: str
     rows: tuple[Row, ...]
     reference: str
-    differences: dict[str, Difference]
+    differences: Mapping[str, Difference] | Mapping[str, Sequential]
     group: list[str]
     methods: int
 
@@ -46,39 +79,65 @@ class Finding:
 
     @property
     def headline(self) -> str:
-        """Who leads, in a sentence."""
-        return leading_text(self.group, self.methods)
+        """Who leads, in a sentence; and what is undecided, where seeds were added until it was sure."""
+        undecided = [
+            f"{name} ({more_text(found.more, self.minutes(name))})"
+            for name, found in self.differences.items()
+            if isinstance(found, Sequential) and found.verdict == "undecided"
+        ]
+        leads = leading_text(self.group, self.methods)
+        return f"{leads}; undecided: {', '.join(undecided)}" if undecided else leads
 
     @property
     def sentences(self) -> list[str]:
         """Who leads, and how each method compares with the reference; none where there is one method."""
         if self.methods < 2:
             return []
-        return [self.headline, *(sentence(name, self.reference, found) for name, found in self.differences.items())]
+        return [
+            self.headline,
+            *(sentence(name, self.reference, found, self.minutes(name)) for name, found in self.differences.items()),
+        ]
+
+    def minutes(self, name: str) -> float | None:
+        """How long the further seeds take on one worker that would decide a method.
+
+        `None` where it is decided, where nobody knows how many they are, and where the number of seeds was fixed.
+        """
+        found = self.differences[name]
+        if not isinstance(found, Sequential) or found.more is None:
+            return None
+        pair = [row.seconds for row in self.rows if row.preset in (name, self.reference)]
+        return 2 * sum(pair) / len(pair) * found.more / 60
 
 
-def findings(rows: Sequence[Row], margin: float | None = None) -> list[Finding]:
-    """Compare the methods for each amount of labels.
+def findings(rows: Sequence[Row], margin: float | None = None, decided: Decided | None = None) -> list[Finding]:
+    """Compare the methods for each amount of labels: the one source of what page, tables and log say.
 
     Args:
         rows: the finished runs.
         margin: differences up to this size count as none.
+        decided: what is known where seeds were added until it was sure; `None` where their number was fixed.
 
     Raises:
         UserError: a seed is there twice, or the margin is not above 0.
     """
-    return [_finding(title, group, margin) for title, group in by_labels(rows).items()]
+    return [_finding(title, group, margin, decided) for title, group in by_labels(rows).items()]
 
 
-def _finding(title: str, rows: Sequence[Row], margin: float | None) -> Finding:
+def _finding(title: str, rows: Sequence[Row], margin: float | None, decided: Decided | None) -> Finding:
     runs = runs_of(rows)
-    reference = _reference(list(runs))
-    others = {name: own for name, own in runs.items() if name != reference and own.keys() & runs[reference].keys()}
-    found = against(runs[reference], others, margin)
+    found: Mapping[str, Difference] | Mapping[str, Sequential]
+    if decided is None:
+        reference = _reference(list(runs))
+        others = {name: own for name, own in runs.items() if name != reference and own.keys() & runs[reference].keys()}
+        found, group = against(runs[reference], others, margin), leading(runs)
+    else:  # who looks after every seed may not ask which leads by tests that are made for one look
+        reference, found = decided.reference, decided.decisions.get(title, {})
+        group = sorted(runs, key=lambda name: -mean_interval([*runs[name].values()]).mean)
     behind = {name for name, difference in found.items() if difference.verdict == "worse"}
     if any(difference.verdict == "better" for difference in found.values()):
         behind.add(reference)
-    group = [name for name in leading(runs) if name not in behind]  # the sentences must not say otherwise
+    group = [name for name in group if name not in behind]  # the sentences must not say otherwise
     return Finding(title, tuple(rows), reference, found, group, len(runs))
 
 

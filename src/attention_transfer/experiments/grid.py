@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
 
 from attention_transfer.config.base import Setting, options_of, parts_of, settings_of, with_settings
-from attention_transfer.config.presets import preset
+from attention_transfer.config.presets import PRESETS, preset
 from attention_transfer.config.recipe import Recipe
 from attention_transfer.config.training import Compare, Student, Train
 from attention_transfer.config.values import brought, short
 from attention_transfer.data import check_subset
 from attention_transfer.errors import UserError, nearest, raise_all
 from attention_transfer.experiments.rows import Labels
+from attention_transfer.places import expanded
 from attention_transfer.transfer import Rule
 
 T = TypeVar("T")
@@ -51,19 +51,17 @@ def grid_of(config: Compare) -> list[Cell]:
     names = _listed(config.presets, str, "presets", problems)
     numbers = _listed(config.seeds, int, "seeds", problems)
     amounts = [Labels(shots=n) for n in _listed(config.shots, int, "shots", problems)]
-    amounts += [Labels(fraction=f) for f in _listed(config.fractions, float, "fractions", problems)]
-    for name in names:
-        try:
-            preset(name)
-        except UserError as error:
-            problems.append(str(error))
+    shares = _listed(config.fractions, float, "fractions", problems, lambda share: Labels(share).title)
+    amounts += [Labels(fraction=share) for share in shares]
+    unknown = [str(error) for name in dict.fromkeys(names) if (error := _unknown(name))]
+    problems += unknown
     for labels in amounts:
         problems += check_subset(labels.fraction, labels.shots)
     for what, values in (("presets", names), ("seeds", numbers)):
         if not values:
             problems.append(f"{what} is empty; name at least one")
-    raise_all(problems)
-    axes = [_axis(name, values, config, names, problems) for name, values in (config.grid or {}).items()]
+    # Where a method is not known, its rules might be any that there are.
+    axes = _axes(config, list(PRESETS) if unknown or not names else names, problems)
     raise_all(problems)
     return [
         Cell(name, replace(labels, settings=in_words(settings)), seed, settings)
@@ -135,21 +133,61 @@ def in_words(settings: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     return tuple((name, str(value)) for name, value in settings.items())
 
 
-def _axis(
-    name: str, values: Sequence[object], config: Compare, names: Sequence[str], problems: list[str]
-) -> list[tuple[str, Any]]:
-    """The values of one further axis, in the type of the setting."""
-    rules = config.rules if config.rules is not None else [rule for method in names for rule in preset(method).rules]
-    try:
-        full, setting = setting_named(name, rules, "grid")
-        found = [(full, brought(value, setting.kind, f"grid.{name}")) for value in values]
-    except UserError as error:
-        problems.append(str(error))
-        return []
-    if not found:
-        problems.append(f"grid.{name} is empty; give at least one value")
-    problems += [f"grid.{name} has {value!r} twice; give each value once" for value in _twice(v for _, v in found)]
+def repeated(what: str, values: Iterable[Any], key: Callable[[Any], Hashable] | None = None) -> list[str]:
+    """A sentence for each value that is given more than once, however it is spelled: 1 and 1.0, runs/a and ./runs/a.
+
+    Args:
+        what: they are given for.
+        values: as they are given, in the type of what they are given for.
+        key: equal for values that are the same; default for numbers of one size and paths to one place.
+    """
+    alike: dict[Hashable, list[str]] = {}
+    for value in values:
+        alike.setdefault((key or _key)(value), []).append(repr(value))
+    found = []
+    for spelled in alike.values():
+        if len(spelled) > 1:
+            once = list(dict.fromkeys(spelled))
+            said = f"{once[0]} twice" if len(once) == 1 else f"{' and '.join(once)}, which are the same"
+            found.append(f"{what} has {said}; name each once")
     return found
+
+
+def _key(value: Any) -> Hashable:
+    if isinstance(value, list | tuple):
+        return tuple(map(_key, value))
+    if isinstance(value, str):
+        return expanded(value).absolute()
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else repr(value)
+
+
+def _unknown(name: str) -> UserError | None:
+    try:
+        preset(name)
+    except UserError as error:
+        return error
+    return None
+
+
+def _axes(config: Compare, names: Sequence[str], problems: list[str]) -> list[list[tuple[str, Any]]]:
+    """The further axes, each as its values with the full name of the setting, in its type."""
+    rules = config.rules if config.rules is not None else [rule for method in names for rule in preset(method).rules]
+    full_names: dict[str, str] = {}
+    axes = []
+    for name, values in (config.grid or {}).items():
+        try:
+            full, setting = setting_named(name, rules, "grid")
+            axis = [brought(value, setting.kind, f"grid.{name}") for value in values]
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        full_names[name] = full
+        axes.append([(full, value) for value in axis])
+        if not axis:
+            problems.append(f"grid.{name} is empty; give at least one value")
+        problems += repeated(f"grid.{name}", axis)
+    problems += repeated("grid", full_names, full_names.get)
+    return axes
 
 
 def _has(rule: Rule, name: str) -> bool:
@@ -163,19 +201,25 @@ def _name(cell: Cell, settings: Mapping[str, Any]) -> str:
     return name if len(name) <= _LONGEST else f"{name[:_LONGEST]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
-def _listed(value: str | Sequence[T], kind: Callable[[str], T], what: str, problems: list[str]) -> list[T]:
+def _listed(
+    value: str | Sequence[T],
+    kind: Callable[[Any], T],
+    what: str,
+    problems: list[str],
+    key: Callable[[Any], Hashable] | None = None,
+) -> list[T]:
     """Values from a list or from text with commas, each once, in order."""
-    items = parts_of(value, what, problems) if isinstance(value, str) else list(value)
     values: list[T] = []
-    for item in items:
+    for item in parts_of(value, what, problems) if isinstance(value, str) else value:
         try:
-            values.append(kind(item) if isinstance(item, str) else item)
-        except ValueError:
-            problems.append(f"{what} has {item!r}, which is no {kind.__name__}; give numbers separated by commas")
-    problems += [f"{what} has {value!r} twice; name each once" for value in _twice(values)]
+            found = kind(item.strip() if isinstance(item, str) else item)
+        except (TypeError, ValueError, OverflowError):
+            found = None
+        # Of a list, 1.0 is a seed, 1.5 and True are none.
+        if found is None or (not isinstance(item, str) and (found != item or isinstance(item, bool))):
+            parts = "names" if kind is str else "numbers"
+            problems.append(f"{what} has {item!r}, which is no {kind.__name__}; give {parts} separated by commas")
+        else:
+            values.append(found)
+    problems += repeated(what, values, key)
     return values
-
-
-def _twice(values: Any) -> list[Any]:
-    counts = Counter(map(repr, found := list(values)))
-    return [value for value in {repr(v): v for v in found}.values() if counts[repr(value)] > 1]

@@ -15,11 +15,11 @@ from urllib.parse import quote
 from jinja2 import Environment, StrictUndefined
 
 from attention_transfer.evaluation import Looks
-from attention_transfer.experiments.findings import Finding, findings, label_sentences
+from attention_transfer.experiments.findings import Decided, Finding, findings, label_sentences
 from attention_transfer.experiments.pictures import accuracies, curves, over_labels, over_settings
 from attention_transfer.experiments.results import NO_RUN, lines, table, teacher_text
 from attention_transfer.experiments.rows import Row, by_labels
-from attention_transfer.experiments.statistics import Difference
+from attention_transfer.experiments.statistics import Difference, Sequential
 from attention_transfer.experiments.statistics.sentences import points
 from attention_transfer.text_files import read_json
 from attention_transfer.transfer import preset
@@ -35,6 +35,7 @@ def write_report(
     teacher: str,
     teacher_looks: Looks | None,
     margin: float | None = None,
+    decided: Decided | None = None,
     explorer: str | None = None,
 ) -> Path:
     """Write `report.html` into the folder: what was found in words, tables and charts, with no file beside it.
@@ -46,16 +47,18 @@ def write_report(
         teacher: its name.
         teacher_looks: how its attention covers the objects, if that is known.
         margin: differences of accuracy up to this size count as none.
+        decided: what is known where seeds were added until it was sure.
         explorer: elements of the page in which the networks' attention can be explored, if there are any.
     """
     template = files("attention_transfer.experiments").joinpath("report.html.jinja").read_text(encoding="utf-8")
     page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(
         template
     )
-    found = findings(rows, margin)
+    found = findings(rows, margin, decided)
     html = page.render(
-        findings=[_finding(number, finding) for number, finding in enumerate(found)],
+        findings=[_finding(number, finding, decided) for number, finding in enumerate(found)],
         equal=label_sentences(rows),
+        basis=None if decided is None else decided.basis,
         margin=None if margin is None else f"{100 * margin:g}",
         methods=[(name, preset(name)) for name in dict.fromkeys(row.preset for row in rows)],
         charts=_charts(rows) if rows else [],
@@ -73,7 +76,7 @@ def write_report(
     return folder / "report.html"
 
 
-def _finding(number: int, finding: Finding) -> dict[str, Any]:
+def _finding(number: int, finding: Finding, decided: Decided | None) -> dict[str, Any]:
     head, *body = table(lines(finding.rows), finding.leaders)
     return {
         "title": finding.labels,
@@ -87,7 +90,10 @@ def _finding(number: int, finding: Finding) -> dict[str, Any]:
             {"cells": cells, "leads": cells[0] in finding.leaders, "anchor": _anchor(number, cells[0])}
             for cells in body
         ],
-        "differences": [_DIFFERENCES, *(_difference(*of) for of in finding.differences.items())],
+        "differences": [
+            _DIFFERENCES if decided is None else _LOOKED_AT,
+            *(_difference(name, of, finding.minutes(name)) for name, of in finding.differences.items()),
+        ],
     }
 
 
@@ -100,12 +106,16 @@ _DIFFERENCES = (
     "verdict",
     "further seeds",
 )
+_LOOKED_AT = ("method", "difference (95 %, always valid)", "seeds", "verdict", "further seeds", "their minutes")
 
 
-def _difference(name: str, found: Difference) -> tuple[str, ...]:
-    wins = f"{100 * found.wins.mean:.0f} % ({100 * found.wins.low:.0f} to {100 * found.wins.high:.0f})"
+def _difference(name: str, found: Difference | Sequential, minutes: float | None) -> tuple[str, ...]:
     more = "–" if found.more is None else f"about {found.more}"
-    return name, points(found.interval), f"{found.p:.3f}", wins, str(found.seeds), found.verdict, more
+    rest = (str(found.seeds), found.verdict, more)
+    if isinstance(found, Sequential):  # p and the share of seeds are of one look
+        return name, points(found.interval), *rest, "–" if minutes is None else f"{minutes:.1f}"
+    wins = f"{100 * found.wins.mean:.0f} % ({100 * found.wins.low:.0f} to {100 * found.wins.high:.0f})"
+    return name, points(found.interval), f"{found.p:.3f}", wins, *rest
 
 
 def _charts(rows: Sequence[Row]) -> list[dict[str, str]]:

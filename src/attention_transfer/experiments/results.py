@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from attention_transfer.evaluation import Looks
-from attention_transfer.experiments.findings import findings, label_sentences
+from attention_transfer.experiments.findings import Decided, findings, label_sentences
 from attention_transfer.experiments.rows import Row
 from attention_transfer.experiments.statistics import Interval, gap_recovered, mean_interval
 from attention_transfer.writing import write_whole
@@ -96,12 +96,14 @@ def table(lines: Sequence[Line], leaders: Sequence[str] = ()) -> list[tuple[str,
     return rows
 
 
-def markdown(rows: Sequence[Row], teacher: Looks | None = None, margin: float | None = None) -> str:
+def markdown(
+    rows: Sequence[Row], teacher: Looks | None = None, margin: float | None = None, decided: Decided | None = None
+) -> str:
     """For each amount of labels a table, and what the comparisons found in words."""
     if not rows:
         return NO_RUN + "\n"
     parts = []
-    for finding in findings(rows, margin):
+    for finding in findings(rows, margin, decided):
         head, *body = table(lines(finding.rows), finding.leaders)
         text = [f"**{finding.labels}** ({finding.rows[0].images} images)", "", "| " + " | ".join(head) + " |"]
         text.append("|---" + "|---:" * (len(head) - 1) + "|")
@@ -110,6 +112,8 @@ def markdown(rows: Sequence[Row], teacher: Looks | None = None, margin: float | 
         parts.append("\n".join(text))
     if equal := label_sentences(rows):
         parts.append("\n".join(["**Equal labels**", "", *(f"- {sentence}" for sentence in equal)]))
+    if decided is not None:
+        parts.append(decided.basis)
     if teacher is not None:
         parts.append(teacher_text(teacher))
     return "\n\n".join(parts) + "\n"
@@ -124,7 +128,13 @@ def teacher_text(looks: Looks) -> str:
     return f"Of the teacher's own attention {share:.1f} % is on the object, with an IoU of {iou:.1f} %."
 
 
-def write_results(rows: Sequence[Row], folder: Path, teacher: Looks | None = None, margin: float | None = None) -> None:
+def write_results(
+    rows: Sequence[Row],
+    folder: Path,
+    teacher: Looks | None = None,
+    margin: float | None = None,
+    decided: Decided | None = None,
+) -> None:
     """Write `results.csv`, a row a run, and `results.md`, tables and sentences; and `teacher.csv` of its attention.
 
     Args:
@@ -132,6 +142,7 @@ def write_results(rows: Sequence[Row], folder: Path, teacher: Looks | None = Non
         folder: of the comparison.
         teacher: how its attention covers the objects, if that is known.
         margin: differences of accuracy up to this size count as none.
+        decided: what is known where seeds were added until it was sure.
     """
     text = io.StringIO()
     writer = csv.DictWriter(text, [f.name for f in fields(Row)])
@@ -140,4 +151,4 @@ def write_results(rows: Sequence[Row], folder: Path, teacher: Looks | None = Non
     write_whole(folder / "results.csv", text.getvalue())
     if teacher is not None:
         write_whole(folder / "teacher.csv", f"attention_iou,attention_share\n{teacher.iou},{teacher.share}\n")
-    write_whole(folder / "results.md", markdown(rows, teacher, margin))
+    write_whole(folder / "results.md", markdown(rows, teacher, margin, decided))

@@ -18,8 +18,9 @@ from attention_transfer.config.runs import ListRuns, State
 from attention_transfer.errors import UserError, raise_all
 from attention_transfer.experiments.rows import Labels
 from attention_transfer.places import expanded, out_problems
+from attention_transfer.plain_yaml import read_mapping
 from attention_transfer.text_files import read_json
-from attention_transfer.training import RunFolder
+from attention_transfer.training import RunFolder, TrainedConfig
 from attention_transfer.training.run_files import read_summary
 from attention_transfer.training.run_folder import flat
 from attention_transfer.ui import console, show_line
@@ -120,13 +121,12 @@ def _record(path: Path) -> RunRecord:
     except UserError as error:
         show_line(str(error))
         return RunRecord(str(path), None, None, None, None, "damaged")
-    labels = Labels(config["fraction"], config["shots"]).title if "preset" in config else None
     return RunRecord(
         run=str(path),
-        method=config.get("preset", config.get("model")),
-        data=config["data"],
-        labels=labels,
-        seed=config.get("seed"),
+        method=config.preset if isinstance(config, TrainedConfig) else config.model,
+        data=config.data,
+        labels=Labels(config.fraction, config.shots).title if isinstance(config, TrainedConfig) else None,
+        seed=config.seed,
         state="finished" if summary else "unfinished",
         validation_accuracy=summary.get("validation", {}).get("accuracy"),
         test_accuracy=summary.get("test", {}).get("accuracy"),
@@ -186,7 +186,7 @@ def _run(name: str) -> RunFolder:
 
 def _settings(run: RunFolder) -> dict[str, Any]:
     """Every setting by its dotted name; those of rules by the rule's."""
-    config = run.config()
+    config = {**vars(run.config()), **read_mapping(run.path / "config.yaml")}
     rules = {rule["class_path"].rpartition(".")[2]: rule.get("init_args", {}) for rule in config.get("rules") or []}
     return flat({**config, "rules": rules or None})
 

@@ -17,8 +17,10 @@ from optuna.trial import Trial
 from attention_transfer.config.base import members
 from attention_transfer.config.training import Compare
 from attention_transfer.config.values import brought
-from attention_transfer.errors import UserError
-from attention_transfer.experiments.grid import Cell, in_words, run_of, setting_named
+from attention_transfer.data import SharedPixels
+from attention_transfer.errors import UserError, raise_all
+from attention_transfer.experiments.cells import DECODED
+from attention_transfer.experiments.grid import Cell, in_words, repeated, run_of, setting_named
 from attention_transfer.experiments.rows import Labels
 from attention_transfer.experiments.studies import Entry, Study
 from attention_transfer.experiments.workers import POLL, Computed
@@ -127,14 +129,15 @@ class Search:
             trial = shared.ask(dict(self.space))
             return study.adopt(trial.number, f"search-{trial.number}")
 
-    def _tried(self, study: Study, shared: optuna.Study, entry: Entry) -> Computed:
+    def _tried(self, study: Study, optuna_study: optuna.Study, entry: Entry) -> Computed:
         """Validate a configuration seed by seed, until it is known to be worse than the best one."""
         ident = study.storage.get_trial_id_from_study_id_trial_number(study.ident, entry.number)
-        trial, scores, pruned = Trial(shared, ident), [], False
+        trial, scores, pruned = Trial(optuna_study, ident), [], False
+        shared = SharedPixels(self.folder / DECODED)
         settings, reported = dict(trial.params), study.storage.get_trial(ident).intermediate_values
         for step, seed in enumerate(self.seeds):
             cell = Cell(str(self.config.presets), replace(self.labels, settings=in_words(settings)), seed, settings)
-            scores.append(validate_student(run_of(self.config, cell, self.folder)))
+            scores.append(validate_student(run_of(self.config, cell, self.folder), shared))
             if step not in reported:
                 trial.report(scores[-1].accuracy, step)
             if step + 1 < len(self.seeds) and trial.should_prune():
@@ -162,12 +165,15 @@ def space_of(
 ) -> dict[str, BaseDistribution]:
     """What is searched, as Optuna takes it; what is wrong goes to the problems."""
     found: dict[str, BaseDistribution] = {}
+    full_names: dict[str, str] = {}
     for name, values in search.items():
         try:
             full, setting = setting_named(name, rules, "search")
+            full_names[name] = full
             found[full] = _distribution(f"search.{name}", list(values), setting.kind)
         except UserError as error:
             problems.append(str(error))
+    problems += repeated("search", full_names, full_names.get)
     return found
 
 
@@ -187,4 +193,5 @@ def _distribution(name: str, values: list[object], kind: Any) -> BaseDistributio
     choices = [brought(value, kind, name) for value in values]
     if any(isinstance(choice, list) for choice in choices):
         raise UserError(f"{name} can't be searched among lists; compare them with compare --grid")
+    raise_all(repeated(name, choices))
     return CategoricalDistribution(choices)

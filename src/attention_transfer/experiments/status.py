@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from attention_transfer.config.studies import Status
+from attention_transfer.config.status import Status
 from attention_transfer.experiments.studies import RECORD, Entry, Study
 from attention_transfer.places import expanded
 from attention_transfer.ui import console, show_line

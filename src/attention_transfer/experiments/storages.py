@@ -16,6 +16,13 @@ from attention_transfer.errors import UserError
 JOURNAL = "study.journal"
 """In a study's folder, unless it is in a database."""
 
+_PACKAGES = {  # that hold a driver, where they are called otherwise
+    "psycopg": "'psycopg[binary]'",
+    "psycopg2": "psycopg2-binary",
+    "mysqldb": "mysqlclient",
+    "mysqlconnector": "mysql-connector-python",
+}
+
 
 def storage_at(folder: Path, url: str | None) -> BaseStorage:
     """The storage of a study.
@@ -44,6 +51,7 @@ def answering(url: str | None) -> Iterator[None]:
     Args:
         url: of the database while it is opened; `None` afterwards.
     """
+    from sqlalchemy.engine import make_url
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
@@ -53,9 +61,12 @@ def answering(url: str | None) -> Iterator[None]:
     except SQLAlchemyError as error:
         raise UserError(f"storage {without_password(url)} can't be used ({_first_line(error)})") from error
     except ImportError as error:
+        if url is None:
+            raise
+        driver = make_url(url).get_dialect().driver
         raise UserError(
-            f"storage {without_password(url)} needs a package that is not installed ({_first_line(error)}); "
-            "install the driver of that database"
+            f"storage {without_password(url)} needs the driver {driver}, which can't be loaded "
+            f"({_first_line(error.__cause__ or error)}); install it: pip install {_PACKAGES.get(driver, driver)}"
         ) from error
 
 

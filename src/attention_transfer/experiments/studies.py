@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -27,7 +27,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from attention_transfer.errors import UserError
 from attention_transfer.experiments.storages import JOURNAL, answering, lost, quiet, storage_at, without_password
-from attention_transfer.locking import LOCK, Busy, locked
+from attention_transfer.locking import LOCK, in_turn
 from attention_transfer.training import differences
 from attention_transfer.writing import unfinished, write_whole
 
@@ -268,13 +268,7 @@ class Study:
 @contextmanager
 def turn(folder: Path) -> Iterator[None]:
     """Wait for the lock of a folder, and hold it while the block runs."""
-    with ExitStack() as held:
-        while True:
-            try:
-                held.enter_context(locked(folder / LOCK, folder))
-                break
-            except Busy:
-                time.sleep(0.02)
+    with in_turn(folder / LOCK, folder):
         yield
 
 

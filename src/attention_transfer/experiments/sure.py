@@ -6,23 +6,21 @@ import csv
 import io
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from attention_transfer.config.training import Compare
+from attention_transfer.experiments.findings import Decided, findings
 from attention_transfer.experiments.grid import Cell
 from attention_transfer.experiments.rows import Row
-from attention_transfer.experiments.statistics import DECIDING_SEEDS, MOST_SEEDS, Sequential, sentence, until_sure
+from attention_transfer.experiments.statistics import DECIDING_SEEDS, MOST_SEEDS, Sequential, until_sure
 from attention_transfer.writing import write_whole
 
 log = logging.getLogger("attention_transfer")
 
 DEFAULT_SEEDS = 20
 DECISIONS = "decisions.csv"
-
-Decisions = Mapping[str, Mapping[str, Sequential]]
-"""By the amount of labels, in words, and by the method."""
 
 
 def sure_problems(config: Compare, grid: Sequence[Cell]) -> list[str]:
@@ -71,9 +69,13 @@ class Sure:
             return []
         return cells
 
-    def decisions(self, rows: Sequence[Row]) -> Decisions:
-        """What is known of each method."""
-        return {title: self._found(title, rows) for title in self.groups}
+    def decided(self, rows: Sequence[Row]) -> Decided | None:
+        """What is known of each method that has a seed; `None` where the number of seeds is fixed."""
+        if not self.config.until_sure:
+            return None
+        found = {title: self._found(title, rows) for title in self.groups}
+        known = {title: {name: one for name, one in methods.items() if one.seeds} for title, methods in found.items()}
+        return Decided(self.reference, _most(self.config), known)
 
     def _more_of(self, title: str, group: Sequence[Cell], rows: Sequence[Row]) -> list[Cell]:
         """Of one amount of labels: six seeds of every method first, then one more of what is undecided."""
@@ -95,28 +97,35 @@ class Sure:
         return until_sure(runs.pop(self.reference, {}), runs, max_seeds=_most(self.config), margin=self.config.margin)
 
     def _runs(self, title: str, rows: Sequence[Row]) -> dict[str, dict[int, float]]:
-        """Test accuracies by method and seed, in the order of the seeds."""
+        """Test accuracies by method and seed, in the order of the seeds, before the first one that is not complete.
+
+        A look takes each seed whole: a method whose run of a seed ends late has no other seed in its place.
+        """
         order = {seed: place for place, seed in enumerate(self.numbers)}
+        own = sorted((row for row in rows if row.labels == title), key=lambda row: order[row.seed])
+        there = {(row.preset, row.seed) for row in own}
+        waits = [order[cell.seed] for cell in self.groups[title] if (cell.preset, cell.seed) not in there]
         runs: dict[str, dict[int, float]] = {}
-        for row in sorted((row for row in rows if row.labels == title), key=lambda row: order[row.seed]):
-            runs.setdefault(row.preset, {})[row.seed] = row.test_accuracy
+        for row in own:
+            if order[row.seed] < min(waits, default=len(order)):
+                runs.setdefault(row.preset, {})[row.seed] = row.test_accuracy
         return runs
 
-    def say(self, rows: Sequence[Row], folder: Path) -> Decisions:
-        """Log each decision in words, and write them to `decisions.csv`."""
-        found, text = self.decisions(rows), io.StringIO()
-        writer = csv.writer(text)
-        writer.writerow(["labels", "method", "reference", "verdict", "difference", "low", "high", "seeds", "more"])
-        for title, methods in found.items():
-            for name, one in methods.items():
-                pair = [row.seconds for row in rows if row.labels == title and row.preset in (name, self.reference)]
-                minutes = 2 * sum(pair) / len(pair) * (one.more or 0) / 60
-                took = f", which take {minutes:.1f} minutes on one worker" if one.more else ""
-                log.info("%s: %s%s", title, sentence(name, self.reference, one), took)
-                interval = [one.interval.mean, one.interval.low, one.interval.high]
-                writer.writerow([title, name, self.reference, one.verdict, *interval, one.seeds, one.more])
-        write_whole(folder / DECISIONS, text.getvalue())
-        return found
+
+def say(rows: Sequence[Row], decided: Decided, margin: float | None, folder: Path) -> None:
+    """Log each decision in words, and write them to `decisions.csv`."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    heads = ["labels", "method", "reference", "verdict", "difference", "low", "high", "seeds", "more", "minutes"]
+    writer.writerow(heads)
+    for finding in findings(rows, margin, decided):
+        for words in finding.sentences:
+            log.info("%s: %s", finding.labels, words)
+        for name, one in finding.differences.items():
+            interval = [one.interval.mean, one.interval.low, one.interval.high]
+            counts = [one.seeds, one.more, finding.minutes(name)]
+            writer.writerow([finding.labels, name, finding.reference, one.verdict, *interval, *counts])
+    write_whole(folder / DECISIONS, text.getvalue())
 
 
 def _most(config: Compare) -> int:

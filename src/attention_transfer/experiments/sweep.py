@@ -17,11 +17,11 @@ from optuna.distributions import CategoricalDistribution
 from attention_transfer.artifacts import is_occupied
 from attention_transfer.config.base import as_data, settings_of
 from attention_transfer.config.presets import preset
-from attention_transfer.config.studies import Sweep
+from attention_transfer.config.sweep import Sweep
 from attention_transfer.config.training import Compare, Student
-from attention_transfer.data import DATA, load_data
+from attention_transfer.data import DATA, SharedPixels, load_data
 from attention_transfer.errors import UserError, raise_all
-from attention_transfer.experiments.cells import Cells
+from attention_transfer.experiments.cells import DECODED, Cells
 from attention_transfer.experiments.grid import Cell, grid_of, in_words, run_of
 from attention_transfer.experiments.rows import Row
 from attention_transfer.experiments.search import Search, Trialled, space_of
@@ -31,7 +31,7 @@ from attention_transfer.experiments.workers import in_processes
 from attention_transfer.places import check_writable, expanded, folder_problems
 from attention_transfer.plain_yaml import read_mapping
 from attention_transfer.training import Display, differences
-from attention_transfer.training.train import filled_in
+from attention_transfer.training.asked import filled_in
 from attention_transfer.training.train_problems import train_problems
 from attention_transfer.viewing import Point, save
 from attention_transfer.viewing.sweeps import sweep_chart
@@ -169,6 +169,8 @@ def _tested(search: Search, config: Sweep, asked: Mapping[str, Any], best: Trial
         study = Study.open(folder, asked, storage=config.storage, name=named)
     with Display.open() as display, display.bar("test on fresh seeds", len(cells)) as bar:
         rows = Cells(search.config, folder, cells).run(study, bar)
+    for place in (search.folder, folder):
+        SharedPixels(place / DECODED).remove()
     defaults, winners = ({r.seed: r.test_accuracy for r in rows if r.labels == t} for t in (labels.title, chosen.title))
     return Best(labels.title, best.settings, tuple(rows), judged(winners, defaults), tuple(tried))
 

@@ -17,12 +17,15 @@ from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import disable_saved_tensors_hooks
+from torch.utils.module_tracker import ModuleTracker
 
 Record = TypeVar("Record")
 Forward = Callable[..., Any]
 Wrapper = Callable[..., Any]
 """Called as `wrapper(forward, *args, **kwargs)`; calls `forward` or does something else in its place."""
 
+_TRACKER = ModuleTracker()  # never entered, so that it tracks nothing: it is only asked whether a backward pass runs
 LOCK = threading.RLock()  # re-entrant: a garbage collection may remove hooks while one is attached
 
 
@@ -170,14 +173,18 @@ def compiling() -> bool:
 
 def in_backward() -> bool:
     """Whether autograd is running a backward pass in this thread, as it is while checkpointing recomputes a forward."""
-    return not torch.compiler.is_compiling() and bool(torch._C._current_graph_task_id() != -1)
+    return not torch.compiler.is_compiling() and bool(_TRACKER.is_bw)
 
 
 def may_run_again() -> bool:
     """Whether what runs now may run again in the backward pass: inside gradient checkpointing, of either kind."""
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return True
-    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+    try:
+        with disable_saved_tensors_hooks("there are some"):  # by which checkpointing of the other kind works
+            return False
+    except RuntimeError:  # they can't be disabled where there are some
+        return True
 
 
 def tensors_in(output: Any) -> Iterator[Tensor]:

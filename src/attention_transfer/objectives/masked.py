@@ -5,8 +5,6 @@ Shapes: B batch, L patches, K visible patches, C width, P pixels of a patch.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from timm.layers import trunc_normal_
 from timm.models.vision_transformer import Block
@@ -15,14 +13,15 @@ from torch import Tensor, nn
 from attention_transfer.errors import UserError
 from attention_transfer.objectives.base import Objective, ObjectiveOutput
 from attention_transfer.objectives.mixing import MixedTargets
-from attention_transfer.vit import describe
+from attention_transfer.vit import describe, library_of
 
 
 class MaskedAutoencoder(Objective):
     """Hides most patches of an image and learns to paint them from the rest.
 
     Args:
-        encoder: a plain timm ViT with learnt position embeddings; trained in place, and the teacher afterwards.
+        encoder: a plain ViT whose library can run its blocks on some of the patches, as timm can where positions are
+            added before the first block; trained in place, and the teacher afterwards.
         mask_ratio: share of the patches that are hidden, in (0, 1).
         decoder_width: width of the decoder, which is thrown away after pre-training.
         decoder_depth: blocks of the decoder.
@@ -42,18 +41,16 @@ class MaskedAutoencoder(Objective):
         decoder_heads: int = 4,
     ) -> None:
         super().__init__()
-        spec = describe(encoder)
-        vit: Any = encoder
+        spec, self.library = describe(encoder), library_of(encoder)
         patches = spec.grid[0] * spec.grid[1]
         self.visible = round(patches * (1 - mask_ratio)) if 0 < mask_ratio < 1 else 0
         if not 0 < self.visible < patches:
             raise UserError(
                 f"mask_ratio {mask_ratio} leaves {self.visible} of {patches} patches visible; hide some, not all"
             )
-        unusual = {"registers", "pre-norm", "RoPE"} & spec.components
-        if spec.library != "timm" or getattr(vit, "pos_embed", None) is None or unusual:
+        if not self.library.can_mask(encoder):
             raise UserError(f"{spec.name} can't be pre-trained by MAE here; a plain ViT of timm is needed")
-        self.encoder = encoder
+        self.encoder, self.prefix_tokens = encoder, spec.prefix_tokens
         self.patch = (spec.image_size[0] // spec.grid[0], spec.image_size[1] // spec.grid[1])
         self.norm = nn.LayerNorm(spec.width)
         self.embed = nn.Linear(spec.width, decoder_width)
@@ -89,40 +86,26 @@ class MaskedAutoencoder(Objective):
         return self.encoder
 
     def _visible(self, batch: int, device: torch.device) -> Tensor:
-        patches = self.positions.shape[1] - self._prefix_tokens
+        patches = self.positions.shape[1] - self.prefix_tokens
         generator = None if self.training else torch.Generator(device).manual_seed(0)
         return torch.rand(batch, patches, device=device, generator=generator).argsort(dim=1)[:, : self.visible]
 
-    @property
-    def _prefix_tokens(self) -> int:
-        vit: Any = self.encoder
-        return int(vit.num_prefix_tokens)
-
     def _encode(self, images: Tensor, visible_BK: Tensor) -> Tensor:
         """Encoder tokens of the class token and the visible patches, (B, prefix + K, C)."""
-        vit: Any = self.encoder
-        patches_BLC = vit.patch_embed(images)
-        if vit.no_embed_class:
-            patches_BLC = patches_BLC + vit.pos_embed
-            prefix_pos = 0.0
-        else:
-            patches_BLC = patches_BLC + vit.pos_embed[:, self._prefix_tokens :]
-            prefix_pos = vit.pos_embed[:, : self._prefix_tokens]
+        prefix_BPC, patches_BLC = self.library.embedded(self.encoder, images)
         x_BKC = patches_BLC.gather(1, visible_BK[..., None].expand(-1, -1, patches_BLC.shape[-1]))
-        if vit.cls_token is not None:
-            x_BKC = torch.cat([(vit.cls_token + prefix_pos).expand(len(images), -1, -1), x_BKC], dim=1)
-        tokens: Tensor = self.norm(vit.norm(vit.blocks(x_BKC)))
+        tokens: Tensor = self.norm(self.library.encoded(self.encoder, torch.cat([prefix_BPC, x_BKC], dim=1)))
         return tokens
 
     def _decode(self, tokens_BKC: Tensor, visible_BK: Tensor) -> Tensor:
         """Predicted patches, (B, L, P)."""
         x = self.embed(tokens_BKC)
-        prefix, seen = x[:, : self._prefix_tokens], x[:, self._prefix_tokens :]
-        patches = self.positions.shape[1] - self._prefix_tokens
+        prefix, seen = x[:, : self.prefix_tokens], x[:, self.prefix_tokens :]
+        patches = self.positions.shape[1] - self.prefix_tokens
         canvas = self.mask_token.expand(len(x), patches, -1)
         canvas = canvas.scatter(1, visible_BK[..., None].expand_as(seen), seen.to(canvas.dtype))
         x = self.decoder(torch.cat([prefix, canvas], dim=1) + self.positions)
-        prediction: Tensor = self.predict(x[:, self._prefix_tokens :])
+        prediction: Tensor = self.predict(x[:, self.prefix_tokens :])
         return prediction
 
     def _patches(self, images: Tensor) -> Tensor:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from attention_transfer.training.card import model_card as model_card
     from attention_transfer.training.inputs import input_problems as input_problems
     from attention_transfer.training.log import logging_to as logging_to
+    from attention_transfer.training.run_files import PretrainedConfig as PretrainedConfig
+    from attention_transfer.training.run_files import TrainedConfig as TrainedConfig
     from attention_transfer.training.run_files import read_metrics as read_metrics
     from attention_transfer.training.run_folder import RunFolder as RunFolder
     from attention_transfer.training.run_folder import differences as differences

@@ -14,14 +14,15 @@ from jinja2 import Environment, StrictUndefined
 from scipy import stats
 
 from attention_transfer.config.recipe import Recipe
+from attention_transfer.training.run_files import TrainedConfig
 from attention_transfer.transfer import PRESETS, OperandRule, Rule
 from attention_transfer.transfer.rule_data import read_rules
 from attention_transfer.vit import ViTSpec
+from attention_transfer.vit.libraries import find_library, library_names
 
 Form = Literal["run", "timm", "hf", "onnx"]
 """The folder that the card lies in: a run's `model/`, or an exported model in one of these formats."""
 
-_LIBRARIES = {"timm": "timm", "hf": "transformers", "torchvision": "torchvision"}
 _SHOWN_CLASSES = 50
 _ALWAYS = ("epochs", "batch_size", "lr")  # recipe values that everyone asks for, also where they are the defaults
 _NEVER = ("workers",)  # these say how fast a model was trained, not how
@@ -43,7 +44,7 @@ class _Bound:
 
 
 def model_card(
-    config: Mapping[str, Any],
+    config: TrainedConfig,
     summary: Mapping[str, Any],
     spec: ViTSpec,
     classes: Sequence[str],
@@ -55,7 +56,7 @@ def model_card(
     """The card of a run of `train`, as Markdown with the YAML head that the Hugging Face Hub reads.
 
     Args:
-        config: the content of the run's `config.yaml`.
+        config: what the run's `config.yaml` says.
         summary: the content of its `summary.json`.
         spec: the student.
         classes: class names.
@@ -63,8 +64,8 @@ def model_card(
         checks: what was measured when the model was exported, a sentence each.
         repair: what was repaired in the teacher, in words, where that was asked for.
     """
-    method = PRESETS.get(config["preset"])
-    rules = [_bound(rule) for rule in read_rules(config["rules"])]
+    method = PRESETS.get(config.preset)
+    rules = [_bound(rule) for rule in read_rules(config.rules)]
     splits = {name: summary[name] for name in ("validation", "test") if summary.get(name)}
     overlap = summary.get("overlap") or {}  # not looked for in archives, nor by earlier versions
     template = files("attention_transfer.training").joinpath("card.md.jinja").read_text(encoding="utf-8")
@@ -79,18 +80,17 @@ def model_card(
         head=_head(config, summary, spec, form) + "\n",
         name=_name(config),
         config=config,
-        teacher=_shown(config.get("teacher")),
-        data=_shown(config["data"]),
+        teacher=_shown(config.teacher),
+        data=_shown(config.data),
         method=method,
         rules=rules,
         copies=any(rule.copies for rule in rules),
         summary=summary,
         spec=spec,
-        library=_LIBRARIES[spec.library],
         classes=", ".join(classes[:_SHOWN_CLASSES]),
         more_classes=max(0, len(classes) - _SHOWN_CLASSES),
         labels=_labels(config, summary),
-        recipe=_recipe(config["recipe"]),
+        recipe=_recipe(config.recipe),
         rows=[row for name, values in splits.items() for row in _rows(name, values, overlap.get(name, 0))],
         form=form,
         checks=checks,
@@ -104,8 +104,8 @@ def interval(accuracy: float, images: int) -> tuple[float, float]:
     return float(found.low), float(found.high)
 
 
-def _name(config: Mapping[str, Any]) -> str:
-    return f"{config['preset']}, {Path(str(config['data'])).name}, seed {config['seed']}"
+def _name(config: TrainedConfig) -> str:
+    return f"{config.preset}, {Path(config.data).name}, seed {config.seed}"
 
 
 def _shown(source: str | None) -> str | None:
@@ -113,9 +113,9 @@ def _shown(source: str | None) -> str | None:
     return Path(source).name if source is not None and Path(source).is_absolute() else source
 
 
-def _head(config: Mapping[str, Any], summary: Mapping[str, Any], spec: ViTSpec, form: Form) -> str:
+def _head(config: TrainedConfig, summary: Mapping[str, Any], spec: ViTSpec, form: Form) -> str:
     """The metadata that the Hub reads, in YAML."""
-    data = Path(str(config["data"])).name
+    data = Path(config.data).name
     results = [
         EvalResult(
             task_type="image-classification",
@@ -129,11 +129,11 @@ def _head(config: Mapping[str, Any], summary: Mapping[str, Any], spec: ViTSpec, 
         if accuracy
     ]
     return ModelCardData(
-        library_name="onnx" if form == "onnx" else "transformers" if form == "hf" else _LIBRARIES[spec.library],
+        library_name="onnx" if form == "onnx" else find_library("hf" if form == "hf" else spec.library).hub_name,
         pipeline_tag="image-classification",
-        tags=["image-classification", "vision-transformer", "attention-transfer", str(config["preset"])],
+        tags=["image-classification", "vision-transformer", "attention-transfer", config.preset],
         metrics=["accuracy"],
-        base_model=_published(config.get("teacher")),
+        base_model=_published(config.teacher),
         model_name=_name(config) if results else None,
         eval_results=results or None,
     ).to_yaml()
@@ -144,9 +144,10 @@ def _published(teacher: str | None) -> str | None:
     if teacher is None or Path(teacher).exists():
         return None
     source, _, name = teacher.partition("/")
-    if source == "timm":
-        return teacher
-    return name if source == "hf" and name.count("/") == 1 and not Path(name).exists() else None
+    if not name or source not in library_names():
+        return None
+    library = find_library(source)
+    return None if library.folders and name.startswith(library.folders) else library.published(name)
 
 
 def _bound(rule: Rule) -> _Bound:
@@ -162,12 +163,12 @@ def _bound(rule: Rule) -> _Bound:
     return _Bound(type(rule).__name__, summary, settings, isinstance(rule, OperandRule))
 
 
-def _labels(config: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
+def _labels(config: TrainedConfig, summary: Mapping[str, Any]) -> str:
     images = f"{summary['train']['images']:,} labelled images"
-    if config.get("shots"):
-        return f"{images}, {config['shots']} of each class"
-    if config.get("fraction", 1.0) < 1:
-        return f"{images}, {100 * config['fraction']:g} % of each class"
+    if config.shots:
+        return f"{images}, {config.shots} of each class"
+    if config.fraction < 1:
+        return f"{images}, {100 * config.fraction:g} % of each class"
     return f"{images}, all of the training split"
 
 

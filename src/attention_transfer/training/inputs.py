@@ -19,6 +19,7 @@ from attention_transfer.data import (
     FileImages,
     ImageSet,
     Normalise,
+    SharedPixels,
     Split,
     Splits,
     Twin,
@@ -28,6 +29,7 @@ from attention_transfer.data import (
     is_flat,
     keep_decoded,
     keep_pixels,
+    mode_of,
     train_pixels,
 )
 from attention_transfer.engine.launchers import this_process
@@ -133,7 +135,12 @@ def keep_overlap(
 
 
 def inputs_for(
-    spec: ViTSpec, splits: Splits, recipe: ResolvedRecipe, *, subset: NDArray[np.int64] | None = None
+    spec: ViTSpec,
+    splits: Splits,
+    recipe: ResolvedRecipe,
+    *,
+    subset: NDArray[np.int64] | None = None,
+    shared: SharedPixels | None = None,
 ) -> Inputs:
     """The images of a data set for a network; how the splits were made is logged.
 
@@ -142,16 +149,17 @@ def inputs_for(
         splits: the data set.
         recipe: how training images are varied.
         subset: indices of the training images to use; default all.
+        shared: where decoded image files are kept for other processes, too; default in the memory of this one.
     """
     for note in splits.notes:
         _say(f"{splits.name}: {note}", logging.DEBUG)
     part = splits.train if subset is None else splits.train.take(subset)
     augment, _ = choose_augment(spec, recipe.augment, len(part))
-    pixels = eval_pixels(spec)
+    pixels, images = eval_pixels(spec), keep_decoded(part.images, "training", shared=shared, mode=mode_of(spec))
     return Inputs(
-        train=ImageSet(keep_decoded(part.images, "training"), part.labels, train_pixels(spec, augment)),
-        validation=keep_pixels(splits.validation.with_transform(pixels), "validation"),
-        test=keep_pixels(splits.test.with_transform(pixels), "test"),
+        train=ImageSet(images, part.labels, train_pixels(spec, augment)),
+        validation=keep_pixels(splits.validation.with_transform(pixels), "validation", shared=shared),
+        test=keep_pixels(splits.test.with_transform(pixels), "test", shared=shared),
         prepare=Normalise(spec, erase=RANDOM_ERASING if augment == "heavy" else 0.0),
     )
 

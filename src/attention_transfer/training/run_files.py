@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
+from attention_transfer.config.base import members
 from attention_transfer.errors import UserError
 from attention_transfer.plain_yaml import read_mapping
 from attention_transfer.text_files import read_json
@@ -18,24 +20,6 @@ Shape = type | tuple[type, ...] | dict[str, Any]
 """What a value must be: of a type, or an object with at least these keys."""
 
 NUMBER = (int, float)
-_TEXT_OR_NONE = (str, type(None))
-
-TRAINED: Shape = {"preset": str, "data": str, "rules": list, "recipe": dict, "teacher": _TEXT_OR_NONE}
-"""The part of `train`'s `config.yaml` that is read."""
-
-PRETRAINED: Shape = {"model": str, "data": str, "recipe": dict}
-"""The part of `pretrain`'s `config.yaml` that is read."""
-
-DEFAULTS = {
-    "pretrained": True,
-    "image_size": None,
-    "pairing": None,
-    "shots": None,
-    "fraction": 1.0,
-    "pool": None,
-    "repair": False,
-}
-"""Values of settings that runs of earlier versions lack."""
 
 _SPLIT = {"images": int}
 _COMMON: dict[str, Any] = {"seed": int, "train": {"images": int, "steps": int, "seconds": NUMBER}, "best_epoch": int}
@@ -59,10 +43,48 @@ METRICS: Shape = {"epoch": int, "step": int}
 """A line of `metrics.jsonl`; its other values are numbers, too."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What a run's `config.yaml` says, as far as it is read.
+
+    The names are those of `Train` and `Pretrain`. Runs of earlier versions lack settings that have a default here.
+    """
+
+    data: str
+    recipe: dict[str, Any]
+    seed: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedConfig(RunConfig):
+    """That of a run of `train`; its rules are plain data, which `read_rules` makes rules of."""
+
+    preset: str
+    teacher: str | None
+    rules: list[Any]
+    pretrained: bool | str = True
+    repair: bool = False
+    image_size: int | None = None
+    pairing: dict[str, Any] | None = None
+    fraction: float = 1.0
+    shots: int | None = None
+    init: str | None = None
+    init_parts: list[str] | None = None
+    trained: list[str] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainedConfig(RunConfig):
+    """That of a run of `pretrain`."""
+
+    model: str
+
+
 def misfit(content: object, shape: Shape, name: str = "it") -> str | None:
     """The first part of some content that does not fit a shape, in words; `None` if all fits."""
     if not isinstance(shape, dict):
-        right = isinstance(content, shape) and (not isinstance(content, bool) or shape is bool)
+        kinds = shape if isinstance(shape, tuple) else (shape,)
+        right = isinstance(content, kinds) and (not isinstance(content, bool) or bool in kinds)
         return None if right else f"{name} is {str(content)[:40]!r}"
     if not isinstance(content, dict):
         return f"{name} has no names with values"
@@ -75,16 +97,25 @@ def misfit(content: object, shape: Shape, name: str = "it") -> str | None:
     return None
 
 
-def read_config_of_run(path: Path) -> dict[str, Any]:
-    """Read a run's `config.yaml`; settings that a run of an earlier version lacks get their defaults.
+def read_run_config(path: Path) -> TrainedConfig | PretrainedConfig:
+    """Read a run's `config.yaml`.
 
     Raises:
         UserError: it is damaged, or not a run's.
     """
     content = read_mapping(path)
-    if problem := misfit(content, TRAINED if "preset" in content else PRETRAINED):
+    kind = TrainedConfig if "preset" in content else PretrainedConfig
+    hints = get_type_hints(kind)
+    read = [f.name for f in fields(kind) if f.name in content or f.default is MISSING]
+    if problem := misfit(content, {name: _kinds(hints[name]) for name in read}):
         raise UserError(f"{path} is not the configuration of a run ({problem}); restore it, or name another folder")
-    return {**DEFAULTS, **content} if "preset" in content else content
+    return kind(**{name: content[name] for name in read})
+
+
+def _kinds(hint: Any) -> tuple[type, ...]:
+    """What values of a type are instances of; whole numbers are `float`, too."""
+    kinds = [get_origin(part) or part for part in members(hint)]
+    return (*kinds, int) if float in kinds else (*kinds,)
 
 
 def read_summary(path: Path) -> dict[str, Any]:

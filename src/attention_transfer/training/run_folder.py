@@ -35,7 +35,7 @@ from attention_transfer.errors import UserError, raise_all
 from attention_transfer.locking import LOCK, locked
 from attention_transfer.places import check_writable, expanded, folder_problems
 from attention_transfer.plain_yaml import read_mapping
-from attention_transfer.training.run_files import read_config_of_run, read_summary
+from attention_transfer.training.run_files import PretrainedConfig, TrainedConfig, read_run_config, read_summary
 from attention_transfer.transfer import FeatureKD, LossRule
 from attention_transfer.transfer.rule_data import read_rules
 from attention_transfer.writing import write_whole
@@ -155,13 +155,24 @@ class RunFolder:
         """Whether the run holds a file of this name."""
         return (self.path / name).is_file()
 
-    def config(self) -> dict[str, Any]:
+    def config(self) -> TrainedConfig | PretrainedConfig:
         """The resolved configuration of the run.
 
         Raises:
             UserError: it is damaged.
         """
-        return read_config_of_run(self.path / "config.yaml")
+        return read_run_config(self.path / "config.yaml")
+
+    def trained_config(self) -> TrainedConfig:
+        """The same of a run of `train`.
+
+        Raises:
+            UserError: it is damaged, or the run is one of `pretrain`.
+        """
+        config = self.config()
+        if isinstance(config, TrainedConfig):
+            return config
+        raise UserError(f"{self.path} holds a pre-trained teacher, not a classifier; name a run of `train`")
 
     def summary(self) -> dict[str, Any]:
         """The run's results.

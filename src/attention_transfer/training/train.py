@@ -15,11 +15,10 @@ from torch import nn
 
 from attention_transfer.config.base import as_data
 from attention_transfer.config.choices import AUTO
-from attention_transfer.config.presets import Preset
 from attention_transfer.config.presets import preset as find_preset
-from attention_transfer.config.recipe import Recipe, ResolvedRecipe, with_values
+from attention_transfer.config.recipe import Recipe, ResolvedRecipe
 from attention_transfer.config.training import Train
-from attention_transfer.data import Splits, data_slug, labelled_subset, load_data
+from attention_transfer.data import SharedPixels, Splits, labelled_subset, load_data
 from attention_transfer.engine.fit import fit, fit_problems, sharding_problems
 from attention_transfer.engine.hardware import choose_hardware
 from attention_transfer.engine.launchers import this_process
@@ -28,15 +27,14 @@ from attention_transfer.engine.training import Training, TrainingResult
 from attention_transfer.errors import raise_all
 from attention_transfer.objectives import Supervised
 from attention_transfer.places import expanded
+from attention_transfer.training.asked import AskedRun, asked_of
 from attention_transfer.training.card import model_card
 from attention_transfer.training.defaults import Facts, explained, resolve, start_of
-from attention_transfer.training.digits_recipe import DIGITS, NAME, fits
 from attention_transfer.training.inputs import inputs_for, keep_overlap, subset_lines
 from attention_transfer.training.log import logging_to
-from attention_transfer.training.networks import bind, make_networks, trained_network, warn_of_lost_pixels
+from attention_transfer.training.networks import bind, make_networks, warn_of_lost_pixels
 from attention_transfer.training.run_folder import RunFolder
 from attention_transfer.training.teacher_repair import RECORD, TeacherRepair, repair_teacher
-from attention_transfer.training.train_problems import train_problems
 from attention_transfer.training.tune import TrialScore, tuned
 from attention_transfer.transfer import NetworkRule, OperandRule
 from attention_transfer.vit import (
@@ -72,15 +70,20 @@ class Run:
         return float(self.summary["test"]["accuracy"])
 
 
-def train_student(config: Train) -> Run:
-    """The verb `train`."""
-    asked = _asked(config)
+def train_student(config: Train, shared: SharedPixels | None = None) -> Run:
+    """The verb `train`.
+
+    Args:
+        config: what is asked for.
+        shared: where the runs of a comparison keep decoded image files for each other.
+    """
+    asked = asked_of(config)
     method, tunes = find_preset(config.preset), asked.tune_teacher
     # Repeating a run neither fine-tunes its teacher again, which is then the one named, nor replaces a folder.
     run = replace(asked, tune_teacher=False, overwrite=False)
     if tunes:
         run = replace(run, teacher=f"{run.out}-teacher", pretrained=True)
-    plan = _Plan(run, config.overwrite, method)
+    plan = AskedRun(run, config.overwrite, method, shared)
     if this_process() == 0:  # before the work that comes first; a rate that is looked for is known afterwards
         plan.check(plan.recipe if config.tune is None else replace(plan.recipe, lr=AUTO))
     if tunes:
@@ -88,102 +91,24 @@ def train_student(config: Train) -> Run:
     return _train(plan)
 
 
-def validate_student(config: Train) -> TrialScore:
+def validate_student(config: Train, shared: SharedPixels | None = None) -> TrialScore:
     """Train as `train` does, but for a search: the test split is not read, and no model is kept.
+
+    Args:
+        config: what is asked for.
+        shared: where the runs of a search keep decoded image files for each other.
 
     Raises:
         UserError: as for `train`.
     """
-    asked = replace(_asked(config), tune_teacher=False, overwrite=False, loggers=[])
-    plan = _Plan(asked, False, find_preset(config.preset))
+    asked = replace(asked_of(config), tune_teacher=False, overwrite=False, loggers=[])
+    plan = AskedRun(asked, False, find_preset(config.preset), shared)
     splits = load_data(asked.data, strict=asked.strict)
     subset = labelled_subset(
         splits.train.labels, fraction=asked.fraction, shots=asked.shots, seed=asked.seed, names=splits.classes
     )
     recipe = _built(plan, splits, subset).recipe
     return _scored(plan, recipe, Path(str(asked.out)).name, splits=splits, subset=subset)
-
-
-def _asked(config: Train) -> Train:
-    """What is asked for, with what the preset and the recipe of the digits fill in.
-
-    Raises:
-        UserError: it is wrong; every mistake is listed.
-    """
-    asked, method = filled_in(config), find_preset(config.preset)
-    raise_all([*dict.fromkeys(train_problems(asked))])
-    if config.data == "digits" and config.preset in DIGITS and fits(trained_network(asked)):
-        own = DIGITS[config.preset]
-        rules = own.rules(method.rules) if config.rules is None else asked.rules
-        asked = replace(asked, rules=rules, recipe=with_values(asked.recipe or Recipe(), own.recipe))
-        log.debug("what the recipe leaves open is %s", NAME)
-    return asked
-
-
-def filled_in(config: Train) -> Train:
-    """The configuration with what its preset says, and with a folder.
-
-    Raises:
-        UserError: there is no such preset.
-    """
-    method = find_preset(config.preset)
-    recipe = config.recipe or method.own_recipe
-    labels = f"{config.shots}shot" if config.shots is not None else f"{config.fraction:g}"
-    return replace(
-        config,
-        epochs=None,
-        init=config.init or method.init,
-        init_parts=list(method.init_parts if config.init_parts is None else config.init_parts),
-        trained=list(method.trained if config.trained is None else config.trained),
-        rules=list(method.rules if config.rules is None else config.rules),
-        tune_teacher=method.tune_teacher if config.tune_teacher is None else config.tune_teacher,
-        recipe=recipe if config.epochs is None else replace(recipe, epochs=config.epochs),
-        out=str(config.out or f"runs/{config.preset}-{data_slug(config.data)}-{labels}-seed{config.seed}"),
-    )
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """A run as it is asked for, with everything filled in but what follows from the images.
-
-    Attributes:
-        config: every setting; its recipe is what was asked for.
-        overwrite: replace another run in the folder.
-        method: the preset.
-    """
-
-    config: Train
-    overwrite: bool
-    method: Preset
-
-    @property
-    def name(self) -> str:
-        """For the log."""
-        return f"{self.config.preset} seed {self.config.seed}"
-
-    @property
-    def recipe(self) -> Recipe:
-        """What was asked for of the optimisation."""
-        return self.config.recipe or Recipe()
-
-    @property
-    def before(self) -> dict[str, Any]:
-        """What settings were before there was a choice, for runs of earlier versions."""
-        parts = {"init_parts": list(self.method.init_parts), "trained": list(self.method.trained)}
-        return as_data(Train()) | {"init": self.method.init, "tune_teacher": False} | parts
-
-    def data(self, recipe: Recipe) -> dict[str, Any]:
-        """The run's configuration with this recipe, as its `config.yaml` has it."""
-        return as_data(replace(self.config, recipe=recipe))
-
-    def check(self, recipe: Recipe) -> None:
-        """Refuse a folder that can't hold the run.
-
-        Raises:
-            UserError: it holds something else.
-        """
-        data = self.data(recipe)
-        RunFolder.checked(str(self.config.out), data, overwrite=self.overwrite, defaults=self.before)
 
 
 def _tune_teacher(config: Train, out: str) -> None:
@@ -220,7 +145,7 @@ class _Built:
     recipe: ResolvedRecipe
 
 
-def _built(plan: _Plan, splits: Splits, subset: NDArray[np.int64]) -> _Built:
+def _built(plan: AskedRun, splits: Splits, subset: NDArray[np.int64]) -> _Built:
     """Networks and their objective; what the recipe leaves open follows from them."""
     config, rules = plan.config, plan.config.rules or []
     init, parts, trained = str(config.init), config.init_parts or [], config.trained or []
@@ -253,7 +178,7 @@ def _built(plan: _Plan, splits: Splits, subset: NDArray[np.int64]) -> _Built:
     return _Built(teacher, repair, student, spec, objective, facts, recipe)
 
 
-def _train(plan: _Plan) -> Run:
+def _train(plan: AskedRun) -> Run:
     config, name = plan.config, plan.name
     splits = load_data(config.data, strict=config.strict)
     subset = labelled_subset(
@@ -279,7 +204,7 @@ def _train(plan: _Plan) -> Run:
                 log.info("%s: repair of the teacher: %s", name, built.repair)
             if reasons := explained(plan.recipe, built.recipe, built.facts):
                 log.info("%s: %s", name, reasons)
-            summary = _trained(plan, data, built, folder, splits, subset)
+            summary = _trained(plan, built, folder, splits, subset)
             folder.write_json("summary.json", summary)
             accuracy, seconds = 100 * summary["test"]["accuracy"], summary["train"]["seconds"]
             log.info("%s: test accuracy %.1f %% after %.0f s, in %s", name, accuracy, seconds, folder.path)
@@ -287,14 +212,14 @@ def _train(plan: _Plan) -> Run:
 
 
 def _trained(
-    plan: _Plan, data: dict[str, Any], built: _Built, folder: RunFolder, splits: Splits, subset: NDArray[np.int64]
+    plan: AskedRun, built: _Built, folder: RunFolder, splits: Splits, subset: NDArray[np.int64]
 ) -> dict[str, Any]:
     """Train into a folder, write the models there, and say what came of it."""
     config, transfer = plan.config, built.objective.transfer
     needs_teacher = any(isinstance(rule, OperandRule) for rule in transfer.rules)
     log.debug("%s: %d labelled images, student %s", plan.name, len(subset), built.spec)
     overlap = keep_overlap(splits, folder, data=config.data, subset=subset)
-    fitted = _fitted(config, built, folder, splits, subset, name=plan.name, tested=True)
+    fitted = _fitted(plan, built, folder, splits, subset, name=plan.name, tested=True)
     summary = {
         "preset": config.preset,
         "seed": config.seed,
@@ -314,12 +239,13 @@ def _trained(
                 remove_register(built.teacher)  # no format has a place for it; the run's record says how to repair it
             save_vit(built.teacher, folder.path / "teacher")  # a copied student is not complete without it
         repair = None if built.repair is None else str(built.repair)
-        write_whole(folder.model / "README.md", model_card(data, summary, built.spec, splits.classes, repair=repair))
+        card = model_card(folder.trained_config(), summary, built.spec, splits.classes, repair=repair)
+        write_whole(folder.model / "README.md", card)
     return summary
 
 
 def _fitted(
-    config: Train,
+    plan: AskedRun,
     built: _Built,
     folder: RunFolder,
     splits: Splits,
@@ -329,7 +255,8 @@ def _fitted(
     tested: bool,
 ) -> TrainingResult:
     """Train into a folder, and let go of the networks; the test split is read only where it is asked for."""
-    images = inputs_for(built.spec, splits, built.recipe, subset=subset)
+    config = plan.config
+    images = inputs_for(built.spec, splits, built.recipe, subset=subset, shared=plan.shared)
     training = Training(
         objective=built.objective,
         folder=folder.path,
@@ -348,18 +275,22 @@ def _fitted(
     return result
 
 
-def _trial(plan: _Plan, recipe: ResolvedRecipe, place: str, *, splits: Splits, subset: NDArray[np.int64]) -> TrialScore:
+def _trial(
+    plan: AskedRun, recipe: ResolvedRecipe, place: str, *, splits: Splits, subset: NDArray[np.int64]
+) -> TrialScore:
     """Train by a shorter recipe in a folder of its own, of which the scores are kept, and validate."""
     config = replace(plan.config, recipe=recipe, loggers=[], out=f"{plan.config.out}-tune/{place}")
     return _scored(replace(plan, config=config), recipe, place, splits=splits, subset=subset)
 
 
-def _scored(plan: _Plan, recipe: ResolvedRecipe, name: str, *, splits: Splits, subset: NDArray[np.int64]) -> TrialScore:
+def _scored(
+    plan: AskedRun, recipe: ResolvedRecipe, name: str, *, splits: Splits, subset: NDArray[np.int64]
+) -> TrialScore:
     """Train by a recipe into the plan's folder, of which the scores are kept, and validate."""
     with RunFolder.open(str(plan.config.out), plan.data(recipe), overwrite=plan.overwrite) as folder:
         if not folder.finished:
             built = _built(plan, splits, subset)
-            fitted = _fitted(plan.config, built, folder, splits, subset, name=name, tested=False)
+            fitted = _fitted(plan, built, folder, splits, subset, name=name, tested=False)
             folder.write_json("summary.json", {"trial": name, "validation": fitted.validation})
             shutil.rmtree(folder.checkpoints)
         scores = folder.summary()["validation"]

@@ -12,6 +12,7 @@ from attention_transfer.data import check_subset
 from attention_transfer.engine.compiler import compiler_problems
 from attention_transfer.engine.fit import fit_problems
 from attention_transfer.training.inputs import input_problems
+from attention_transfer.training.run_files import TrainedConfig
 from attention_transfer.training.run_folder import RunFolder
 from attention_transfer.training.tune import tune_problems
 from attention_transfer.transfer import FeatureKD, Guide, NetworkRule
@@ -86,7 +87,9 @@ def _untaught(config: Train) -> list[str]:
     folder = None if teacher is None else RunFolder(Path(teacher))
     if tunes and teacher is None:
         return ["tune_teacher fine-tunes a teacher, but none is named; add --teacher"]
-    if tunes or not named or folder is None or not folder.has("config.yaml") or "preset" in folder.config():
+    if tunes or not named or folder is None or not folder.has("config.yaml"):
+        return []
+    if isinstance(folder.config(), TrainedConfig):
         return []
     return [
         f"{', '.join(named)} needs a teacher that knows the classes, but {teacher} was pre-trained without labels; "

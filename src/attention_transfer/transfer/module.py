@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import logging
-import weakref
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from attention_transfer.attention import POOL, AttentionCall
+from attention_transfer.attention import POOL
 from attention_transfer.errors import UserError
-from attention_transfer.hooks import Scope, Skipped
+from attention_transfer.transfer.binding import Binding, Removable
 from attention_transfer.transfer.heads import HeadPairs, head_divergences
-from attention_transfer.transfer.networks import NetworkLosses, OutputWatches
+from attention_transfer.transfer.networks import NetworkLosses
 from attention_transfer.transfer.plan import Plan, Step, named
 from attention_transfer.transfer.rule import AttentionRule, NetworkRule, Rule, Weighted
 from attention_transfer.vit import (
-    AttentionProbe,
     Pairing,
-    SharedDropPath,
     attention_modules,
     capture,
     carries_gradient,
@@ -30,7 +26,6 @@ from attention_transfer.vit import (
     check_shared_drop_path,
     describe,
     half_precision,
-    hook_attention,
     input_for,
     library_of,
     logits_of,
@@ -39,16 +34,10 @@ from attention_transfer.vit import (
 _log = logging.getLogger(__name__)
 
 
-class Removable(Protocol):
-    """A handle of something that was attached to a network."""
-
-    def remove(self) -> None:
-        """Take it off."""
-
-
-@dataclass(frozen=True)
-class TransferOutput:
+class TransferOutput(NamedTuple):
     """What one forward of [`AttentionTransfer`][attention_transfer.AttentionTransfer] gives.
+
+    It is a tuple, in which DDP and FSDP find the tensors.
 
     Attributes:
         logits: the student's class logits, (B, classes).
@@ -63,9 +52,6 @@ class TransferOutput:
     def total(self, task_loss: Tensor) -> Tensor:
         """The loss to minimise: the task's plus each rule's, weighted."""
         return sum((self.weights[name] * loss for name, loss in self.losses.items()), start=task_loss)
-
-
-torch.utils._pytree.register_dataclass(TransferOutput)  # DistributedDataParallel looks for tensors in outputs
 
 
 class AttentionTransfer(nn.Module):
@@ -129,7 +115,7 @@ class AttentionTransfer(nn.Module):
         network_rules = named([rule for rule in rules if isinstance(rule, NetworkRule)])
         self.networks = NetworkLosses(teacher, student, network_rules, self.pairing) if network_rules else None
         self.head_pairs = HeadPairs(plan.student.depth, plan.student.heads) if plan and plan.matches_heads else None
-        self._hooks = _Hooks(self, plan)  # attaches to the networks; nothing is refused from here on
+        self._binding = self._bind(plan)  # attaches to the networks; nothing is refused from here on
         if self.teacher is not None:
             self.teacher.eval().requires_grad_(False)
             if (half := half_precision(self.teacher)) is not None:
@@ -145,7 +131,7 @@ class AttentionTransfer(nn.Module):
         """How many of the teacher's blocks run: those up to the last that a rule reads, or all for its output."""
         if self.teacher is None:
             return 0
-        plan = self._hooks.plan
+        plan = self._binding.plan
         read = [] if plan is None else list(plan.teacher_layers.values())
         whole = POOL in read or (self.networks is not None and self.networks.reads_teacher)
         return describe(self.teacher).depth if whole else max(read) + 1
@@ -155,26 +141,26 @@ class AttentionTransfer(nn.Module):
 
         The first forward with gradients logs how the losses are computed, which may be otherwise in those without.
         """
-        hooks = self._hooks
-        if hooks.released:
+        binding = self._binding
+        if binding.released:
             raise RuntimeError("this AttentionTransfer was released; make a new one")
         if not self.rules:
             return TransferOutput(logits_of(self.student(images)), {}, {})
-        masks = hooks.drop_path.draw(len(images), images.device) if hooks.drop_path and self.training else None
-        logs = not torch.compiler.is_compiling() and torch.is_grad_enabled() and not hooks.logged
-        step = Step(hooks.plan, self, self.head_pairs, masks, {} if logs else None)
-        with nullcontext() if hooks.outputs is None else hooks.outputs.watching() as outputs:
+        masks = binding.drop_path.draw(len(images), images.device) if binding.drop_path and self.training else None
+        logs = not torch.compiler.is_compiling() and torch.is_grad_enabled() and not binding.logged
+        step = Step(binding.plan, self, self.head_pairs, masks, {} if logs else None)
+        with nullcontext() if binding.outputs is None else binding.outputs.watching() as outputs:
             teacher_logits = self._run_teacher(images, step)
-            with hooks.scope.run(step):
+            with binding.scope.run(step):
                 logits = logits_of(self.student(images))
-        losses = {} if hooks.plan is None else self._attention_losses(hooks.plan, step)
+        losses = {} if binding.plan is None else self._attention_losses(binding.plan, step)
         if self.networks is not None and outputs is not None:
             losses |= self.networks.losses(self.student, logits, teacher_logits, outputs)
         return TransferOutput(logits, losses, self.weights())
 
     def weights(self) -> dict[str, float]:
         """Each loss rule's weight now, by name; `progress`, the share of the training that is done, decides."""
-        plan = self._hooks.plan
+        plan = self._binding.plan
         rules: dict[str, Weighted] = {} if plan is None else {bound.name: bound.rule for bound in plan.losses}
         if self.networks is not None:
             rules |= self.networks.rules
@@ -182,25 +168,37 @@ class AttentionTransfer(nn.Module):
 
     def attach(self, handles: Iterable[Removable]) -> None:
         """Leave it to `release` to remove these too: other hooks on the student or the teacher in a training."""
-        self._hooks.handles.extend(handles)
+        self._binding.handles.extend(handles)
 
     def release(self) -> None:
         """Take everything off the student and the teacher that this module attached; it can't be used afterwards."""
-        self._hooks.released = True
-        self._hooks.remove()
+        self._binding.released = True
+        self._binding.remove()
 
     def unused_rows(self) -> list[tuple[nn.Parameter, slice]]:
         """Rows of the student's fused projections that no forward uses, because their queries and keys are copied.
 
         They get zeros for a gradient; an optimiser that decays weights should leave them out.
         """
-        if self._hooks.plan is None:
+        if self._binding.plan is None:
             return []
         modules, library = attention_modules(self.student), library_of(self.student)
-        copied = [modules[layer] for layer, layer_plan in self._hooks.plan.at.items() if layer_plan.skips]
+        copied = [modules[layer] for layer, layer_plan in self._binding.plan.at.items() if layer_plan.skips]
         fused = [linear for module in copied for linear in library.projections(module).get("qkv", ())]
         parameters = [p for linear in fused for p in linear.parameters()]
         return [(p, slice(0, 2 * p.shape[0] // 3)) for p in parameters]
+
+    def _bind(self, plan: Plan | None) -> Binding:
+        return Binding(
+            self,
+            self.teacher,
+            self.student,
+            plan,
+            self.networks,
+            share_drop_path=self.share_drop_path,
+            teacher_dtype=self._teacher_dtype,
+            compile_teacher=self._compile_teacher,
+        )
 
     def _plan(self) -> Plan | None:
         rules = [rule for rule in self.rules if isinstance(rule, AttentionRule)]
@@ -210,22 +208,22 @@ class AttentionTransfer(nn.Module):
 
     def _run_teacher(self, images: Tensor, step: Step) -> Tensor | None:
         """The teacher's forward; its calls go into the step, its logits come back where a rule reads them."""
-        hooks = self._hooks
-        if hooks.probe is None:
+        binding = self._binding
+        if binding.probe is None:
             return None
-        with hooks.scope.run(step):
-            calls, output = hooks.probe.run(self._input(images))
+        with binding.scope.run(step):
+            calls, output = binding.probe.run(self._input(images))
         step.teacher_calls.update(calls)
-        if hooks.plan is not None and self.head_pairs is not None:
-            self._match_heads(hooks.plan, self.head_pairs, images, step)
+        if binding.plan is not None and self.head_pairs is not None:
+            self._match_heads(binding.plan, self.head_pairs, images, step)
         return logits_of(output) if self.networks is not None and self.networks.reads_teacher_logits else None
 
     def _attention_losses(self, plan: Plan, step: Step) -> dict[str, Tensor]:
-        scope = self._hooks.scope
+        scope = self._binding.scope
         if not torch.compiler.is_compiling() or scope.recomputes():
             self._check_gradients(step)
         if step.implementations is not None:
-            self._hooks.logged = True
+            self._binding.logged = True
             for (name, implementation), layers in step.implementations.items():
                 _log.debug("%s in layers %s: %s", name, ", ".join(map(str, layers)), implementation)
         losses = {bound.name: step.loss(bound) for bound in plan.losses}
@@ -250,8 +248,7 @@ class AttentionTransfer(nn.Module):
             if not carries_gradient(self.student, call):
                 raise UserError(
                     f"the queries of block {call.layer} carry no gradient, so no rule can train them: re-entrant "
-                    "gradient checkpointing hides them; use the other kind (timm.layers.set_reentrant_ckpt(False), or "
-                    "for transformers gradient_checkpointing_kwargs={'use_reentrant': False})"
+                    f"gradient checkpointing hides them; use the other kind ({library_of(self.student).not_reentrant})"
                 )
 
     def train(self, mode: bool = True) -> AttentionTransfer:
@@ -269,12 +266,12 @@ class AttentionTransfer(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy or a pickle has all but the hooks, and gets its own; a deep copy shares the frozen teacher."""
-        return {name: value for name, value in self.__dict__.items() if name != "_hooks"}
+        return {name: value for name, value in self.__dict__.items() if name != "_binding"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Bind the networks of a copy."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._hooks = _Hooks(self, self._plan())
+        self._binding = self._bind(self._plan())
 
 
 class _Unregistered:
@@ -285,53 +282,6 @@ class _Unregistered:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Unregistered:
         return self
-
-
-class _Hooks:
-    """What an `AttentionTransfer` has attached to its networks."""
-
-    def __init__(self, transfer: AttentionTransfer, plan: Plan | None) -> None:
-        teacher, student, networks = transfer.teacher, transfer.student, transfer.networks
-        library = library_of(student)
-        self.plan = plan
-        self.released = self.logged = False
-        self.outputs = None if networks is None else OutputWatches(teacher, student, networks)  # may refuse the student
-        self.scope: Scope[Step] = Scope(student, recomputes=lambda: library.recomputes(student))
-        self.handles: list[Removable] = [*self.scope.handles, *(self.outputs.handles if self.outputs else ())]
-        self.drop_path: SharedDropPath | None = None
-        self.probe: AttentionProbe | None = None
-        if teacher is not None:
-            self._attach_teacher(transfer, teacher)
-        if plan is not None:
-            self.handles += hook_attention(student, dict.fromkeys(plan.at, self._attend), skips=self._skips)
-        self.remove = weakref.finalize(transfer, _remove, self.handles)
-
-    def _attach_teacher(self, transfer: AttentionTransfer, teacher: nn.Module) -> None:
-        if transfer.share_drop_path:
-            self.drop_path = SharedDropPath(transfer.student, teacher, self._masks)
-            self.handles += self.drop_path.handles
-        plan, networks = self.plan, transfer.networks
-        read: dict[str, Any] = {} if plan is None else {"values": plan.reads_values, "keep": plan.kept}
-        self.probe = AttentionProbe(
-            teacher,
-            [] if plan is None else plan.teacher_layers.values(),
-            whole=networks is not None and networks.reads_teacher,
-            dtype=transfer._teacher_dtype,
-            compiled=transfer._compile_teacher,
-            **read,
-        )
-        self.handles += self.probe.handles
-
-    def _attend(self, call: AttentionCall) -> AttentionCall | Tensor:
-        step = self.scope.record
-        return call if step is None else step.attend(call)
-
-    def _skips(self, layer: int) -> Skipped:
-        return "" if self.plan is None or self.scope.record is None else self.plan.at[layer].skips
-
-    def _masks(self) -> Sequence[Tensor] | None:
-        step = self.scope.record
-        return None if step is None else step.masks
 
 
 def _check(
@@ -354,8 +304,3 @@ def _check(
         raise UserError("teacher and student are the same object; make the student with student_like(teacher, …)")
     if share_drop_path and teacher is not None:
         check_shared_drop_path(student, teacher)
-
-
-def _remove(handles: list[Removable]) -> None:
-    for handle in handles:
-        handle.remove()

@@ -27,9 +27,10 @@ from attention_transfer.vit.drop_path import check_shared_drop_path as check_sha
 from attention_transfer.vit.drop_path import set_drop_path as set_drop_path
 from attention_transfer.vit.features import features_of as features_of
 from attention_transfer.vit.files import read_state as read_state
+from attention_transfer.vit.freezing import Frozen as Frozen
+from attention_transfer.vit.freezing import freeze as freeze
 from attention_transfer.vit.indices import Indices as Indices
 from attention_transfer.vit.indices import select as select
-from attention_transfer.vit.initialise import initialise as initialise
 from attention_transfer.vit.inputs import InputFor as InputFor
 from attention_transfer.vit.inputs import input_for as input_for
 from attention_transfer.vit.libraries import ViTSpec as ViTSpec
@@ -49,11 +50,8 @@ from attention_transfer.vit.pairing import Correspondence as Correspondence
 from attention_transfer.vit.pairing import Pairing as Pairing
 from attention_transfer.vit.pairing import Reading as Reading
 from attention_transfer.vit.parts import PARTS as PARTS
-from attention_transfer.vit.parts import Frozen as Frozen
-from attention_transfer.vit.parts import freeze as freeze
 from attention_transfer.vit.parts import parameters_of as parameters_of
 from attention_transfer.vit.parts import parts_problems as parts_problems
-from attention_transfer.vit.parts import take_part as take_part
 from attention_transfer.vit.pooling import set_pool as set_pool
 from attention_transfer.vit.repair import NoArtefacts as NoArtefacts
 from attention_transfer.vit.repair import RegisterNeurons as RegisterNeurons
@@ -62,5 +60,7 @@ from attention_transfer.vit.repair import check_repairable as check_repairable
 from attention_transfer.vit.repair import find_register_neurons as find_register_neurons
 from attention_transfer.vit.repair import is_repaired as is_repaired
 from attention_transfer.vit.repair import remove_register as remove_register
+from attention_transfer.vit.student import initialise as initialise
 from attention_transfer.vit.student import student_from as student_from
 from attention_transfer.vit.student import student_like as student_like
+from attention_transfer.vit.taking import take_part as take_part

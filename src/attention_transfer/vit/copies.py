@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from attention_transfer.errors import UserError
+from attention_transfer.errors import UserError, first_line
 from attention_transfer.vit.capture import capture
 from attention_transfer.vit.describe import describe
 from attention_transfer.vit.libraries import part_of, unwrapped
@@ -163,8 +163,7 @@ def _made_plain(model: nn.Module, name: str, module: Any) -> list[str]:
 
 
 def _not_copied(model: nn.Module, error: Exception) -> UserError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return UserError(
-        f"this {type(model).__name__} can't be copied ({reason[:160]}); take hooks and replaced layers off it, or load "
-        "the plain model"
+        f"this {type(model).__name__} can't be copied ({first_line(error)}); take hooks and replaced layers off it, or "
+        "load the plain model"
     )

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from attention_transfer.errors import UserError
 from attention_transfer.vit.jax_names import from_jax
-from attention_transfer.vit.reading import INDEX, read_content
+from attention_transfer.vit.libraries import Network, all_libraries
+from attention_transfer.vit.reading import flat_tensors, read_content
 
 log = logging.getLogger("attention_transfer")
 
@@ -33,34 +31,6 @@ _NETWORKS = {
     r"module": "the model",
     r"current_model_state": "the weights before they were averaged",
 }
-# A weight that every plain ViT has tells where a network is in a file.
-_SIGNS = (
-    "patch_embed.proj.weight",
-    "conv_proj.weight",
-    "embeds.proj.weight",
-    "embeddings.patch_embeddings.projection.weight",
-    "embeddings.patch_embeddings.weight",
-    "embeddings.patch_embedding.weight",
-)
-# Heads that stand beside their backbone in a file.
-_HEAD = re.compile(r"(cls_|distillation_)?classifier\.|head\.(weight|bias)$")
-# Nested dictionaries and entries of a file that are looked through, at most.
-_DEPTH, _ENTRIES = 16, 1_000_000
-
-
-@dataclass(frozen=True)
-class Network:
-    """A network in a weights file.
-
-    Attributes:
-        state: its weights by name, without prefixes.
-        place: the prefix that they have in the file, such as "teacher.backbone."; empty where there is none.
-        arch: the architecture that the file names, in the words of its project; empty where it names none.
-    """
-
-    state: dict[str, Tensor]
-    place: str = ""
-    arch: str = ""
 
 
 def read_state(path: Path, *, network: str | None = None) -> dict[str, Tensor]:
@@ -86,9 +56,7 @@ def read_state(path: Path, *, network: str | None = None) -> dict[str, Tensor]:
 def read_network(path: Path, *, network: str | None = None) -> Network:
     """As [`read_state`][attention_transfer.vit.read_state], with where the weights were found in the file."""
     content = from_jax(read_content(path))
-    networks = _networks(_flat(content, path))
-    if not any(networks.values()):
-        raise UserError(f"{path} holds no tensors; name a file of model weights")
+    networks = _networks(flat_tensors(content, path))
     place = _chosen(path, sorted(networks, key=_rank), network)
     arch = content.get("arch")
     return Network(_unchunked(networks[place]), place, arch if isinstance(arch, str) else "")
@@ -120,31 +88,10 @@ def _named(name: str, place: str) -> bool:
     return any(re.fullmatch(name, part) for part in place.split("."))
 
 
-def _flat(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
-    """All tensors under their full names, through nested dictionaries such as optimiser states' neighbours.
-
-    Raises:
-        UserError: the dictionaries are nested deeper, or have more entries, than any weights have.
-    """
-    found: dict[str, Tensor] = {}
-    waiting: list[tuple[str, Mapping[str, Any], int]] = [("", content, 0)]
-    seen = 0
-    while waiting:
-        prefix, entries, depth = waiting.pop()
-        seen += len(entries)
-        if depth > _DEPTH or seen > _ENTRIES:
-            raise UserError(f"{path} is no file of weights: its dictionaries are too many or too deep")
-        for key, value in entries.items():
-            if isinstance(value, Tensor):
-                found[f"{prefix}{key}"] = value
-            elif isinstance(value, Mapping) and key not in ("optimizer", "scaler", "lr_scheduler"):
-                waiting.append((f"{prefix}{key}.", value, depth + 1))
-    return found
-
-
 def _networks(state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """The networks in a file by the prefix of their weights; the whole file where none is recognised."""
-    places = {key.removesuffix(sign) for key in state for sign in _SIGNS if key == sign or key.endswith(f".{sign}")}
+    signs = [sign for library in all_libraries() for sign in library.signs]
+    places = {key.removesuffix(sign) for key in state for sign in signs if key == sign or key.endswith(f".{sign}")}
     return {
         place: _heads_beside(place, places, state)
         | {key.removeprefix(place): value for key, value in state.items() if key.startswith(place)}
@@ -153,12 +100,13 @@ def _networks(state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 
 def _heads_beside(place: str, places: set[str], state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The classifier of a network that is one of two parts, as transformers writes them: `vit.…` and `classifier.…`."""
+    """The classifier of a network that is one of two parts: `vit.…` and `classifier.…`."""
     parent = _parent(place)
     if not place or [_parent(other) for other in places if other].count(parent) > 1:
         return {}
     found = {key.removeprefix(parent): value for key, value in state.items() if key.startswith(parent)}
-    return {key: value for key, value in found.items() if _HEAD.match(key)}
+    heads = tuple(head for library in all_libraries() for head in library.heads_beside)
+    return {key: value for key, value in found.items() if key.startswith(heads)}
 
 
 def _parent(place: str) -> str:
@@ -192,21 +140,3 @@ def _rank(place: str) -> tuple[int, ...]:
     # the frozen teacher of an Attention Transfer file, beside the student that was trained.
     frozen = "teacher" in parts[1:] and not any("backbone" in part for part in parts)
     return (frozen, *found)
-
-
-def weights_in(folder: Path) -> Path:
-    """The weights file of a model's folder, or the index of several."""
-    names = ("model.safetensors", "pytorch_model.bin")
-    for name in (*names, *(f"{name}{INDEX}" for name in names)):
-        if (folder / name).is_file():
-            return folder / name
-    return folder / "model.safetensors"
-
-
-def unfit(folder: Path, error: Exception) -> UserError:
-    """The error for a folder whose configuration and weights do not belong together, or to their library."""
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return UserError(
-        f"{folder} cannot be loaded: its config.json and weights do not fit ({reason[:160]}); export or download it "
-        "again"
-    )

@@ -13,8 +13,8 @@ from torch import nn
 
 from attention_transfer.errors import UserError, nearest
 from attention_transfer.vit.describe import describe
-from attention_transfer.vit.files import unfit, weights_in
-from attention_transfer.vit.libraries import find_library, library_names
+from attention_transfer.vit.libraries import Library, all_libraries, library_names
+from attention_transfer.vit.reading import unfit, weights_in
 
 # No plain ViT has as many of anything, as many blocks, or as many parameters.
 _MOST, _BLOCKS, _PARAMETERS = 10**7, 1000, 10**10
@@ -34,21 +34,10 @@ def open_folder(folder: Path, *, pretrained: bool, **options: Any) -> nn.Module:
         folder = folder / "model"
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} holds no model (no config.json); name a finished run or an exported model")
-    config = _configuration(folder / "config.json")
-    if not {"model_type", "architecture", "library"} & config.keys():
-        raise UserError(
-            f"{folder / 'config.json'} describes no model: it has no architecture (of timm), model_type (of "
-            "transformers) or library; export or download it again"
-        )
-    library = "hf" if "model_type" in config else config.get("library", "timm")
-    if not isinstance(library, str) or library not in library_names():
-        raise UserError(
-            f"{folder / 'config.json'} names the library {library!r}, which is not known; "
-            f"{nearest(str(library), library_names())}"
-        )
+    library = _library(folder / "config.json")
 
     def made(*, pretrained: bool) -> nn.Module:
-        return find_library(library).open(folder, pretrained=pretrained, **options)
+        return library.open(folder, pretrained=pretrained, **options)
 
     try:
         _refuse_too_large(folder, made)
@@ -59,6 +48,22 @@ def open_folder(folder: Path, *, pretrained: bool, **options: Any) -> nn.Module:
     except Exception as error:  # values of a wrong type or size make a library fail in any way
         raise unfit(folder, error) from error
     return model
+
+
+def _library(path: Path) -> Library:
+    """The library that wrote a folder's configuration."""
+    config = _configuration(path)
+    if found := next((library for library in all_libraries() if library.wrote(config)), None):
+        return found
+    if "library" in config:
+        raise UserError(
+            f"{path} names the library {config['library']!r}, which is not known; "
+            f"{nearest(str(config['library']), library_names())}"
+        )
+    raise UserError(
+        f"{path} describes no model: it has no architecture (of timm), model_type (of transformers) or library; "
+        "export or download it again"
+    )
 
 
 def _configuration(path: Path) -> dict[str, Any]:

@@ -16,8 +16,16 @@ from attention_transfer.errors import UserError, nearest, raise_all
 from attention_transfer.vit.describe import describe
 from attention_transfer.vit.files import read_network
 from attention_transfer.vit.folders import open_folder
-from attention_transfer.vit.libraries import find_library, library_names, library_of, timm_library, unwrapped
-from attention_transfer.vit.recognise import architecture_of
+from attention_transfer.vit.libraries import (
+    Library,
+    Network,
+    all_libraries,
+    find_library,
+    library_names,
+    library_of,
+    timm_library,
+    unwrapped,
+)
 from attention_transfer.vit.repair import RegisterNeurons, add_register, is_repaired
 from attention_transfer.vit.weights import load_weights, take_weights
 from attention_transfer.writing import whole_folder
@@ -50,7 +58,6 @@ _BUILTIN: dict[str, dict[str, Any]] = {
         "pretrained_cfg_overlay": {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)},
     },
 }
-_LOCAL = "local-dir:"
 _LARGEST = 4096  # pixels of a side, of which a patch of 16 makes 65,536 tokens
 _FORMS = (
     "timm/<name>, hf/<name or folder>, torchvision/<name>, builtin/vit_characters, builtin/vit_digits, the folder of a "
@@ -157,20 +164,26 @@ def labels_of(model: nn.Module) -> list[str] | None:
 
 def _from_name(spec: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
     source, _, name = spec.partition("/")
-    folder = name.removeprefix(_LOCAL) if source == "timm" else name
-    if source == "hf" and _kind(name) == "folder":
-        return open_folder(Path(name), pretrained=pretrained, **options)
-    if source == "timm" and name.startswith(_LOCAL):
-        if _kind(folder) != "folder":
+    if (library := _library_named(spec)) is not None:
+        before = library.folders
+        folder = name.removeprefix(before) if before is not None and name.startswith(before) else None
+        if folder is not None and _kind(folder) == "folder":
+            return open_folder(Path(folder), pretrained=pretrained, **options)
+        if folder is not None and before:
             raise UserError(f"{folder} is no folder; a model is {_FORMS}")
-        return open_folder(Path(folder), pretrained=pretrained, **options)
-    if source in library_names() and name and (source == "hf" or not _kind(spec)):
-        return find_library(source).build(name, pretrained=pretrained, **options)
+        if before == "" or not _kind(spec):
+            return library.build(name, pretrained=pretrained, **options)
     if source == "builtin":
         return _builtin(name, options, pretrained)
     if _kind(spec) != "folder":
         raise UserError(f"{spec} not found; a model is {_FORMS}")
     return open_folder(Path(spec), pretrained=pretrained, **options)
+
+
+def _library_named(spec: str) -> Library | None:
+    """The library that a name begins with, if it does."""
+    source, _, name = spec.partition("/")
+    return find_library(source) if name and source in library_names() else None
 
 
 def _builtin(name: str, options: dict[str, Any], pretrained: bool) -> nn.Module:
@@ -203,10 +216,10 @@ def _located(text: str) -> tuple[str, str | None]:
     """
     if not text.strip():
         raise UserError(f"no model is named; a model is {_FORMS}")
-    for start in ("hf/", "timm/local-dir:", ""):
-        if text.startswith(start):
-            text = start + os.path.expanduser(text.removeprefix(start))  # noqa: PTH111 (which fails for a ~name of nobody)
-            break
+    library = _library_named(text)
+    start = "" if library is None or library.folders is None else f"{library.name}/{library.folders}"
+    if text.startswith(start):
+        text = start + os.path.expanduser(text.removeprefix(start))  # noqa: PTH111 (which fails for a ~name of nobody)
     file, mark, network = text.rpartition("#")
     if mark and network and _kind(file) == "file" and not _kind(text):
         return file, network
@@ -253,11 +266,18 @@ def _from_file(path: Path, pretrained: bool | str, network: str | None, options:
     if isinstance(pretrained, str):
         raise UserError(f"{path} is a weights file already; name an architecture, or leave --pretrained out")
     found = read_network(path, network=network)
-    architecture = architecture_of(found, path, options["image_size"])
-    size = {"img_size": options["image_size"] or architecture["img_size"]}
-    size |= {"patch_size": options["patch_size"] or architecture["patch_size"]}
-    classes = architecture["num_classes"] if options["num_classes"] is None else options["num_classes"]
-    model = timm_library().create(**{**architecture, **size, "num_classes": classes})
+    model = _recognised(found, path, options)
     if pretrained:
-        take_weights(model, found.state, path, architecture["model_name"])
+        take_weights(model, found.state, path, describe(model).name)
     return model
+
+
+def _recognised(network: Network, path: Path, options: dict[str, Any]) -> nn.Module:
+    for library in all_libraries():
+        if (model := library.recognise(network, path, **options)) is not None:
+            return model
+    known = next((library for library in all_libraries() if set(library.signs) & network.state.keys()), timm_library())
+    raise UserError(
+        f"the architecture of {path} can't be read from its weights; name the architecture and give the file as its "
+        f"weights: {known.name}/<name> --pretrained {path}"
+    )

@@ -1,4 +1,4 @@
-"""Named parts of a plain ViT: which parameters they are, how to take them from another network, how to freeze them.
+"""Named parts of a plain ViT: which parameters they are.
 
 Parts overlap: the norm of a block is one of the "norms" and of the "blocks". What belongs to no other part, as
 LayerScale does, belongs to "blocks" and "all".
@@ -9,17 +9,12 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
 from typing import Literal, get_args
 
-import torch
-from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch import nn
 
 from attention_transfer.config.choices import Part
 from attention_transfer.errors import UserError, nearest, raise_all
-from attention_transfer.vit.copies import plain
 from attention_transfer.vit.libraries import anatomy, library_of, unwrapped
 
 PARTS: tuple[Part, ...] = get_args(Part)
@@ -48,120 +43,10 @@ def parameters_of(model: nn.Module, part: Part) -> dict[str, slice | None]:
             from its other projections.
     """
     raise_all(parts_problems([part]))
-    return _Network(model).part(part)
+    return PartedNetwork(model).part(part)
 
 
-@torch.no_grad()
-def take_part(student: nn.Module, source: nn.Module, parts: Sequence[Part]) -> list[str]:
-    """Copy parts of a network into a student of the same shapes, in place; all else stays.
-
-    The source may have a head or lack one: Hugging Face's names with and without the backbone's prefix are the same.
-    Running statistics of batch norms are taken with the parameters of their layers.
-
-    Args:
-        student: a plain vision transformer.
-        source: another one, of the same library.
-        parts: what to take.
-
-    Returns:
-        The student's names of what was taken.
-
-    Raises:
-        UserError: a part is unknown or one of the two lacks it, the libraries differ, or a parameter is missing or has
-            another shape in one of the two; nothing is taken then.
-    """
-    raise_all(parts_problems(parts))
-    here, there = _Network(student), _Network(plain(source))
-    if here.library.name != there.library.name:
-        raise UserError(
-            f"a student of {here.library.name} can't take parts of a model of {there.library.name}; "
-            "make both with one library"
-        )
-    here_prefix, there_prefix = _prefixes(here, there)
-    wanted, given = here.values(parts, here_prefix), there.values(parts, there_prefix)
-    _check_values(here, wanted, given)
-    for key, value in wanted.items():
-        value.selected.copy_(given[key].selected)
-    return [value.name for value in wanted.values()]
-
-
-@dataclass(frozen=True, eq=False)
-class Frozen:
-    """What `freeze` froze.
-
-    Attributes:
-        names: parameters that are frozen as a whole.
-        rows: parameters of which only some rows are frozen, with these rows. They get zeros for a gradient; weight
-            decay, and the momentum of an optimiser that ran before, would still change them.
-    """
-
-    names: tuple[str, ...]
-    rows: list[tuple[nn.Parameter, slice]]
-    _trainable: list[nn.Parameter] = field(repr=False)
-    _handles: list[RemovableHandle] = field(repr=False)
-
-    def release(self) -> None:
-        """Make trainable again what was trainable before; a second call does nothing."""
-        while self._trainable:
-            self._trainable.pop().requires_grad_(True)
-        while self._handles:
-            self._handles.pop().remove()
-
-
-def freeze(model: nn.Module, parts: Sequence[Part], *, but: Sequence[Part] = ()) -> Frozen:
-    """Freeze parts of a network, in place: `requires_grad` is off, or zeros for a gradient where only rows are frozen.
-
-    A linear probe is `freeze(model, ["all"], but=["head"])`; `but=["qkv", "head"]` trains the projections of queries,
-    keys and values too.
-
-    Freeze before the optimiser and any `DistributedDataParallel` are made. Where rows are frozen, the optimiser must
-    not decay their weights (see `Frozen.rows`), and a deep copy of the model does not have them frozen. The mode of the
-    modules stays as it is: dropout and the running statistics of batch norms continue in train mode.
-
-    Args:
-        model: a plain vision transformer.
-        parts: what to freeze.
-        but: parts that stay as they are, even where they belong to the frozen ones.
-
-    Returns:
-        What is frozen, and how to undo it. What was frozen before stays so when it is undone.
-
-    Raises:
-        UserError: a part is unknown, or the model lacks it.
-    """
-    raise_all([*parts_problems(parts), *parts_problems(but)])
-    network = _Network(model)
-    chosen = network.without(network.parts(parts), network.parts(but))
-    whole = {name: network.parameters[name] for name, place in chosen.items() if place is None}
-    trainable = [parameter for parameter in whole.values() if parameter.requires_grad]
-    rows = [(network.parameters[name], place) for name, place in chosen.items() if place is not None]
-    rows = [(parameter, place) for parameter, place in rows if parameter.requires_grad]
-    for parameter in trainable:
-        parameter.requires_grad_(False)
-    handles = [parameter.register_hook(partial(_zeroed, place)) for parameter, place in rows]
-    return Frozen(tuple(whole), rows, trainable, handles)
-
-
-def _zeroed(rows: slice, gradient: Tensor) -> Tensor:
-    gradient = gradient.clone()
-    gradient[rows] = 0  # and not a product with zero, which keeps what is not finite
-    return gradient
-
-
-@dataclass(frozen=True)
-class _Value:
-    """A parameter or buffer, and the rows of it that are taken."""
-
-    name: str
-    tensor: Tensor
-    rows: Rows
-
-    @property
-    def selected(self) -> Tensor:
-        return self.tensor if self.rows is None else self.tensor[self.rows]
-
-
-class _Network:
+class PartedNetwork:
     """A ViT, whose parts are looked for."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -195,17 +80,6 @@ class _Network:
                 rest[name] = slice(rows.stop, len(self.parameters[name]))
         return {name: rest[name] for name in chosen if name in rest}
 
-    def values(self, parts: Sequence[Part], prefix: str) -> dict[str, _Value]:
-        """The values of parts by their names without a prefix, with the buffers of the modules they belong to."""
-        chosen = self.parts(parts)
-        owners = {name.rpartition(".")[0] for name, rows in chosen.items() if rows is None}
-        found = [_Value(name, self.parameters[name], rows) for name, rows in chosen.items()]
-        saved = self.model.state_dict().keys()
-        for name, buffer in self.model.named_buffers():
-            if name in saved and ("all" in parts or name.rpartition(".")[0] in owners):
-                found.append(_Value(name, buffer, None))
-        return {value.name.removeprefix(prefix): value for value in found}
-
     def name_of(self, module: nn.Module) -> str:
         """Where a module is."""
         return self._modules[id(module)]
@@ -220,24 +94,24 @@ class _Network:
         return slice(0, 2 * len(self.parameters[name]) // 3)
 
 
-def _embeddings(network: _Network) -> set[str]:
+def _embeddings(network: PartedNetwork) -> set[str]:
     """Whatever is registered before the first block, since each library has its own names, and positions elsewhere."""
     blocks = _blocks(network)
     before = set(itertools.takewhile(lambda name: name not in blocks, network.parameters))
-    between = {name for name in network.parameters if "position_embedding" in name}  # of YOLOS
+    between = {name for name in network.parameters if network.library.later_embeddings.search(name)}
     return (before | between) - _attention(network) - _pool(network)
 
 
-def _blocks(network: _Network) -> set[str]:
+def _blocks(network: PartedNetwork) -> set[str]:
     return network.under(network.anatomy.blocks)
 
 
-def _attention(network: _Network) -> set[str]:
+def _attention(network: PartedNetwork) -> set[str]:
     beside = {name for name in network.parameters if network.library.attention_positions.search(name)}
     return network.under(network.anatomy.attention) | beside
 
 
-def _projections(network: _Network, *kinds: Literal["fused", "queries_and_keys", "values"]) -> set[str]:
+def _projections(network: PartedNetwork, *kinds: Literal["fused", "queries_and_keys", "values"]) -> set[str]:
     patterns: list[re.Pattern[str]] = [getattr(network.library, kind) for kind in kinds]
     found = set()
     for module in network.anatomy.attention:
@@ -251,7 +125,7 @@ def _projections(network: _Network, *kinds: Literal["fused", "queries_and_keys",
     return found
 
 
-def _mlp(network: _Network) -> set[str]:
+def _mlp(network: PartedNetwork) -> set[str]:
     """Children of a block that hold linear layers and no attention; Hugging Face has two in some families."""
     attention = {id(module) for module in network.anatomy.attention}
     children = [child for block in network.anatomy.blocks for child in block.children()]
@@ -263,27 +137,25 @@ def _mlp(network: _Network) -> set[str]:
     )
 
 
-def _norms(network: _Network) -> set[str]:
+def _norms(network: PartedNetwork) -> set[str]:
     """Modules that are called norms, since each library has some of its own, and hold no other layers."""
     named = [module for module in network.model.modules() if "norm" in type(module).__name__.lower()]
     return network.under(m for m in named if not any(list(child.parameters()) for child in m.children()))
 
 
-def _pool(network: _Network) -> set[str]:
+def _pool(network: PartedNetwork) -> set[str]:
     named = {name for name in network.parameters if network.library.pools.search(name)}
     if network.anatomy.pool is None:
         return named
-    own = network.name_of(network.anatomy.pool)
-    place = own.rpartition(".")[0] or own  # transformers' head has its query and its MLP beside the attention
-    return named | {name for name in network.parameters if name.startswith(f"{place}.")}
+    return named | network.under([network.anatomy.pool_head or network.anatomy.pool])
 
 
-def _head(network: _Network) -> set[str]:
+def _head(network: PartedNetwork) -> set[str]:
     beginnings = network.library.head_names(network.model)  # of the norm and the pool before it, too
     return {name for name in network.parameters if name.startswith(beginnings)} - _norms(network) - _pool(network)
 
 
-_FINDERS: dict[Part, Callable[[_Network], set[str]]] = {
+_FINDERS: dict[Part, Callable[[PartedNetwork], set[str]]] = {
     "all": lambda network: set(network.parameters),
     "embeddings": _embeddings,
     "blocks": _blocks,
@@ -295,27 +167,3 @@ _FINDERS: dict[Part, Callable[[_Network], set[str]]] = {
     "pool": _pool,
     "head": _head,
 }
-
-
-def _prefixes(here: _Network, there: _Network) -> tuple[str, str]:
-    """The beginnings of names that one network has and the other lacks, where one of them is inside a classifier."""
-    own, other = (network.name_of(network.anatomy.blocks[0]) for network in (here, there))
-    if own.endswith(f".{other}"):
-        return own.removesuffix(other), ""
-    if other.endswith(f".{own}"):
-        return "", other.removesuffix(own)
-    return "", ""
-
-
-def _check_values(student: _Network, wanted: dict[str, _Value], given: dict[str, _Value]) -> None:
-    """Refuse the first value that only one of the two has, or that has another shape."""
-    for key in {**wanted, **given}:
-        if key not in given:
-            raise UserError(f"the source has no {wanted[key].name}, which the student has; take other parts")
-        if key not in wanted:
-            raise UserError(f"the student has no place for the source's {given[key].name}; take other parts")
-        here, there = tuple(wanted[key].tensor.shape), tuple(given[key].tensor.shape)
-        if here != there:
-            of_head = wanted[key].name in _head(student)
-            fix = "leave the head out, which is for other classes" if of_head else "take other parts"
-            raise UserError(f"{wanted[key].name} is {here} in the student and {there} in the source; {fix}")

@@ -26,7 +26,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from attention_transfer.errors import UserError
+from attention_transfer.errors import UserError, first_line
 
 log = logging.getLogger("attention_transfer")
 
@@ -35,6 +35,8 @@ INDEX = ".index.json"
 
 # An archive may unpack to this many bytes, or to this many times its size.
 _UNPACKED, _TIMES = 2**30, 20
+# Nested dictionaries and entries of a file that are looked through, at most.
+_DEPTH, _ENTRIES = 16, 1_000_000
 # What tensors are made of; the only names in a pickle that stand for themselves.
 _TENSORS = {
     "collections.OrderedDict",
@@ -107,6 +109,39 @@ def read_content(path: Path) -> Mapping[str, Any]:
     if path.name.endswith(INDEX) and path.is_file():
         return {key: value for part in _parts(path) for key, value in _read_one(part).items()}
     return _read_one(path)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a weights file, or the index of several, under their full names in it.
+
+    Raises:
+        UserError: as in `read_content`, or there are no tensors.
+    """
+    return flat_tensors(read_content(path), path)
+
+
+def flat_tensors(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+    """All tensors of a file under their full names, through nested dictionaries such as optimiser states' neighbours.
+
+    Raises:
+        UserError: there are none, or the dictionaries are nested deeper, or have more entries, than any weights have.
+    """
+    found: dict[str, Tensor] = {}
+    waiting: list[tuple[str, Mapping[str, Any], int]] = [("", content, 0)]
+    seen = 0
+    while waiting:
+        prefix, entries, depth = waiting.pop()
+        seen += len(entries)
+        if depth > _DEPTH or seen > _ENTRIES:
+            raise UserError(f"{path} is no file of weights: its dictionaries are too many or too deep")
+        for key, value in entries.items():
+            if isinstance(value, Tensor):
+                found[f"{prefix}{key}"] = value
+            elif isinstance(value, Mapping) and key not in ("optimizer", "scaler", "lr_scheduler"):
+                waiting.append((f"{prefix}{key}.", value, depth + 1))
+    if not found:
+        raise UserError(f"{path} holds no tensors; name a file of model weights")
+    return found
 
 
 def _read_one(path: Path) -> Mapping[str, Any]:
@@ -213,3 +248,20 @@ def _reason(error: Exception) -> str:
     found = re.search(r"(Unsupported (global|operand|class)|Trying to load unsupported GLOBAL)[^\n]*", text)
     line = found[0].partition(". Please use")[0] if found else (text.splitlines() or [type(error).__name__])[0]
     return line[:160]
+
+
+def weights_in(folder: Path) -> Path:
+    """The weights file of a model's folder, or the index of several."""
+    names = ("model.safetensors", "pytorch_model.bin")
+    for name in (*names, *(f"{name}{INDEX}" for name in names)):
+        if (folder / name).is_file():
+            return folder / name
+    return folder / "model.safetensors"
+
+
+def unfit(folder: Path, error: Exception) -> UserError:
+    """The error for a folder whose configuration and weights do not belong together, or to their library."""
+    return UserError(
+        f"{folder} cannot be loaded: its config.json and weights do not fit ({first_line(error)}); export or download "
+        "it again"
+    )

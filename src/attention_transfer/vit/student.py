@@ -10,11 +10,21 @@ from attention_transfer.config.choices import Pool
 from attention_transfer.errors import UserError, nearest
 from attention_transfer.vit.copies import check_copied, plain
 from attention_transfer.vit.describe import describe
-from attention_transfer.vit.initialise import truncated_normal
-from attention_transfer.vit.libraries import library_of, timm_library
+from attention_transfer.vit.libraries import library_of, timm_library, unwrapped
+from attention_transfer.vit.libraries.initial import truncated_normal
 from attention_transfer.vit.pooling import set_pool
 
 Components = Literal["native", "standard"]
+
+
+def initialise(model: nn.Module) -> None:
+    """Give every parameter of a ViT a random value, in place: linear layers and tokens truncated normal, 0.02.
+
+    Raises:
+        UserError: a parameter has no known initialisation.
+    """
+    bare = unwrapped(model)
+    library_of(bare).initialise(bare)
 
 
 def student_like(
@@ -49,7 +59,7 @@ def student_like(
     if components == "native":
         student = library_of(bare).fresh(bare, num_classes)
     else:
-        student = timm_library().standard(describe(bare), num_classes, getattr(bare, "global_pool", "token"))
+        student = timm_library().standard(describe(bare), num_classes, library_of(bare).pool(bare))
     if pool is not None:
         set_pool(student, pool)
     return student.requires_grad_(True).train()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from attention_transfer.errors import UserError
+from attention_transfer.errors import UserError, first_line
 from attention_transfer.vit.files import read_state
 from attention_transfer.vit.libraries import Library, library_of, unwrapped
 
@@ -55,7 +55,7 @@ def _difference(library: Library, state: dict[str, Tensor], wanted: dict[str, Te
     surplus = [key for key in state if key not in wanted and library.is_backbone(key)]
     missing = [key for key in wanted if key not in state and library.is_backbone(key)]
     if not surplus and not missing:
-        return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        return first_line(error)
     kinds = ({re.sub(r"\.\d+\.", ".*.", key) for key in keys} for keys in (surplus, missing))
     only = (f"only the file has {_listed(next(kinds))}", f"only the architecture has {_listed(next(kinds))}")
     return "; ".join(said for said, keys in zip(only, (surplus, missing), strict=True) if keys)

@@ -15,7 +15,7 @@ from attention_transfer.experiments.statistics.differences import (
 )
 from attention_transfer.experiments.statistics.equal_labels import EqualLabels, equal_labels
 from attention_transfer.experiments.statistics.intervals import Interval, gap_recovered, mean_interval
-from attention_transfer.experiments.statistics.sentences import equal_labels_text, leading_text, sentence
+from attention_transfer.experiments.statistics.sentences import equal_labels_text, leading_text, more_text, sentence
 from attention_transfer.experiments.statistics.sequential import MOST_SEEDS, Sequential, until_sure
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "leading",
     "leading_text",
     "mean_interval",
+    "more_text",
     "paired",
     "sentence",
     "until_sure",

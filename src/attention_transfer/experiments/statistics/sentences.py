@@ -13,10 +13,10 @@ from attention_transfer.experiments.statistics.sequential import Sequential
 _NUMBERS = ["no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 
 
-def sentence(method: str, other: str, found: Difference | Sequential) -> str:
+def sentence(method: str, other: str, found: Difference | Sequential, minutes: float | None = None) -> str:
     """A comparison in words, such as "gta is better than finetune: +2.1 points (0.9 to 3.4), p = 0.031, six seeds".
 
-    Values are shares in [0, 1]; points are hundredths.
+    Values are shares in [0, 1]; points are hundredths. Minutes are those of the further seeds on one worker.
     """
     between = {
         "better": f"{method} is better than {other}",
@@ -29,15 +29,16 @@ def sentence(method: str, other: str, found: Difference | Sequential) -> str:
         parts.append(p_text(found.p))
     text = f"{between}: {', '.join([*parts, counted(found.seeds, 'seed')])}"
     if found.verdict == "undecided":
-        text += f"; {more_text(found.more)}"
+        text += f"; {more_text(found.more, minutes)}"
     return text
 
 
-def more_text(more: int | None) -> str:
-    """About how many more seeds would decide, if mean and spread stayed as they are."""
+def more_text(more: int | None, minutes: float | None = None) -> str:
+    """About how many more seeds would decide, if mean and spread stayed as they are, and how long these take."""
     if more is None:
         return "no estimate of how many seeds would decide"
-    return f"about {more} more {'seed' if more == 1 else 'seeds'} would decide"
+    took = "" if minutes is None else f", which take {minutes:.1f} minutes on one worker"
+    return f"about {more} more {'seed' if more == 1 else 'seeds'} would decide{took}"
 
 
 def p_text(p: float) -> str:

@@ -13,10 +13,13 @@ from torch.optim.swa_utils import AveragedModel
 
 from attention_transfer.errors import UserError, nearest
 from attention_transfer.vit.libraries.base import SUPPORTED as SUPPORTED
-from attention_transfer.vit.libraries.base import Anatomy as Anatomy
 from attention_transfer.vit.libraries.base import Library as Library
-from attention_transfer.vit.libraries.base import ViTSpec as ViTSpec
+from attention_transfer.vit.libraries.base import Network as Network
+from attention_transfer.vit.libraries.base import Sizes as Sizes
 from attention_transfer.vit.libraries.base import no_drop_path as no_drop_path
+from attention_transfer.vit.libraries.description import Anatomy as Anatomy
+from attention_transfer.vit.libraries.description import ViTSpec as ViTSpec
+from attention_transfer.vit.libraries.initial import Initial as Initial
 
 if TYPE_CHECKING:
     from attention_transfer.vit.libraries.timm_models import Timm
@@ -54,8 +57,13 @@ def find_library(name: str) -> Library:
     return kind()
 
 
+def all_libraries() -> list[Library]:
+    """All libraries, those of other packages included; none of them loads what it does not need to be asked."""
+    return [find_library(name) for name in library_names()]
+
+
 def timm_library() -> Timm:
-    """Timm, which networks of this package and of weights files are made with."""
+    """Timm, which the networks of this package are made with."""
     return cast("Timm", find_library("timm"))
 
 

@@ -1,9 +1,9 @@
-"""What this package needs to know about a vision transformer, whichever library it comes from."""
+"""What this package asks of a library of vision transformers."""
+# ruff: noqa: ARG002 (defaults read less than what replaces them)
 
 from __future__ import annotations
 
 import json
-import math
 import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -13,95 +13,17 @@ from typing import Any, TypedDict, Unpack, cast
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from attention_transfer.attention import Tokens
 from attention_transfer.config.choices import Pool
 from attention_transfer.errors import UserError
 from attention_transfer.hooks import Projections
-from attention_transfer.vit.files import read_state, weights_in
-from attention_transfer.vit.initialise import initialise
+from attention_transfer.vit.libraries.description import Anatomy, ViTSpec
+from attention_transfer.vit.libraries.initial import Initial, initialise
+from attention_transfer.vit.reading import read_tensors, weights_in
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SUPPORTED = (
     "a plain vision transformer of timm, Hugging Face transformers or torchvision is needed, whose blocks attend over "
     "all tokens (ViT, DeiT, DINO, DINOv2, DINOv3, MAE, BEiT, CLIP, SigLIP, EVA-02, …)"
 )
-
-
-@dataclass(frozen=True)
-class Anatomy:
-    """Where the parts of a ViT are.
-
-    Attributes:
-        model: the network itself, out of any wrapper.
-        blocks: its residual blocks, in order.
-        attention: the attention module of each block.
-        pool: the attention of an attention-pool head, or `None`.
-        tokens: what its tokens are.
-        pool_tokens: what the pooling head's keys are tokens of; `None` is all tokens.
-    """
-
-    model: nn.Module
-    blocks: tuple[nn.Module, ...]
-    attention: tuple[nn.Module, ...]
-    pool: nn.Module | None
-    tokens: Tokens
-    pool_tokens: Tokens | None = None
-
-
-@dataclass(frozen=True)
-class ViTSpec:
-    """Shape, tokens, input and components of a vision transformer.
-
-    Attributes:
-        name: architecture, as its library knows it.
-        library: "timm", "hf" or "torchvision".
-        depth: number of blocks.
-        heads: attention heads a block.
-        head_dim: dimension of a head.
-        width: embedding dimension.
-        tokens: kinds of the tokens before and after the patches.
-        grid: patches (rows, columns).
-        image_size: input pixels (height, width).
-        channels: input channels.
-        mean: input normalisation, a value a channel, on images in [0, 1].
-        std: input normalisation, a value a channel.
-        classes: outputs of the head; 0 where there is none.
-        pool: whether an attention-pool head gathers the tokens (SigLIP, PE).
-        components: parts beyond the plain ViT, e.g. "LayerScale", "registers", "RoPE".
-        pool_tokens: what the pooling head gathers; `None` is all tokens.
-    """
-
-    name: str
-    library: str
-    depth: int
-    heads: int
-    head_dim: int
-    width: int
-    tokens: Tokens
-    grid: tuple[int, int]
-    image_size: tuple[int, int]
-    channels: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    classes: int
-    pool: bool
-    components: frozenset[str]
-    pool_tokens: Tokens | None = None
-
-    @property
-    def prefix_tokens(self) -> int:
-        """Number of tokens before the patches: class token, distillation token, registers."""
-        return len(self.tokens.prefix)
-
-    @property
-    def class_token(self) -> bool:
-        """Whether token 0 is a class token."""
-        return self.tokens.class_token
-
-    @property
-    def sequence(self) -> int:
-        """Number of all tokens."""
-        return self.prefix_tokens + self.grid[0] * self.grid[1] + self.tokens.suffix
 
 
 class Sizes(TypedDict):
@@ -116,6 +38,21 @@ class Sizes(TypedDict):
     num_classes: int | None
     image_size: tuple[int, int] | None
     patch_size: int | None
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network in a weights file.
+
+    Attributes:
+        state: its weights by name, without prefixes.
+        place: the prefix that they have in the file, such as "teacher.backbone."; empty where there is none.
+        arch: the architecture that the file names, in the words of its project; empty where it names none.
+    """
+
+    state: dict[str, Tensor]
+    place: str = ""
+    arch: str = ""
 
 
 # What projections are called in timm and in transformers.
@@ -135,9 +72,21 @@ class Library(ABC):
 
     Attributes:
         name: what names of its models begin with, as `timm` in `timm/vit_tiny_patch16_224`.
+        hub_name: what the Hugging Face Hub calls the library; default its name.
+        folders: what comes before a path in a name that is a folder's, as `local-dir:` in `timm/local-dir:PATH`; `None`
+            where no name is one.
+        signs: names of weights by which a network is found in a file with several; each of its models has one of them.
+        heads_beside: beginnings of the names of a head that lies beside its backbone in a file, and not inside.
+        initial: how parameters are initialised that no module initialises by itself.
+        not_reentrant: how users choose the kind of gradient checkpointing that does not hide queries and keys.
     """
 
     name: str
+    folders: str | None = None
+    signs: tuple[str, ...] = ()
+    heads_beside: tuple[str, ...] = ()
+    initial = Initial()
+    not_reentrant = "use_reentrant=False"
 
     # Names of the parameters that parts of a network are known by, each the last part of a name or what is before it.
     fused = re.compile(r"(^|\.)(qkv\.|in_proj_)(weight|bias)$")  # rows of queries, keys, values
@@ -145,6 +94,8 @@ class Library(ABC):
     values = re.compile(r"(^|\.)((v_proj|value)\.(weight|bias)|v_bias)$")
     # Positions that attention reads may be shared by all blocks, or lie in the block beside the attention module.
     attention_positions = re.compile(r"(^|[._])(rel_pos|relative_position|rope)")
+    # Embeddings that are registered after the first block, as YOLOS has some.
+    later_embeddings = re.compile(r"position_embedding")
     pools = re.compile(r"(^|\.)(attn_pool|pooler)\.")
     # Weights of a backbone, which must not be left over when a file is read: a model without them is another network.
     backbone = re.compile(
@@ -157,6 +108,11 @@ class Library(ABC):
         r"|position_ids$|periods$"
     )
     not_decayed = re.compile(r"token|position|pos_embed|class_embedding")
+
+    @property
+    def hub_name(self) -> str:
+        """What the Hugging Face Hub calls the library."""
+        return self.name
 
     @abstractmethod
     def owns(self, model: nn.Module) -> bool:
@@ -186,13 +142,21 @@ class Library(ABC):
     def head_names(self, model: nn.Module) -> tuple[str, ...]:
         """Beginnings of the names of weights that belong to the head and may be new."""
 
+    def published(self, name: str) -> str | None:
+        """The name on the Hugging Face Hub of a model that `build` makes from this name; `None` if it is not there."""
+        return None
+
+    def wrote(self, config: dict[str, Any]) -> bool:
+        """Whether a folder whose `config.json` has this content is one that `open` reads."""
+        return config.get("library") == self.name
+
     def open(self, folder: Path, *, pretrained: bool, **sizes: Unpack[Sizes]) -> nn.Module:
         """Make a model from a folder with its `config.json` and weights, as `save` wrote it."""
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         own: Sizes = {**sizes, "num_classes": config["classes"]}
         model: Any = self.build(config["name"], pretrained=False, **own)
         if pretrained:
-            model.load_state_dict(read_state(weights_in(folder)))
+            model.load_state_dict(read_tensors(weights_in(folder)))
         model.label_names = config["label_names"]
         kept = sizes["num_classes"] in (None, config["classes"])
         return cast(nn.Module, model) if kept else self.with_head(model, sizes["num_classes"] or 0)
@@ -202,25 +166,35 @@ class Library(ABC):
         spec = self.spec(model)
         config = {"library": self.name, "name": spec.name, "classes": spec.classes}
         config["label_names"] = labels or self.labels(model)
-        folder.mkdir(parents=True)
-        (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
-        save_file({key: value.contiguous() for key, value in model.state_dict().items()}, folder / "model.safetensors")
+        write_folder(folder, model, config)
+
+    def recognise(self, network: Network, path: Path, **sizes: Unpack[Sizes]) -> nn.Module | None:
+        """A model, with any weights, of the architecture that shows in a file's weights; `None` where none shows.
+
+        Raises:
+            UserError: the network is one of this library's, but its architecture must be named.
+        """
+        return None
+
+    def initialise(self, model: nn.Module) -> None:
+        """Give every parameter a random value, in place, as in Li et al. 2024."""
+        initialise(model, self.initial)
 
     def fresh(self, model: nn.Module, num_classes: int) -> nn.Module:
-        """A randomly initialised network of the same shape and components, on the CPU, as in Li et al. 2024."""
+        """A randomly initialised network of the same shape and components, on the CPU."""
         student = self.with_head(model, num_classes)
-        initialise(student)
+        self.initialise(student)
         return student
 
     def labels(self, model: nn.Module) -> list[str] | None:
         """Names of its classes, where they were saved with it."""
         return cast("list[str] | None", getattr(model, "label_names", None))
 
-    def adapted(self, state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:  # noqa: ARG002
+    def adapted(self, state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
         """Weights of a published layout under this model's names and in its shapes."""
         return state
 
-    def arranged(self, state: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:  # noqa: ARG002
+    def arranged(self, state: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
         """Weights of a file, split or joined as those that the model has, before they are `adapted`."""
         return state
 
@@ -237,12 +211,12 @@ class Library(ABC):
                 found.setdefault(gives, []).append(module)
         return found
 
-    def can_recompute(self, model: nn.Module) -> bool:  # noqa: ARG002
+    def can_recompute(self, model: nn.Module) -> bool:
         """Whether the model can run its blocks again in the backward pass (gradient checkpointing)."""
         return False
 
     def recompute(self, model: nn.Module, *, on: bool) -> None:
-        """Switch gradient checkpointing."""
+        """Switch gradient checkpointing, which must not be the re-entrant kind."""
         raise NotImplementedError(f"{self.name} has no gradient checkpointing ({type(model).__name__}, {on})")
 
     def recomputes(self, model: nn.Module) -> bool:
@@ -254,7 +228,7 @@ class Library(ABC):
         """Names of tokens and position embeddings, which weight decay leaves alone beside norms and biases."""
         return tuple(name for name, _ in model.named_parameters() if self.not_decayed.search(name))
 
-    def drop_paths(self, model: nn.Module) -> tuple[nn.Module, ...]:  # noqa: ARG002
+    def drop_paths(self, model: nn.Module) -> tuple[nn.Module, ...]:
         """The modules that drop residual branches, two a block; empty where the model has none that can be set."""
         return ()
 
@@ -267,9 +241,40 @@ class Library(ABC):
         if rate > 0:
             raise no_drop_path(model)
 
-    def set_pool(self, model: nn.Module, pool: Pool) -> None:  # noqa: ARG002
+    def can_mask(self, model: nn.Module) -> bool:
+        """Whether its blocks can be run on some of the patches (masked autoencoding), by `embedded` and `encoded`."""
+        return False
+
+    def embedded(self, model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Prefix tokens, (B, prefix, C), and patches, (B, L, C), with their positions, as the first block gets them."""
+        raise NotImplementedError(f"{self.name} has no tokens to choose from ({type(model).__name__})")
+
+    def encoded(self, model: nn.Module, tokens_BNC: Tensor) -> Tensor:
+        """Such tokens, or some of them, after all blocks and the final norm."""
+        raise NotImplementedError(f"{self.name} has no tokens to choose from ({type(model).__name__})")
+
+    def pool(self, model: nn.Module) -> str:
+        """How the head gathers its tokens: by "token", "avg", or another word of the library's."""
+        return "token"
+
+    def set_pool(self, model: nn.Module, pool: Pool) -> None:
         """Let the head read the class token, or the mean of the patches."""
         raise UserError(f"{type(model).__name__} gathers its tokens in its own way; leave pool out")
+
+
+def write_folder(folder: Path, model: nn.Module, config: dict[str, Any]) -> None:
+    """Make a folder of a model's weights and this configuration."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, folder / "model.safetensors")
+
+
+def not_fetched(model: str, error: Exception) -> UserError:
+    """The error that a model's published weights can't be had."""
+    return UserError(
+        f"the weights of {model} could not be fetched ({type(error).__name__}); connect to the network, or give a "
+        "local file with --pretrained FILE, or random weights with --pretrained false"
+    )
 
 
 def no_drop_path(model: nn.Module) -> UserError:
@@ -277,33 +282,3 @@ def no_drop_path(model: nn.Module) -> UserError:
     return UserError(
         f"{type(model).__name__} has no drop path that can be set; set drop_path to 0, or take the network of timm"
     )
-
-
-def per_channel(values: Any, channels: int) -> tuple[float, ...]:
-    """Normalisation for the model's channels; one grey channel takes the mean of three colours.
-
-    Raises:
-        UserError: these are no finite numbers.
-    """
-    try:
-        found = tuple(float(value) for value in (() if isinstance(values, str) else values))
-    except (TypeError, ValueError):
-        found = ()
-    if not found or not all(map(math.isfinite, found)):
-        raise UserError(
-            f"a model's mean or standard deviation is {values!r}; give a number a channel in its config.json"
-        )
-    return found if len(found) == channels else (sum(found) / len(found),) * channels
-
-
-def deviation(values: Any, channels: int) -> tuple[float, ...]:
-    """As [`per_channel`][attention_transfer.vit.libraries.base.per_channel], for what pixels are divided by."""
-    found = per_channel(values, channels)
-    if min(found) <= 0:
-        raise UserError(f"a model's standard deviation is {values!r}; give numbers above 0 in its config.json")
-    return found
-
-
-def missing_part(module: Any, name: str) -> bool:
-    """Whether an attribute is absent, `None` or an identity."""
-    return isinstance(getattr(module, name, None), nn.Identity | None)

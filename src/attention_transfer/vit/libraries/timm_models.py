@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import logging
 import re
 import sys
@@ -11,17 +10,8 @@ from pathlib import Path
 from typing import Any, Unpack, cast
 
 import timm
-import torch
 from timm.data import resolve_data_config
-from timm.layers import (
-    AttentionPoolLatent,
-    DiffAttention,
-    DropPath,
-    GluMlp,
-    LayerScale,
-    SwiGLU,
-    calculate_drop_path_rates,
-)
+from timm.layers import AttentionPoolLatent, DiffAttention, DropPath, calculate_drop_path_rates
 from timm.models.beit import Beit
 from timm.models.eva import Eva
 from timm.models.naflexvit import NaFlexVit
@@ -29,21 +19,21 @@ from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 from torch import Tensor, nn
 
-from attention_transfer.attention import Tokens
 from attention_transfer.config.choices import Pool
-from attention_transfer.errors import UserError, nearest
-from attention_transfer.vit.files import read_state, unfit, weights_in
-from attention_transfer.vit.initialise import initialise
-from attention_transfer.vit.libraries.base import (
-    SUPPORTED,
-    Anatomy,
-    Library,
-    Sizes,
-    ViTSpec,
-    deviation,
-    missing_part,
-    per_channel,
+from attention_transfer.errors import UserError
+from attention_transfer.vit.libraries import timm_parts as parts
+from attention_transfer.vit.libraries import timm_weights as weights
+from attention_transfer.vit.libraries.base import SUPPORTED, Library, Network, Sizes, not_fetched
+from attention_transfer.vit.libraries.description import Anatomy, ViTSpec, deviation, per_channel
+from attention_transfer.vit.libraries.initial import Initial
+from attention_transfer.vit.libraries.timm_names import (
+    arguments_for,
+    check_name,
+    forget_names,
+    from_hub,
+    without_stale_names,
 )
+from attention_transfer.vit.reading import read_tensors, unfit, weights_in
 
 log = logging.getLogger("attention_transfer")
 
@@ -55,6 +45,17 @@ class Timm(Library):
     """See [`Library`][attention_transfer.vit.libraries.Library]."""
 
     name = "timm"
+    folders = "local-dir:"
+    signs = ("patch_embed.proj.weight", "embeds.proj.weight")
+    not_reentrant = "timm.layers.set_reentrant_ckpt(False)"
+    initial = Initial(
+        normal=(
+            *("cls_token", "reg_token", "dist_token", "latent", "in_proj_weight"),
+            *("pos_embed", "pos_embed_y", "pos_embed_x", "relative_position_bias_table"),
+        ),
+        zero=("q_bias", "k_bias", "v_bias", "in_proj_bias"),
+        scale=("gamma_1", "gamma_2"),  # of BEiT and EVA
+    )
 
     def owns(self, model: nn.Module) -> bool:
         """Any model of timm, or one derived from its plain ViTs; `anatomy` says which are supported."""
@@ -82,8 +83,8 @@ class Timm(Library):
             blocks=tuple(vit.blocks),
             attention=found,
             pool=pool if isinstance(pool, AttentionPoolLatent) else None,
-            tokens=_tokens(vit),
-            pool_tokens=_pool_tokens(vit),
+            tokens=parts.tokens(vit),
+            pool_tokens=parts.pool_tokens(vit),
         )
 
     def spec(self, model: nn.Module) -> ViTSpec:
@@ -94,7 +95,7 @@ class Timm(Library):
         channels, height, width = config["input_size"]
         channels = int(getattr(vit, "in_chans", channels))
         heads = int(attention.num_heads)
-        image_size, grid = _grid(vit, (int(height), int(width)))
+        image_size, grid = parts.grid(vit, (int(height), int(width)))
         return ViTSpec(
             name=str(vit.pretrained_cfg.get("architecture", type(model).__name__)),
             library=self.name,
@@ -102,7 +103,7 @@ class Timm(Library):
             heads=heads,
             head_dim=int(getattr(attention, "head_dim", 0) or round(attention.scale**-2)),
             width=int(vit.embed_dim),
-            tokens=_tokens(vit),
+            tokens=parts.tokens(vit),
             grid=grid,
             image_size=image_size,
             channels=channels,
@@ -110,41 +111,42 @@ class Timm(Library):
             std=deviation(config["std"], channels),
             classes=int(vit.num_classes),
             pool=isinstance(getattr(vit, "attn_pool", None), AttentionPoolLatent),
-            pool_tokens=_pool_tokens(vit),
-            components=_components(vit, attention),
+            pool_tokens=parts.pool_tokens(vit),
+            components=parts.components(vit, attention),
         )
 
     def build(self, name: str, *, pretrained: bool, **sizes: Unpack[Sizes]) -> nn.Module:
         """`timm.create_model`, with its failures said in a sentence."""
-        options, num_classes, image_size = _options(sizes), sizes["num_classes"], sizes["image_size"]
+        given, num_classes, image_size = arguments_for(sizes), sizes["num_classes"], sizes["image_size"]
         if re.match(r"hf[-_]hub:", name):
-            return _from_hub(name, num_classes, pretrained=pretrained, **options)
-        architecture = name.split(".", maxsplit=1)[0]
-        if not timm.is_model(architecture):
-            close = difflib.get_close_matches(architecture, timm.list_models(), n=3)
-            hint = f"did you mean {', '.join(f'timm/{c}' for c in close)}?" if close else "see timm.list_models()"
-            raise UserError(f"timm has no model {name!r}; {hint}")
-        _refuse_tag(name, pretrained)
-        if image_size is not None and architecture.startswith("naflexvit"):  # takes any image; this only says which
-            del options["img_size"]
-            options["pretrained_cfg_overlay"] = {"input_size": (3, *image_size)}
+            return without_stale_names(from_hub(name, pretrained=pretrained, **given), num_classes)
+        check_name(name, pretrained=pretrained)
+        if image_size is not None and name.startswith("naflexvit"):  # takes any image; this only says which
+            del given["img_size"]
+            given["pretrained_cfg_overlay"] = {"input_size": (3, *image_size)}
         try:
-            return _named(timm.create_model(name, pretrained=pretrained, **options), num_classes)
+            return without_stale_names(timm.create_model(name, pretrained=pretrained, **given), num_classes)
         except TypeError as error:
             raise UserError(f"timm/{name} does not take that size ({error}); leave it out") from error
         except (OSError, RuntimeError) as error:
             if not pretrained:
                 raise
-            raise UserError(
-                f"the weights of timm/{name} could not be fetched ({type(error).__name__}); connect to the network, or "
-                "give a local file with --pretrained FILE, or random weights with --pretrained false"
-            ) from error
+            raise not_fetched(f"timm/{name}", error) from error
+
+    def published(self, name: str) -> str | None:
+        """Every name of timm is one of its organisation there."""
+        return f"timm/{name}"
+
+    def wrote(self, config: dict[str, Any]) -> bool:
+        """Timm says the architecture, and no library."""
+        other = {"model_type", "library"} & config.keys()
+        return super().wrote(config) or ("architecture" in config and not other)
 
     def open(self, folder: Path, *, pretrained: bool, **sizes: Unpack[Sizes]) -> nn.Module:
         """Timm's `local-dir:` form."""
-        given = {key: value for key, value in _options(sizes).items() if value is not None}
+        given = arguments_for(sizes)
         if pretrained:
-            read_state(weights_in(folder))  # says in a sentence what timm would say in a traceback
+            read_tensors(weights_in(folder))  # says in a sentence what timm would say in a traceback
         try:
             model = timm.create_model(f"local-dir:{folder.resolve()}", pretrained=pretrained, **given)
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
@@ -157,13 +159,13 @@ class Timm(Library):
                 settings["mean"],
                 settings["std"],
             )
-        return _named(model, sizes["num_classes"])
+        return without_stale_names(model, sizes["num_classes"])
 
     def with_head(self, model: nn.Module, num_classes: int) -> nn.Module:
         """`reset_classifier` on a copy."""
         student: Any = copy.deepcopy(model).cpu()
         student.reset_classifier(num_classes)
-        _forget_names(student)
+        forget_names(student)
         return cast(nn.Module, student)
 
     def head(self, model: nn.Module) -> nn.Linear | None:
@@ -173,21 +175,12 @@ class Timm(Library):
 
     def head_names(self, model: nn.Module) -> tuple[str, ...]:
         """The classifier, and the norm and pooling that only a classifier has."""
-        pooled = ("fc_norm.", "attn_pool.") if getattr(model, "global_pool", "token") != "token" else ()
+        pooled = ("fc_norm.", "attn_pool.") if self.pool(model) != "token" else ()
         return ("head.", "head_dist.", *pooled)
 
     def arranged(self, state: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
         """Separate q, k and v as the one weight `qkv`; BEiT's one table of all blocks as each block's own."""
-        state = _expanded(dict(state), wanted)
-        for key in wanted:
-            match = re.match(r"(.+\.)qkv\.(weight|bias)$", key)
-            if match is None or key in state:
-                continue
-            for pattern in ("{}", "{}_proj", "to_{}", "w{}"):
-                parts = [f"{match[1]}{pattern.format(letter)}.{match[2]}" for letter in "qkv"]
-                if all(part in state for part in parts):
-                    state[key] = torch.cat([state.pop(part) for part in parts])
-        return state
+        return weights.arranged(state, wanted)
 
     def adapted(self, state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
         """Timm's own reading of published layouts, which resamples position embeddings and patch kernels too."""
@@ -233,6 +226,32 @@ class Timm(Library):
                 setattr(block, branch, DropPath(float(block_rate)) if block_rate > 0 else nn.Identity())
         return None
 
+    def can_mask(self, model: nn.Module) -> bool:
+        """Where positions are added before the first block, and nothing else depends on a token's place."""
+        vit: Any = model
+        unusual = {"registers", "pre-norm", "RoPE"} & parts.components(vit, vit.blocks[0].attn)
+        return getattr(vit, "pos_embed", None) is not None and not unusual
+
+    def embedded(self, model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+        """As `_pos_embed` of a `VisionTransformer`."""
+        vit: Any = model
+        patches_BLC, prefix = vit.patch_embed(images), 0 if vit.no_embed_class else int(vit.num_prefix_tokens)
+        patches_BLC = patches_BLC + vit.pos_embed[:, prefix:]
+        if vit.cls_token is None:
+            return patches_BLC[:, :0], patches_BLC
+        class_11C = vit.cls_token + vit.pos_embed[:, :prefix] if prefix else vit.cls_token
+        return class_11C.expand(len(images), -1, -1), patches_BLC
+
+    def encoded(self, model: nn.Module, tokens_BNC: Tensor) -> Tensor:
+        """Blocks and norm."""
+        vit: Any = model
+        encoded: Tensor = vit.norm(vit.blocks(tokens_BNC))
+        return encoded
+
+    def pool(self, model: nn.Module) -> str:
+        """By timm's word for it."""
+        return str(getattr(model, "global_pool", "token"))
+
     def set_pool(self, model: nn.Module, pool: Pool) -> None:
         """The final norm changes its place; the head keeps its weights."""
         vit: Any = model
@@ -250,6 +269,16 @@ class Timm(Library):
         vit.reset_classifier(vit.num_classes, global_pool=pool)  # so that timm writes the place down when it saves
         vit.head = head
         return None
+
+    def recognise(self, network: Network, path: Path, **sizes: Unpack[Sizes]) -> nn.Module | None:
+        """Plain ViTs in the naming of timm and of the projects that share it."""
+        if not set(self.signs) & network.state.keys():
+            return None
+        weights.refuse_untold(network.state, path)
+        if not weights.is_plain(network.state):
+            return None
+        architecture = weights.architecture_of(network, path, sizes["image_size"])
+        return self.create(**(architecture | arguments_for(sizes)))
 
     def create(self, **arguments: Any) -> nn.Module:
         """A model of `timm.create_model`, randomly initialised."""
@@ -271,7 +300,7 @@ class Timm(Library):
             global_pool=pool if pool in ("token", "avg") else "token",
             pretrained_cfg_overlay={"mean": spec.mean, "std": spec.std},
         )
-        initialise(student)
+        self.initialise(student)
         return student
 
     def save(self, model: nn.Module, folder: Path, labels: list[str] | None) -> None:
@@ -284,126 +313,6 @@ class Timm(Library):
         )
 
 
-def _expanded(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
-    """BEiT's one relative position bias of all blocks as each block's own, where the model has these."""
-    shared = "rel_pos_bias.relative_position_bias_table"
-    tables = [key for key in wanted if key.endswith("attn.relative_position_bias_table")]
-    if shared not in state or shared in wanted or not tables:
-        return state  # without tables it is refused as left over
-    kept = {key: value for key, value in state.items() if not key.startswith("rel_pos_bias.")}
-    return {**kept, **{key: state[shared].clone() for key in tables}}
-
-
-def _options(sizes: Sizes) -> dict[str, Any]:
-    """As `timm.create_model` calls them."""
-    return {
-        "num_classes": sizes["num_classes"],
-        "img_size": sizes["image_size"],
-        "patch_size": sizes["patch_size"],
-    }
-
-
-def _from_hub(name: str, classes: int | None, **options: Any) -> nn.Module:
-    """A model that lies on the Hugging Face hub in timm's layout."""
-    given = {key: value for key, value in options.items() if value is not None}
-    try:
-        return _named(timm.create_model(name, **given), classes)
-    except OSError as error:
-        raise UserError(
-            f"timm/{name} could not be fetched ({type(error).__name__}); check the name, connect to the network, or "
-            "name a folder that it was downloaded to (timm/local-dir:FOLDER)"
-        ) from error
-    except Exception as error:  # values of a wrong type or size make timm fail in any way
-        raise unfit(Path(name), error) from error
-
-
-def _refuse_tag(name: str, pretrained: bool) -> None:
-    """Refuse published weights that timm does not have."""
-    architecture, _, tag = name.partition(".")
-    tags = [found.partition(".")[2] for found in timm.list_models(f"{architecture}.*", include_tags=True)]
-    if tag and tag not in tags:
-        there = nearest(tag, tags) if tags else "it has none"
-        raise UserError(f"timm has no weights {tag!r} of {architecture}; {there}")
-    # None for a name that timm has renamed, which it maps to the new one.
-    config = timm.models.get_pretrained_cfg(name if tag else architecture)
-    if pretrained and config is not None and not config.has_weights:
-        raise UserError(
-            f"timm/{name} has no published weights; give a local file with --pretrained FILE, or random weights with "
-            "--pretrained false"
-        )
-
-
-def _named(model: Any, num_classes: int | None) -> nn.Module:
-    """The model, without the names of its classes where it has another number of them."""
-    names = model.pretrained_cfg.get("label_names") if hasattr(model, "pretrained_cfg") else None
-    if names and num_classes is not None and num_classes != len(names):
-        _forget_names(model)
-    return cast(nn.Module, model)
-
-
-def _forget_names(model: Any) -> None:
-    """Class names belong to a head that was replaced."""
-    for key in ("label_names", "label_descriptions"):
-        model.pretrained_cfg.pop(key, None)
-
-
 def _home(model: nn.Module) -> str:
     """The module of timm that a model's class, or the one it is derived from, is defined in."""
     return next(c.__module__ for c in type(model).__mro__ if c.__module__.startswith("timm."))
-
-
-def _tokens(vit: Any) -> Tokens:
-    prefix: tuple[str, ...] = ()
-    if (
-        getattr(vit, "cls_token", None) is not None
-        or getattr(getattr(vit, "embeds", None), "cls_token", None) is not None
-    ):
-        prefix += ("class",)
-    if getattr(vit, "dist_token", None) is not None:
-        prefix += ("distillation",)
-    return Tokens(prefix + ("register",) * (int(vit.num_prefix_tokens) - len(prefix)))
-
-
-def _pool_tokens(vit: Any) -> Tokens:
-    """The head pools the patches alone, unless it was told otherwise."""
-    tokens = _tokens(vit)
-    return tokens if getattr(vit, "pool_include_prefix", True) else Tokens((), tokens.suffix)
-
-
-def _grid(vit: Any, configured: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Input size and patch grid."""
-    if isinstance(vit, NaFlexVit):
-        embeds: Any = vit.embeds
-        size = getattr(embeds, "default_img_size", None) or configured
-        rows, columns = embeds.dynamic_feat_size(size)
-    else:
-        size = vit.patch_embed.img_size or configured
-        rows, columns = vit.patch_embed.grid_size or (
-            s // p for s, p in zip(size, vit.patch_embed.patch_size, strict=True)
-        )
-    return (int(size[0]), int(size[1])), (int(rows), int(columns))
-
-
-def _components(vit: Any, attention: Any) -> frozenset[str]:
-    block = vit.blocks[0]
-    signs = {
-        "LayerScale": isinstance(getattr(block, "ls1", None), LayerScale) or not missing_part(block, "gamma_1"),
-        "registers": _tokens(vit).prefix.count("register") > getattr(vit, "test_time_registers", 0),
-        "distillation token": "distillation" in _tokens(vit).prefix,
-        "pre-norm": not missing_part(vit, "norm_pre"),
-        "q/k norm": not missing_part(attention, "q_norm"),
-        "relative position bias": not all(
-            (
-                missing_part(attention, "relative_position_bias_table"),
-                missing_part(attention, "rel_pos"),
-                missing_part(vit, "rel_pos_bias"),
-                missing_part(vit, "shared_rel_pos"),
-            )
-        ),
-        "RoPE": not missing_part(vit, "rope"),
-        "gated MLP": isinstance(getattr(block, "mlp", None), GluMlp | SwiGLU),
-        "post-norm": "Post" in type(block).__name__,
-        "norm of the attention's output": not missing_part(attention, "norm"),
-        "gated attention": not missing_part(attention, "gate"),
-    }
-    return frozenset(name for name, present in signs.items() if present)

@@ -10,23 +10,15 @@ from typing import Any, Unpack, cast
 
 import torch
 import torchvision
-from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer
 
 from attention_transfer.attention import Tokens
 from attention_transfer.errors import UserError, nearest
-from attention_transfer.vit.files import read_state, unfit, weights_in
-from attention_transfer.vit.libraries.base import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    SUPPORTED,
-    Anatomy,
-    Library,
-    Sizes,
-    ViTSpec,
-)
+from attention_transfer.vit.libraries.base import SUPPORTED, Library, Sizes, not_fetched, write_folder
+from attention_transfer.vit.libraries.description import IMAGENET_MEAN, IMAGENET_STD, Anatomy, ViTSpec
+from attention_transfer.vit.reading import read_tensors, unfit, weights_in
 
 _POSITION = "encoder.pos_embedding"
 _ARGUMENTS = ("image_size", "patch_size", "hidden_dim", "mlp_dim", "representation_size")
@@ -38,6 +30,7 @@ class Torchvision(Library):
     """See [`Library`][attention_transfer.vit.libraries.Library]."""
 
     name = "torchvision"
+    signs = ("conv_proj.weight",)
 
     def owns(self, model: nn.Module) -> bool:
         """Any model of torchvision; `anatomy` says which are supported."""
@@ -83,10 +76,7 @@ class Torchvision(Library):
         try:
             vit = torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None)
         except (OSError, RuntimeError) as error:
-            raise UserError(
-                f"the weights of torchvision/{name} could not be fetched ({type(error).__name__}); connect to the "
-                "network, or give a local file with --pretrained FILE, or random weights with --pretrained false"
-            ) from error
+            raise not_fetched(f"torchvision/{name}", error) from error
         return self._changed(vit, sizes)
 
     def open(self, folder: Path, *, pretrained: bool, **sizes: Unpack[Sizes]) -> nn.Module:
@@ -98,7 +88,7 @@ class Torchvision(Library):
             vit = vit if config["arguments"]["num_classes"] else self.with_head(vit, 0)
             vit.label_names = config["label_names"]
             if pretrained:
-                vit.load_state_dict(read_state(weights_in(folder)))
+                vit.load_state_dict(read_tensors(weights_in(folder)))
         except UserError:
             raise
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
@@ -155,9 +145,7 @@ class Torchvision(Library):
         arguments["num_classes"] = vit.num_classes
         names = labels or self.labels(model)
         config = {"library": self.name, "arguments": arguments, "norm_eps": _norm_eps(vit), "label_names": names}
-        folder.mkdir(parents=True)
-        (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
-        save_file({key: value.contiguous() for key, value in vit.state_dict().items()}, folder / "model.safetensors")
+        write_folder(folder, model, config)
 
 
 def _norm_eps(vit: Any) -> float:

@@ -15,8 +15,9 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, OPENAI_CLIP_M
 from torch import nn
 
 from attention_transfer.attention import Tokens
-from attention_transfer.errors import UserError
-from attention_transfer.vit.libraries.base import SUPPORTED, missing_part
+from attention_transfer.errors import UserError, first_line
+from attention_transfer.vit.libraries.base import SUPPORTED
+from attention_transfer.vit.libraries.description import missing_part
 
 log = logging.getLogger("attention_transfer")
 
@@ -221,9 +222,8 @@ def fetching(name: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"hf/{name} could not be fetched ({reason[:160]}); check the name, connect to the network, or name "
+            f"hf/{name} could not be fetched ({first_line(error)}); check the name, connect to the network, or name "
             "a folder that save_pretrained wrote (hf/FOLDER)"
         ) from error
 

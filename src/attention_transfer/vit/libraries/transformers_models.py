@@ -10,15 +10,19 @@ from typing import Any, Unpack, cast
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from attention_transfer.errors import UserError
-from attention_transfer.vit.files import read_state, unfit, weights_in
 from attention_transfer.vit.libraries import transformers_families as families
 from attention_transfer.vit.libraries import transformers_weights as weights
-from attention_transfer.vit.libraries.base import Anatomy, Library, Sizes, ViTSpec, deviation, per_channel
+from attention_transfer.vit.libraries.base import Library, Sizes
+from attention_transfer.vit.libraries.description import Anatomy, ViTSpec, deviation, per_channel
+from attention_transfer.vit.reading import read_tensors, unfit, weights_in
+
+_CLASSIFIERS = ("classifier.", "cls_classifier.", "distillation_classifier.")
+_OWN_HEAD = ("head.weight", "head.bias")  # of BackboneClassifier
 
 
 class BackboneClassifier(nn.Module):
@@ -49,6 +53,15 @@ class Transformers(Library):
     """See [`Library`][attention_transfer.vit.libraries.Library]."""
 
     name = "hf"
+    hub_name = "transformers"
+    folders = ""  # hf/PATH
+    signs = (
+        "embeddings.patch_embeddings.projection.weight",
+        "embeddings.patch_embeddings.weight",
+        "embeddings.patch_embedding.weight",
+    )
+    not_reentrant = "gradient_checkpointing_kwargs={'use_reentrant': False}"
+    heads_beside = (*_CLASSIFIERS, *_OWN_HEAD)
 
     def owns(self, model: nn.Module) -> bool:
         """Any model of transformers, or one derived from its models."""
@@ -60,7 +73,7 @@ class Transformers(Library):
         """The list of `num_hidden_layers` blocks; their attention is `.attention` or `.self_attn`."""
         vision = families.supported(model)
         blocks = families.blocks(model)
-        pool = next((m for m in model.modules() if type(m).__name__.endswith("AttentionPoolingHead")), None)
+        head = next((m for m in model.modules() if type(m).__name__.endswith("AttentionPoolingHead")), None)
         if vision._attn_implementation != "sdpa":
             raise UserError(
                 f"{type(model).__name__} uses {vision._attn_implementation!r} attention, which can't be seen; call "
@@ -70,8 +83,9 @@ class Transformers(Library):
             model=model,
             blocks=blocks,
             attention=tuple(cast(Any, getattr(b, "attention", None) or cast(Any, b).self_attn) for b in blocks),
-            pool=None if pool is None else cast(Any, pool).attention,
+            pool=None if head is None else cast(Any, head).attention,
             tokens=families.tokens(vision),
+            pool_head=head,  # which has its query and its MLP beside the attention
         )
 
     def spec(self, model: nn.Module) -> ViTSpec:
@@ -111,7 +125,7 @@ class Transformers(Library):
         try:
             config = families.read_configuration(name)
             if pretrained and (file := weights_in(Path(name))).is_file():
-                read_state(file)  # says in a sentence what transformers would say in a traceback
+                read_tensors(file)  # says in a sentence what transformers would say in a traceback
             wanted, image_size = sizes["num_classes"], sizes["image_size"]
             classes = _own_classes(config) if wanted is None else wanted
             model = _pretrained(name, config, classes, self) if pretrained else _random(config, classes)
@@ -120,6 +134,14 @@ class Transformers(Library):
             raise
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             raise unfit(Path(name), error) from error
+
+    def published(self, name: str) -> str | None:
+        """What is named on the hub by its owner and its own name, unless that is a folder here."""
+        return name if name.count("/") == 1 and not Path(name).exists() else None
+
+    def wrote(self, config: dict[str, Any]) -> bool:
+        """Any model of transformers says its type."""
+        return "model_type" in config
 
     def open(self, folder: Path, *, pretrained: bool, **sizes: Unpack[Sizes]) -> nn.Module:
         """A folder that `save_pretrained` or `save_vit` wrote."""
@@ -147,9 +169,8 @@ class Transformers(Library):
 
     def head_names(self, model: nn.Module) -> tuple[str, ...]:
         """The classifier and the pooler, where BEiT keeps the norm of its classifier."""
-        own = ("head.weight", "head.bias") if isinstance(model, BackboneClassifier) else ()
-        heads = ("classifier.", "cls_classifier.", "distillation_classifier.")
-        return (*heads, *own, *(f"{prefix}pooler." for prefix in ("", "vit.", "deit.", "beit.", "backbone.")))
+        own = _OWN_HEAD if isinstance(model, BackboneClassifier) else ()
+        return (*_CLASSIFIERS, *own, *(f"{prefix}pooler." for prefix in ("", "vit.", "deit.", "beit.", "backbone.")))
 
     def labels(self, model: nn.Module) -> list[str] | None:
         """`id2label` of the configuration, unless it is only transformers' own numbering."""
@@ -248,7 +269,7 @@ def _pretrained(name: str, config: Any, classes: int, library: Transformers) -> 
     if getattr(config, "linear_head", 0) and Path(name).is_dir():
         model = _random(config, int(config.linear_head))
         with families.fetching(name):
-            model.load_state_dict(load_file(Path(name) / "model.safetensors"))  # read_state would leave the prefix out
+            model.load_state_dict(read_tensors(Path(name) / "model.safetensors"))
         return model if classes == config.linear_head else library.with_head(model, classes)
     if classes and families.tower_alone(config):  # its weights lack the prefix that they have in a classifier
         return library.with_head(_pretrained(name, config, 0, library), classes)

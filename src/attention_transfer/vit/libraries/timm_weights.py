@@ -1,4 +1,4 @@
-"""The architecture of a plain ViT, read from the shapes of its weights."""
+"""Weights files under timm's names: the architecture that they are of, and their names as a model has them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from attention_transfer.errors import UserError
-from attention_transfer.vit.files import Network
-from attention_transfer.vit.libraries.base import IMAGENET_MEAN, IMAGENET_STD
+from attention_transfer.vit.libraries.base import Network
+from attention_transfer.vit.libraries.description import IMAGENET_MEAN, IMAGENET_STD
 
 log = logging.getLogger("attention_transfer")
 
@@ -26,8 +27,15 @@ _NEEDED = ("blocks.0.norm1.weight", "pos_embed")
 State = dict[str, Tensor]
 
 
-def architecture_of(network: Network, path: Path, image_size: tuple[int, int] | None = None) -> dict[str, Any]:
-    """Arguments of `timm.create_model` for a file in the naming of timm, MAE, DINO, DINOv2, iBOT, MSN, MoCo v3 or DeiT.
+def is_plain(state: State) -> bool:
+    """Whether weights are those of a plain ViT, as timm, MAE, DINO, DINOv2, iBOT, MSN, MoCo v3 and DeiT name them."""
+    kernel = state.get("patch_embed.proj.weight")
+    hidden = any(f"blocks.0.mlp.{name}.weight" in state for name in ("w12", "fc1"))
+    return kernel is not None and kernel.dim() == 4 and hidden and all(key in state for key in _NEEDED)
+
+
+def architecture_of(network: Network, path: Path, image_size: tuple[int, int] | None) -> dict[str, Any]:
+    """Arguments of `timm.create_model` for the weights of a plain ViT.
 
     Logs what it read, and what it takes for granted: the number of heads is the usual one of that width, and images are
     normalised with the mean and deviation of ImageNet, as all these projects do.
@@ -39,10 +47,9 @@ def architecture_of(network: Network, path: Path, image_size: tuple[int, int] | 
             taken for it.
 
     Raises:
-        UserError: the file does not hold such a ViT; its architecture must be named.
+        UserError: its image size must be said.
     """
     state = network.state
-    _refuse_unreadable(state, path)
     kernel = state["patch_embed.proj.weight"]
     patch = (int(kernel.shape[2]), int(kernel.shape[3]))
     grid, positions_of_prefix = _grid(state, patch, path, image_size)
@@ -75,18 +82,18 @@ def architecture_of(network: Network, path: Path, image_size: tuple[int, int] | 
     return architecture
 
 
-def _refuse_unreadable(state: State, path: Path) -> None:
-    library = "torchvision" if "conv_proj.weight" in state else "timm"
-    fix = f"name the architecture and give the file as its weights: {library}/<name> --pretrained {path}"
+def refuse_untold(state: State, path: Path) -> None:
+    """Refuse a network that computes more than its shapes tell.
+
+    Raises:
+        UserError: it is one; its architecture must be named.
+    """
     if any(sign in key for key in state for sign in _UNTOLD):
         raise UserError(
             f"{path} holds a network whose details can't be read from its weights (a BEiT, an EVA, a CLIP, or one with "
-            f"rotary or relative positions or a pooling head); {fix}"
+            "rotary or relative positions or a pooling head); name the architecture and give the file as its weights: "
+            f"timm/<name> --pretrained {path}"
         )
-    kernel = state.get("patch_embed.proj.weight")
-    hidden = any(f"blocks.0.mlp.{name}.weight" in state for name in ("w12", "fc1"))
-    if kernel is None or kernel.dim() != 4 or not hidden or not all(key in state for key in _NEEDED):
-        raise UserError(f"the architecture of {path} can't be read from its weights; {fix}")
 
 
 def _name(state: State) -> str:
@@ -186,3 +193,27 @@ def _components(state: State, positions_of_prefix: int) -> dict[str, Any]:
     if "dist_token" not in state:  # the distilled ViT has a class token always
         found["class_token"] = class_token
     return found
+
+
+def arranged(state: State, wanted: State) -> State:
+    """Separate q, k and v as the one weight `qkv`; BEiT's one table of all blocks as each block's own."""
+    state = _expanded(dict(state), wanted)
+    for key in wanted:
+        match = re.match(r"(.+\.)qkv\.(weight|bias)$", key)
+        if match is None or key in state:
+            continue
+        for pattern in ("{}", "{}_proj", "to_{}", "w{}"):
+            parts = [f"{match[1]}{pattern.format(letter)}.{match[2]}" for letter in "qkv"]
+            if all(part in state for part in parts):
+                state[key] = torch.cat([state.pop(part) for part in parts])
+    return state
+
+
+def _expanded(state: State, wanted: State) -> State:
+    """BEiT's one relative position bias of all blocks as each block's own, where the model has these."""
+    shared = "rel_pos_bias.relative_position_bias_table"
+    tables = [key for key in wanted if key.endswith("attn.relative_position_bias_table")]
+    if shared not in state or shared in wanted or not tables:
+        return state  # without tables it is refused as left over
+    kept = {key: value for key, value in state.items() if not key.startswith("rel_pos_bias.")}
+    return {**kept, **{key: state[shared].clone() for key in tables}}

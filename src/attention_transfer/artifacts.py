@@ -29,6 +29,7 @@ RUN = (
     "environment.json",
     "labelled.txt",
     "overlap.txt",
+    "repair.json",
     "metrics.jsonl",
     "metrics.csv",
     "log.txt",

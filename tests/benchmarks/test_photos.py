@@ -12,6 +12,8 @@ import pytest
 import timm
 from PIL import Image
 
+from attention_transfer import segment
+from attention_transfer.evaluation import segment as segment_network
 from attention_transfer.vit import save_vit
 
 CUTOUTS = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "photos" / "cutouts.py"))
@@ -117,3 +119,53 @@ def test_attention_and_probe_are_measured_on_the_cut_outs(
     assert len(probed) == 1 + 3 * 4
     red = [float(line.split(",")[3]) for line in probed[1:]]
     assert max(red) > 1 / 7  # classes differ by colour
+
+
+def test_each_deviation_is_measured_on_the_cut_outs(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deviations = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "photos" / "deviations.py"))
+    vit = timm.create_model(
+        "vit_tiny_patch16_224", img_size=SIZE, patch_size=7, embed_dim=24, depth=1, num_heads=2, num_classes=0
+    )
+    save_vit(vit.eval(), tmp_path / "network")
+    images, masks = str(made / "plain"), str(made / "masks" / "plain")
+    words = ["deviations", str(tmp_path / "network"), images, masks, "--sizes", f"{SIZE},42", "--limit", "6"]
+    monkeypatch.setattr("sys.argv", words)
+    deviations["main"]()
+    table = {row["what"]: row for row in csv.DictReader(capsys.readouterr().out.splitlines())}
+    assert list(table) == [
+        "the protocol (28 pixels; 60 %)",
+        "90 % of the mass",
+        "42 pixels",
+        "merged heads, blurred",
+        "a border of void, left out",
+        "a border of void, counted as background",
+    ]
+    protocol, _, _, blurred, without, within = table.values()
+    (found,) = segment([str(tmp_path / "network")], data=images, masks=masks, limit=6, training=0, void="none")
+    assert float(protocol["dino"]) == pytest.approx(100 * found.results[0].scores["dino"].value, abs=0.06)
+    assert blurred["dino"] == "" and float(blurred["merged-mean"]) > 0
+    assert float(without["dino"]) > float(within["dino"])  # fewer pixels to be wrong about
+
+
+def test_a_blur_of_nothing_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    deviations = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "photos" / "deviations.py"))
+    monkeypatch.setitem(deviations["rows"].__globals__, "BLUR", 1e-6)  # those of blurred are of its decorator
+    vit = timm.create_model(
+        "vit_tiny_patch16_224", img_size=SIZE, patch_size=7, embed_dim=24, depth=1, num_heads=2, num_classes=0
+    ).eval()
+    draw = np.random.default_rng(0)
+    images = [Image.fromarray(draw.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)) for _ in range(8)]
+    masks = np.zeros((8, SIZE, SIZE), dtype=np.uint8)
+    masks[:, 5:20, 3:18] = 255
+    (found,) = segment_network(vit, images, masks, void=None)
+    assert list(deviations["blurred"](vit, images, masks)) == pytest.approx(found.per_image["merged-mean"])
+
+
+def test_the_border_of_void_is_around_the_object_and_not_along_the_picture() -> None:
+    deviations = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "photos" / "deviations.py"))
+    mask = np.zeros((5, 6), dtype=np.uint8)
+    mask[:, :3] = 255
+    (bordered,) = deviations["WithBorders"](mask[None])
+    assert bordered.tolist() == [[1, 1, 255, 255, 0, 0]] * 5

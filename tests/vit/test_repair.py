@@ -14,7 +14,18 @@ from torch import Tensor
 
 from attention_transfer import UserError, capture, describe, load_vit
 from attention_transfer.evaluation import attention_profile
-from attention_transfer.vit import RegisterNeurons, add_register, find_register_neurons, save_vit
+from attention_transfer.vit import (
+    NoArtefacts,
+    RegisterNeurons,
+    add_register,
+    check_repairable,
+    check_transfer,
+    find_register_neurons,
+    is_repaired,
+    remove_register,
+    save_vit,
+    student_like,
+)
 
 Build = Callable[..., Any]
 SIZES = {"img_size": 24, "depth": 4}
@@ -125,7 +136,7 @@ def test_what_can_not_be_repaired(tiny_vit: Build, planted: Any, batch: Tensor) 
         for block in flat.blocks:  # each output is its input, and no patch stands out
             block.attn.proj.weight.zero_()
             block.mlp.fc2.weight.zero_()
-    with pytest.raises(UserError, match="there is nothing to repair; leave repair out"):
+    with pytest.raises(NoArtefacts, match="there is nothing to repair; leave repair out"):
         find_register_neurons(flat, [batch * 0.01])
     with pytest.raises(UserError, match="give at least one batch"):
         find_register_neurons(planted, [])
@@ -136,6 +147,39 @@ def test_what_can_not_be_repaired(tiny_vit: Build, planted: Any, batch: Tensor) 
     relative = tiny_vit(name="vit_relpos_small_patch16_224", img_size=24)
     with pytest.raises(UserError, match="can't be repaired"):
         find_register_neurons(relative, [batch])
+    with pytest.raises(UserError, match="can't be repaired"):
+        check_repairable(relative)
+    with pytest.raises(UserError, match="has no test-time register to take off"):
+        remove_register(planted)
+
+
+@pytest.mark.parametrize("settings", [{}, {"reg_tokens": 2}, {"reg_tokens": 1, "no_embed_class": True}])
+def test_what_was_added_is_taken_off_again(settings: dict[str, Any], tiny_vit: Build, batch: Tensor) -> None:
+    model = tiny_vit(**SIZES, **settings)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    spec, before = describe(model), model(batch)
+    for units in ({0: (1, 2)}, {0: (3,), 1: (4,)}):
+        add_register(model, RegisterNeurons(units, 1, 1.0))
+    once = copy.deepcopy(model)
+    remove_register(once)
+    alone = tiny_vit(**SIZES, **settings)
+    add_register(alone, RegisterNeurons({0: (1, 2)}, 1, 1.0))
+    assert torch.equal(once(batch), alone(batch))
+    assert is_repaired(once)
+    remove_register(once)
+    assert not is_repaired(once)
+    assert describe(once) == spec
+    assert once.state_dict().keys() == state.keys()
+    assert all(torch.equal(once.state_dict()[name], value) for name, value in state.items())
+    assert torch.equal(once(batch), before)
+
+
+def test_a_test_time_register_is_no_component_that_a_student_should_have(planted: Any) -> None:
+    student = student_like(planted, num_classes=5)
+    add_register(planted, RegisterNeurons({BLOCK: (UNIT,)}, BLOCK, 1.0))
+    report = check_transfer(planted, student)
+    assert (report.warnings, report.problems) == ((), ())
+    assert any("rows are renormalised" in note for note in report.notes)
 
 
 def test_sinks_of_the_planted_artefact(planted: Any) -> None:

@@ -33,6 +33,10 @@ class Evaluate(Config):
     """Shifted images of the same classes, or several sets in a list: ImageNet-A, -R, -Sketch, -V2 or -C as published,
     what `corrupt` wrote, or any folder whose class folders are called as the data set's classes."""
 
+    repair: bool = False
+    """Also judge each model with a test-time register: the hidden units that make artefacts of patches, found on 50
+    training images, are moved to a token of their own. Plain ViTs of timm only."""
+
     bins: int = 15
     """Bins of equal width for calibration."""
 

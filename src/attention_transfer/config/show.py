@@ -58,6 +58,10 @@ class Show(Config):
     target: int | str | None = None
     """Class that relevance is for, by its name or index; default the predicted one."""
 
+    repair: bool = False
+    """Also show each network with a test-time register: the hidden units that make artefacts of patches, found on up to
+    50 of the images, are moved to a token of their own. Plain ViTs of timm only."""
+
     difference: bool = False
     """Also show each further network minus the first, in colours around 0; with epochs, the run minus its teacher."""
 
@@ -130,7 +134,7 @@ class Show(Config):
             found += [f"{name} has no effect on {self.source}, which is one map of all; leave it out" for name in given]
         if self.target is not None and self.source != "relevance":
             found.append(f"target has no effect on {self.source}; leave it out, or set source to relevance")
-        if self.difference and len(self.models) < 2 and not self.epochs:
+        if self.difference and len(self.models) < 2 and not (self.epochs or self.repair):
             found.append("a difference needs two networks; name another")
         for name in ("mass", "clip"):
             share = getattr(self, name)
@@ -152,6 +156,8 @@ class Show(Config):
             found.append(f"{given}, and epochs are frames of a {FRAMES}; name such a file with out")
         if self.scale not in ("all", "image"):
             found.append(f"scale is {self.scale}, but all epochs share a scale; choose all or image")
+        if self.repair:
+            found.append("repair and epochs exclude each other, as the neurons differ from epoch to epoch; choose one")
         if self.image_size is not None:
             found.append("image_size is given, but the weights of epochs fit the run's own size; leave it out")
         return found

@@ -18,7 +18,7 @@ class MeasureSimilarity(Config):
 
     b: str | None = field(default=None, kw_only=False)
     """Another, with the same patch grid; with what A was fine-tuned from, the result is A's drift. May be left out with
-    epochs, for the run's own teacher."""
+    epochs, for the run's own teacher, and with repair, for A itself."""
 
     data: str | None = field(default=None, kw_only=False)
     """Images, in the forms of `load_data`, or a folder of images without classes; default the data set of the runs."""
@@ -32,6 +32,11 @@ class MeasureSimilarity(Config):
     epochs: bool = False
     """Compare each epoch of the run A whose weights are kept: its drift over the training, which keeps them with
     recipe.keep_epochs."""
+
+    repair: bool = False
+    """Give B a test-time register: the hidden units that make artefacts of patches, found on 50 images, are moved to a
+    token of their own. Where B is left out, it is A, so that the result is what a repair changes. Plain ViTs of timm
+    only."""
 
     rows: int | Literal["all", "class"] = 8
     """Query rows that are compared: n drawn for each image, all, or class for the class token's."""
@@ -60,7 +65,7 @@ class MeasureSimilarity(Config):
     def problems(self) -> list[str]:
         """Numbers below 1, no second network, and a size that no epoch has."""
         found = below_one(batch_size=self.batch_size, limit=self.limit)
-        if self.b is None and not self.epochs:
+        if self.b is None and not self.epochs and not self.repair:
             found.append("b is left out; name a second network, or set epochs to compare a run with its teacher")
         if self.epochs and self.image_size is not None:
             found.append("image_size is given, but the weights of epochs fit the run's own size; leave it out")

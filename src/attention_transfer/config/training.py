@@ -90,6 +90,11 @@ class Student(Images, Computing):
     pretrained: bool | str = True
     """True for the teacher's own weights, false for random ones, or a weights file (safetensors or PyTorch)."""
 
+    repair: bool = False
+    """Move the teacher's artefacts out of its patches, into a test-time register, before its attention is transferred.
+    The hidden units that make them are found on up to 50 of the labelled images. The student gets neither register nor
+    moved units. Plain ViTs of timm only."""
+
     student: str | None = None
     """Architecture of a student with random weights, in the same forms; default the teacher's own."""
 

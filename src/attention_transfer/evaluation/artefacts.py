@@ -88,7 +88,7 @@ def _artefacts(blocks: Sequence[LayerProfile], patches: int) -> list[Finding]:
         Finding(
             "harms",
             f"artefacts: {what}. A student would learn to look at patches that mean nothing to it; {before}"
-            "take a teacher with registers, or repair this one (load_vit(…, repair=…))",
+            "take a teacher with registers, or repair this one (train --repair, or load_vit(…, repair=…))",
         )
     ]
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from attention_transfer.errors import UserError
 from attention_transfer.training import RunFolder, TrainedConfig, read_rules
+from attention_transfer.training.teacher_repair import TeacherRepair
 from attention_transfer.transfer import AttentionTransfer, OperandRule
 from attention_transfer.vit import Pairing, ViTSpec, describe, labels_of, load_vit
 from attention_transfer.vit.libraries import library_names
@@ -128,12 +129,13 @@ def _loaded(folder: RunFolder) -> LoadedRun:
 
 
 def teacher_of(folder: RunFolder, config: TrainedConfig) -> nn.Module:
-    """The teacher that was saved with the run, or else the one that its configuration names.
+    """The teacher that was saved with the run, or else the one that its configuration names, repaired as it was there.
 
     Raises:
-        UserError: it is gone.
+        UserError: it is gone, or the record of its repair is.
     """
+    neurons = TeacherRepair.of_run(folder.path).neurons if config.repair else None
     own = folder.path / "teacher"
     if own.is_dir():
-        return load_vit(str(own))
-    return load_vit(str(config.teacher), pretrained=config.pretrained, image_size=config.image_size)
+        return load_vit(str(own), repair=neurons)
+    return load_vit(str(config.teacher), pretrained=config.pretrained, image_size=config.image_size, repair=neurons)

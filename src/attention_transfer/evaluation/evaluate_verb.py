@@ -37,6 +37,7 @@ from attention_transfer.evaluation.subjects import (
     load_subject,
     short_names,
     spread,
+    with_repaired,
 )
 from attention_transfer.evaluation.throughput import ForwardCost, forward_cost
 from attention_transfer.training.neighbours import knn
@@ -71,6 +72,8 @@ def evaluate_models(config: Evaluate) -> Evaluation:
     split = split.take(spread(len(split), config.limit))
     if config.frozen is not None and config.split == "train":
         raise UserError("frozen features are judged by the training images' labels; choose another split")
+    if config.repair:
+        subjects = with_repaired(subjects, splits.train.images)
     places = _places(subjects, splits, config.frozen)
     sets = [
         replace(each, split=each.split.take(spread(len(each.split), config.limit)))

@@ -21,6 +21,7 @@ from attention_transfer.evaluation.preprocessing import grey_levels_apart
 from attention_transfer.places import check_writable, expanded, folder_problems, same_or_inside
 from attention_transfer.training import RunFolder
 from attention_transfer.training.card import model_card
+from attention_transfer.training.teacher_repair import TeacherRepair
 from attention_transfer.writing import whole_folder, write_whole
 
 log = logging.getLogger("attention_transfer")
@@ -156,7 +157,13 @@ def _describe(loaded: LoadedRun, report: ExportReport, folder: Path) -> None:
     """The model card, and what was measured, beside the model."""
     config = RunFolder(loaded.path).trained_config()
     card = model_card(
-        config, loaded.summary, loaded.spec, loaded.classes, form=report.format, checks=_sentences(report)
+        config,
+        loaded.summary,
+        loaded.spec,
+        loaded.classes,
+        form=report.format,
+        checks=_sentences(report),
+        repair=str(TeacherRepair.of_run(loaded.path)) if config.repair else None,
     )
     write_whole(folder / "README.md", card)
     record = {name: value for name, value in asdict(report).items() if name != "path"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import combinations
 
 from rich.table import Table
@@ -12,12 +12,9 @@ from rich.table import Table
 from attention_transfer.artifacts import MODEL_FILES
 from attention_transfer.config.choices import MapSource
 from attention_transfer.config.segment import Segment
-from attention_transfer.data import eval_pixels
-from attention_transfer.errors import UserError, raise_all
-from attention_transfer.evaluation.classifier import Classifier
+from attention_transfer.errors import raise_all
 from attention_transfer.evaluation.intervals import Estimate, PairedDifference, paired_difference
 from attention_transfer.evaluation.masked_images import MaskedImages, load_masked
-from attention_transfer.evaluation.records import input_batches
 from attention_transfer.evaluation.segmentation import Segmentation
 from attention_transfer.evaluation.segmentation import segment as segment_network
 from attention_transfer.evaluation.subjects import (
@@ -27,11 +24,11 @@ from attention_transfer.evaluation.subjects import (
     layers_of,
     load_subjects,
     short_names,
-    spread,
+    with_repaired,
 )
 from attention_transfer.places import expanded, out_problems
 from attention_transfer.ui import console, show_line
-from attention_transfer.vit import Indices, RegisterNeurons, add_register, describe, find_register_neurons
+from attention_transfer.vit import Indices
 from attention_transfer.writing import write_whole
 
 _COLUMNS = {
@@ -43,9 +40,6 @@ _COLUMNS = {
 }
 _OF_ONE_MAP = {"merged-mean": "map", "centre-box": "centre-\nbox"}
 """Rollout and relevance have one map, so that there are no heads to choose from."""
-
-
-_REPAIRED_ON = 50  # images on which register neurons are found
 
 
 @dataclass(frozen=True)
@@ -102,53 +96,16 @@ def segment_models(config: Segment) -> list[ModelSegmentation]:
                 if not s.classes
             ]
         )
-    if config.repair:
-        raise_all(
-            [
-                f"{s.name} copies its teacher's attention, so that there is nothing of its own to repair; leave it out"
-                for s in subjects
-                if isinstance(s.network, Classifier) and s.network.transfer.teacher is not None
-            ]
-        )
     data = data_of(subjects, config.data)
     masked = load_masked(
         data, config.masks, config.split, limit=config.limit, training=config.training, void=config.void
     )
-    neurons = _neurons_of(subjects, masked, config.batch_size) if config.repair else []
+    if config.repair:
+        subjects = with_repaired(subjects, masked.images if masked.training is None else masked.training[0])
     found = [_looked_at(subject, data, masked, config, layers) for subject in subjects]
-    for subject, own in zip(subjects, neurons, strict=False):
-        add_register(subject.vit, own)
-        repaired = replace(subject, name=f"{subject.name}, repaired", spec=describe(subject.vit))
-        found.append(_looked_at(repaired, data, masked, config, layers))
     _show(found, config.source)
     if config.out is not None:
         write_whole(expanded(config.out), json.dumps([asdict(each) for each in found], indent=2) + "\n")
-    return found
-
-
-def _neurons_of(subjects: Sequence[Subject], masked: MaskedImages, batch: int) -> list[RegisterNeurons]:
-    """The register neurons of each network.
-
-    Raises:
-        UserError: one has none, or can't be repaired; every such network is named.
-    """
-    images = masked.images if masked.training is None else masked.training[0]
-    images = images.take(spread(len(images), _REPAIRED_ON))
-    found, problems = [], []
-    for subject in subjects:
-        inputs = input_batches(subject.network, subject.spec, images, eval_pixels(subject.spec), batch)
-        try:
-            neurons = find_register_neurons(subject.vit, [pixels for *_, pixels in inputs])
-        except UserError as error:
-            problems.append(f"{subject.name}: {error}")
-            continue
-        found.append(neurons)
-        show_line(
-            f"{subject.name}: {sum(map(len, neurons.units.values()))} register neurons in blocks "
-            f"{', '.join(map(str, neurons.units))}, of {neurons.artefacts:.1f} artefacts an image from block "
-            f"{neurons.block} on, found on {len(images)} images"
-        )
-    raise_all(problems)
     return found
 
 

@@ -19,7 +19,14 @@ from attention_transfer.evaluation.epochs import KeptEpochs
 from attention_transfer.evaluation.figure_rows import Rows, Seen
 from attention_transfer.evaluation.image_files import ImageFile, find_images
 from attention_transfer.evaluation.masks import MaskFiles, checked_mask
-from attention_transfer.evaluation.subjects import Subject, load_subjects, load_teacher, short_names
+from attention_transfer.evaluation.subjects import (
+    Subject,
+    load_subjects,
+    load_teacher,
+    repaired_name,
+    short_names,
+    with_repaired,
+)
 from attention_transfer.places import expanded, out_problems
 from attention_transfer.training import Display
 from attention_transfer.ui import show_line
@@ -47,6 +54,9 @@ def show_attention(config: Show) -> Figure:
         return _show_epochs(config, pictures, masks)
     subjects = load_subjects(config.models, config.image_size, config.device, config.blocks)
     names = config.labels or short_names(config.models)
+    if config.repair:
+        subjects = with_repaired(subjects, [image for _, image in pictures])
+        names = [*names, *map(repaired_name, names)]
     seen = []
     with Display.open() as display, display.bar("looking", len(pictures)) as bar:
         for (_, image), mask_hw in zip(pictures, masks, strict=True):

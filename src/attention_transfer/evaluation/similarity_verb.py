@@ -27,7 +27,9 @@ from attention_transfer.evaluation.subjects import (
     load_subjects,
     load_teacher,
     short_names,
+    with_repaired,
 )
+from attention_transfer.training.teacher_repair import REPAIRED_ON
 from attention_transfer.ui import console, show_line
 from attention_transfer.viewing import HeatMap, heat_maps, save
 from attention_transfer.vit import Indices
@@ -45,6 +47,8 @@ def compare_networks(config: MeasureSimilarity) -> Similarity:
     kept = KeptEpochs.required(config.a) if config.epochs else KeptEpochs()
     a, b = _pair(names, config, layers)
     data = data_of([a, b], config.data)
+    if config.repair:
+        b = with_repaired([b], images_of(data, "train", REPAIRED_ON))[-1]
     taken = images_of(data, config.split, config.limit)
     with counted(taken, f"comparing {a.name} and {b.name}", times=2 * max(1, len(kept.files))) as images:
         compared = partial(
@@ -72,6 +76,8 @@ def compare_networks(config: MeasureSimilarity) -> Similarity:
 def _pair(names: Sequence[str], config: MeasureSimilarity, layers: Indices) -> tuple[Subject, Subject]:
     """The two networks; the second is the first one's teacher where none is named."""
     first, *others = load_subjects(names, config.image_size, config.device, layers)
+    if config.repair and not others and not config.epochs:
+        return first, first
     second = others[0] if others else load_teacher(config.a, config.device)
     if second is None:
         raise UserError(f"{config.a} has no teacher; name the network to compare it with")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +20,22 @@ from attention_transfer.data.finder import Finder
 from attention_transfer.engine.hardware import choose_hardware
 from attention_transfer.engine.progress import Bar
 from attention_transfer.errors import UserError, raise_all
-from attention_transfer.evaluation.classifier import load_run, teacher_of
+from attention_transfer.evaluation.classifier import Classifier, load_run, teacher_of
 from attention_transfer.evaluation.records import ImageSequence
 from attention_transfer.places import check_writable, expanded, folder_problems, out_problems
 from attention_transfer.training import Device, Display, RunFolder, TrainedConfig
-from attention_transfer.vit import Indices, ViTSpec, describe, labels_of, load_vit, select
+from attention_transfer.training.teacher_repair import REPAIRED_ON, neurons_on
+from attention_transfer.ui import show_line
+from attention_transfer.vit import (
+    Indices,
+    ViTSpec,
+    add_register,
+    describe,
+    is_repaired,
+    labels_of,
+    load_vit,
+    select,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +98,8 @@ def load_teacher(run: str, device: Device) -> Subject | None:
         vit = teacher_of(folder, config)
     except UserError as error:
         raise UserError(f"the teacher of {run} can't be loaded: {error}") from error
-    return _subject(config.teacher, vit, vit, device, None)
+    name = repaired_name(config.teacher) if is_repaired(vit) else config.teacher
+    return _subject(name, vit, vit, device, None)
 
 
 def _subject(name: str, network: nn.Module, vit: nn.Module, device: Device, data: str | None) -> Subject:
@@ -119,6 +132,47 @@ def load_subjects(names: Sequence[str], image_size: int | None, device: Device, 
             problems.append(f"{subject.name}: {error}")
     raise_all(problems)
     return subjects
+
+
+def with_repaired(subjects: Sequence[Subject], images: ImageSequence) -> list[Subject]:
+    """The networks, and after them each once more, with a test-time register; what is found is said.
+
+    Args:
+        subjects: networks, which stay as they are.
+        images: at most 50 of them, at even distances, are looked at.
+
+    Raises:
+        UserError: one has no artefacts, can't be repaired, is repaired already, or copies its teacher's attention;
+            every such network is named.
+    """
+    pictures = [images[int(i)] for i in spread(len(images), REPAIRED_ON)]
+    found, problems = list(subjects), []
+    for subject in subjects:
+        try:
+            found.append(_repaired(subject, pictures))
+        except UserError as error:
+            problems.append(f"{subject.name}: {error}")
+    raise_all(problems)
+    return found
+
+
+def _repaired(subject: Subject, pictures: Sequence[Image.Image]) -> Subject:
+    if isinstance(subject.network, Classifier) and subject.network.transfer.teacher is not None:
+        raise UserError(
+            "it copies its teacher's attention, so that there is nothing of its own to repair; leave it out"
+        )
+    if is_repaired(subject.vit):
+        raise UserError("it is repaired already, as its run had it; leave repair out")
+    network, vit = copy.deepcopy((subject.network, subject.vit))
+    neurons = neurons_on(vit, pictures)
+    add_register(vit, neurons)
+    show_line(f"{subject.name}: {neurons}, found on {len(pictures)} images")
+    return replace(subject, name=repaired_name(subject.name), network=network, vit=vit, spec=describe(vit))
+
+
+def repaired_name(name: str) -> str:
+    """What a network with a test-time register is called."""
+    return f"{name}, repaired"
 
 
 def layers_of(setting: Indices) -> Indices:

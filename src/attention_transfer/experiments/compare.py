@@ -36,7 +36,7 @@ from attention_transfer.training import Display, differences
 from attention_transfer.training.asked import filled_in
 from attention_transfer.training.pretrain import pretrain_teacher
 from attention_transfer.training.train_problems import train_problems
-from attention_transfer.vit import load_vit
+from attention_transfer.vit import check_repairable, load_vit
 from attention_transfer.writing import write_whole
 
 log = logging.getLogger("attention_transfer")
@@ -74,9 +74,12 @@ def compare_methods(config: Compare) -> Comparison:
     _check(config, grid, splits)
     if config.teacher is None and config.pretrained is not True:
         raise UserError("pretrained says which weights the teacher has, but no teacher is named; add --teacher")
+    repairs = any(cell.settings.get("repair", config.repair) for cell in grid)
     for teacher in teachers or [config.teacher]:  # says what is wrong before anything is written
         if teacher is not None:
-            load_vit(teacher, pretrained=config.pretrained, image_size=config.image_size)
+            network = load_vit(teacher, pretrained=config.pretrained, image_size=config.image_size)
+            if repairs:
+                check_repairable(network)
     _check_folder(folder, config, shared, teachers or [config.teacher])
     with turn(folder):
         study = Study.open(folder, shared, storage=config.storage)

@@ -18,7 +18,6 @@ from attention_transfer.data import check_subset
 from attention_transfer.errors import UserError, nearest, raise_all
 from attention_transfer.experiments.rows import Labels
 from attention_transfer.places import expanded
-from attention_transfer.training.asked import filled_in
 from attention_transfer.transfer import Rule
 
 T = TypeVar("T")
@@ -79,7 +78,12 @@ def run_of(config: Compare, cell: Cell, folder: Path) -> Train:
     own = config.rules if config.rules is not None else list(preset(cell.preset).rules)
     of_rules = {name.removeprefix("rules."): v for name, v in cell.settings.items() if name.startswith("rules.")}
     applied = {name: value for name, value in of_rules.items() if any(_has(rule, name) for rule in own)}
-    plain = {name: value for name, value in cell.settings.items() if not name.startswith("rules.")}
+    taught = any(rule.needs_teacher for rule in own)
+    plain = {
+        name: value
+        for name, value in cell.settings.items()
+        if not name.startswith("rules.") and (taught or name != "repair")
+    }
     run = replace(
         Train(cell.preset, **shared),
         seed=cell.seed,
@@ -91,8 +95,7 @@ def run_of(config: Compare, cell: Cell, folder: Path) -> Train:
     run = with_settings(replace(run, recipe=preset(cell.preset).recipe_with(run.recipe or Recipe())), plain)
     if applied:
         run = replace(run, rules=[replace_known(rule, applied) for rule in own])
-    taught = any(rule.needs_teacher for rule in filled_in(run).rules or [])
-    return run if taught else replace(run, pairing=None)  # which has an effect on other methods alone
+    return run if taught else replace(run, pairing=None, repair=False)  # which have an effect on other methods alone
 
 
 def replace_known(rule: Rule, values: Mapping[str, Any]) -> Rule:

@@ -35,7 +35,7 @@ from attention_transfer.training.asked import filled_in
 from attention_transfer.training.train_problems import train_problems
 from attention_transfer.viewing import Point, save
 from attention_transfer.viewing.sweeps import sweep_chart
-from attention_transfer.vit import load_vit
+from attention_transfer.vit import check_repairable, load_vit
 from attention_transfer.writing import write_whole
 
 log = logging.getLogger("attention_transfer")
@@ -96,7 +96,9 @@ def sweep_settings(config: Sweep) -> SweepResult:
         [*dict.fromkeys(found for cell in grid for found in train_problems(filled_in(run_of(compare, cell, folder))))]
     )
     if config.teacher is not None:  # says what is wrong before anything is written
-        load_vit(config.teacher, pretrained=config.pretrained, image_size=config.image_size)
+        network = load_vit(config.teacher, pretrained=config.pretrained, image_size=config.image_size)
+        if config.repair:
+            check_repairable(network)
     asked = {
         name: value
         for name, value in as_data(config).items()

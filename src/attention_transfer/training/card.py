@@ -51,6 +51,7 @@ def model_card(
     *,
     form: Form = "run",
     checks: Sequence[str] = (),
+    repair: str | None = None,
 ) -> str:
     """The card of a run of `train`, as Markdown with the YAML head that the Hugging Face Hub reads.
 
@@ -61,6 +62,7 @@ def model_card(
         classes: class names.
         form: what the card lies in.
         checks: what was measured when the model was exported, a sentence each.
+        repair: what was repaired in the teacher, in words, where that was asked for.
     """
     method = PRESETS.get(config.preset)
     rules = [_bound(rule) for rule in read_rules(config.rules)]
@@ -92,6 +94,7 @@ def model_card(
         rows=[row for name, values in splits.items() for row in _rows(name, values, overlap.get(name, 0))],
         form=form,
         checks=checks,
+        repair=repair,
     )
 
 

@@ -63,6 +63,7 @@ class TrainedConfig(RunConfig):
     teacher: str | None
     rules: list[Any]
     pretrained: bool | str = True
+    repair: bool = False
     image_size: int | None = None
     pairing: dict[str, Any] | None = None
     fraction: float = 1.0

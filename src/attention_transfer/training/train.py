@@ -26,6 +26,7 @@ from attention_transfer.engine.seeds import seeded
 from attention_transfer.engine.training import Training, TrainingResult
 from attention_transfer.errors import raise_all
 from attention_transfer.objectives import Supervised
+from attention_transfer.places import expanded
 from attention_transfer.training.asked import AskedRun, asked_of
 from attention_transfer.training.card import model_card
 from attention_transfer.training.defaults import Facts, explained, resolve, start_of
@@ -33,9 +34,19 @@ from attention_transfer.training.inputs import inputs_for, keep_overlap, subset_
 from attention_transfer.training.log import logging_to
 from attention_transfer.training.networks import bind, make_networks, warn_of_lost_pixels
 from attention_transfer.training.run_folder import RunFolder
+from attention_transfer.training.teacher_repair import RECORD, TeacherRepair, repair_teacher
 from attention_transfer.training.tune import TrialScore, tuned
 from attention_transfer.transfer import NetworkRule, OperandRule
-from attention_transfer.vit import ViTSpec, describe, freeze, save_vit
+from attention_transfer.vit import (
+    ViTSpec,
+    check_repairable,
+    describe,
+    freeze,
+    is_repaired,
+    load_vit,
+    remove_register,
+    save_vit,
+)
 from attention_transfer.writing import write_whole
 
 log = logging.getLogger("attention_transfer")
@@ -96,12 +107,14 @@ def validate_student(config: Train, shared: SharedPixels | None = None) -> Trial
     subset = labelled_subset(
         splits.train.labels, fraction=asked.fraction, shots=asked.shots, seed=asked.seed, names=splits.classes
     )
-    recipe = _built(plan, classes=len(splits.classes), images=len(subset)).recipe
+    recipe = _built(plan, splits, subset).recipe
     return _scored(plan, recipe, Path(str(asked.out)).name, splits=splits, subset=subset)
 
 
 def _tune_teacher(config: Train, out: str) -> None:
     """Fine-tune the teacher of a run on the same images, in a run of its own; `pool` is the student's alone."""
+    if config.repair:  # which comes after the tuning, and would be refused only then
+        check_repairable(load_vit(str(config.teacher), pretrained=False))
     log.debug("fine-tuning the teacher first, in %s", out)
     tuned = Train(
         "finetune",
@@ -121,9 +134,10 @@ def _tune_teacher(config: Train, out: str) -> None:
 
 @dataclass(frozen=True)
 class _Built:
-    """What is trained, with its recipe."""
+    """What is trained, with its recipe, and what was repaired in the teacher, where that was asked for."""
 
     teacher: nn.Module | None
+    repair: TeacherRepair | None
     student: nn.Module
     spec: ViTSpec
     objective: Supervised
@@ -131,18 +145,22 @@ class _Built:
     recipe: ResolvedRecipe
 
 
-def _built(plan: AskedRun, *, classes: int, images: int) -> _Built:
+def _built(plan: AskedRun, splits: Splits, subset: NDArray[np.int64]) -> _Built:
     """Networks and their objective; what the recipe leaves open follows from them."""
     config, rules = plan.config, plan.config.rules or []
     init, parts, trained = str(config.init), config.init_parts or [], config.trained or []
     with seeded(config.seed):
-        teacher, student = make_networks(config, classes)
+        teacher, student = make_networks(config, len(splits.classes))
+        repair = None
+        if teacher is not None and config.repair:  # after the student is made, which starts as it would without
+            begun = None if plan.overwrite else expanded(str(config.out))
+            repair = repair_teacher(teacher, splits.train.images.take(subset), begun)
         spec = describe(student)
         facts = Facts(
             start=start_of(init, parts, trained),
             width=spec.width,
             depth=spec.depth,
-            images=images,
+            images=len(subset),
             anchored=any(isinstance(rule, NetworkRule) and rule.reads_start for rule in rules),
             weights=sum(p.numel() for p in student.parameters()),
             device=choose_hardware(config.device, config.devices, config.nodes, config.strategy).device,
@@ -157,7 +175,7 @@ def _built(plan: AskedRun, *, classes: int, images: int) -> _Built:
             frozen_rows=[] if frozen is None else frozen.rows,
         )
     raise_all(sharding_problems(objective, config.strategy))
-    return _Built(teacher, student, spec, objective, facts, recipe)
+    return _Built(teacher, repair, student, spec, objective, facts, recipe)
 
 
 def _train(plan: AskedRun) -> Run:
@@ -166,7 +184,7 @@ def _train(plan: AskedRun) -> Run:
     subset = labelled_subset(
         splits.train.labels, fraction=config.fraction, shots=config.shots, seed=config.seed, names=splits.classes
     )
-    built = _built(plan, classes=len(splits.classes), images=len(subset))
+    built = _built(plan, splits, subset)
     if config.tune is not None:
         plan.check(Recipe(**{**as_data(built.recipe), "lr": AUTO}))
         trial = partial(_trial, plan, splits=splits, subset=subset)
@@ -179,7 +197,11 @@ def _train(plan: AskedRun) -> Run:
             return Run(folder.path, folder.summary())
         if len(subset) < len(splits.train):
             folder.keep("labelled.txt", subset_lines(splits.train, subset), "labelled images")
+        if built.repair is not None:
+            folder.keep(RECORD, built.repair.text, "register neurons of the teacher")
         with logging_to(folder.path / "log.txt"):
+            if built.repair is not None:
+                log.info("%s: repair of the teacher: %s", name, built.repair)
             if reasons := explained(plan.recipe, built.recipe, built.facts):
                 log.info("%s: %s", name, reasons)
             summary = _trained(plan, built, folder, splits, subset)
@@ -213,8 +235,11 @@ def _trained(
     if this_process() == 0:
         save_vit(built.student, folder.model, labels=list(splits.classes))
         if built.teacher is not None and needs_teacher:
+            if is_repaired(built.teacher):
+                remove_register(built.teacher)  # no format has a place for it; the run's record says how to repair it
             save_vit(built.teacher, folder.path / "teacher")  # a copied student is not complete without it
-        card = model_card(folder.trained_config(), summary, built.spec, splits.classes)
+        repair = None if built.repair is None else str(built.repair)
+        card = model_card(folder.trained_config(), summary, built.spec, splits.classes, repair=repair)
         write_whole(folder.model / "README.md", card)
     return summary
 
@@ -264,7 +289,7 @@ def _scored(
     """Train by a recipe into the plan's folder, of which the scores are kept, and validate."""
     with RunFolder.open(str(plan.config.out), plan.data(recipe), overwrite=plan.overwrite) as folder:
         if not folder.finished:
-            built = _built(plan, classes=len(splits.classes), images=len(subset))
+            built = _built(plan, splits, subset)
             fitted = _fitted(plan, built, folder, splits, subset, name=name, tested=False)
             folder.write_json("summary.json", {"trial": name, "validation": fitted.validation})
             shutil.rmtree(folder.checkpoints)

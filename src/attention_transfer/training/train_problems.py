@@ -15,7 +15,7 @@ from attention_transfer.training.inputs import input_problems
 from attention_transfer.training.run_files import TrainedConfig
 from attention_transfer.training.run_folder import RunFolder
 from attention_transfer.training.tune import tune_problems
-from attention_transfer.transfer import Guide, NetworkRule
+from attention_transfer.transfer import FeatureKD, Guide, NetworkRule
 from attention_transfer.vit import parts_problems
 
 log = logging.getLogger("attention_transfer")
@@ -55,6 +55,15 @@ def _of_the_pair(config: Train, recipe: Recipe) -> list[str]:
     if config.pairing is not None and not taught:
         problems.append(
             f"pairing has no effect without rules, which preset {config.preset!r} does not have; leave it out"
+        )
+    if config.repair and not taught:
+        problems.append(
+            f"repair has no effect without rules that read the teacher, which preset {config.preset!r} does not have; "
+            "leave it out"
+        )
+    if config.repair and any(isinstance(rule, FeatureKD) for rule in taught):
+        problems.append(
+            "FeatureKD compares token by token, and repair gives the teacher one more token; leave one of the two out"
         )
     if config.init == "random" and any(isinstance(rule, Guide) for rule in rules):
         log.warning("Guide keeps attention where it was, but a student that starts at random has none to keep")

@@ -53,9 +53,13 @@ from attention_transfer.vit.parts import PARTS as PARTS
 from attention_transfer.vit.parts import parameters_of as parameters_of
 from attention_transfer.vit.parts import parts_problems as parts_problems
 from attention_transfer.vit.pooling import set_pool as set_pool
+from attention_transfer.vit.repair import NoArtefacts as NoArtefacts
 from attention_transfer.vit.repair import RegisterNeurons as RegisterNeurons
 from attention_transfer.vit.repair import add_register as add_register
+from attention_transfer.vit.repair import check_repairable as check_repairable
 from attention_transfer.vit.repair import find_register_neurons as find_register_neurons
+from attention_transfer.vit.repair import is_repaired as is_repaired
+from attention_transfer.vit.repair import remove_register as remove_register
 from attention_transfer.vit.student import initialise as initialise
 from attention_transfer.vit.student import student_from as student_from
 from attention_transfer.vit.student import student_like as student_like

@@ -9,7 +9,7 @@ Shapes: B images, N tokens, P patches, U hidden units of an MLP.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -43,6 +43,16 @@ class RegisterNeurons:
     block: int
     artefacts: float
 
+    def __str__(self) -> str:
+        return (
+            f"{sum(map(len, self.units.values()))} register neurons in blocks {', '.join(map(str, self.units))}, of "
+            f"{self.artefacts:.1f} artefacts an image from block {self.block} on"
+        )
+
+
+class NoArtefacts(UserError):
+    """There is nothing to repair."""
+
 
 @torch.no_grad()
 def find_register_neurons(model: nn.Module, inputs: Iterable[Tensor], *, count: int = COUNT) -> RegisterNeurons:
@@ -56,7 +66,8 @@ def find_register_neurons(model: nn.Module, inputs: Iterable[Tensor], *, count: 
         count: how many units.
 
     Raises:
-        UserError: there are no artefacts, the model's MLPs can't be read, or count is below 1.
+        NoArtefacts: no patch is one.
+        UserError: the model's MLPs can't be read, there are no images, or count is below 1.
     """
     if count < 1:
         raise UserError(f"count is {count}; give at least 1 register neuron")
@@ -85,7 +96,7 @@ def find_register_neurons(model: nn.Module, inputs: Iterable[Tensor], *, count: 
             counts += torch.stack([artefacts(layer).sum().cpu() for layer in range(len(blocks))])
         images = sum(len(batch) for batch in batches)
         if not counts.any():
-            raise UserError(
+            raise NoArtefacts(
                 f"no patch of {images} images has an output of more than {HIGH_NORM:g} times the median norm: there is "
                 "nothing to repair; leave repair out"
             )
@@ -132,37 +143,71 @@ def add_register(model: nn.Module, neurons: RegisterNeurons) -> None:
     bare.reg_token = nn.Parameter(zeros if bare.reg_token is None else torch.cat([bare.reg_token, zeros], dim=1))
     bare.num_reg_tokens += 1
     bare.num_prefix_tokens += 1
+    bare.test_time_registers = getattr(bare, "test_time_registers", 0) + 1  # which no student has to have
     if not bare.no_embed_class:
         parts = [bare.pos_embed[:, :place], zeros, bare.pos_embed[:, place:]]
         bare.pos_embed = nn.Parameter(torch.cat(parts, dim=1).detach())
     for layer, units in neurons.units.items():
         mlp = cast(Any, anatomy(model).blocks[layer]).mlp
-        mlp.act = MovedActivation(acts[layer], units, place)
+        mlp.act = MovedActivation(acts[layer], torch.tensor(units, device=zeros.device), place)
+
+
+def remove_register(model: nn.Module) -> None:
+    """Take the register that `add_register` gave a model last off it, in place; its weights are as they were.
+
+    Raises:
+        UserError: it has none.
+    """
+    if not is_repaired(model):
+        raise UserError(f"{type(model).__name__} has no test-time register to take off")
+    bare = cast(Any, unwrapped(model))
+    bare.test_time_registers -= 1
+    bare.num_reg_tokens -= 1
+    bare.num_prefix_tokens -= 1
+    place = int(bare.num_prefix_tokens)
+    bare.reg_token = nn.Parameter(bare.reg_token[:, :-1].detach()) if bare.num_reg_tokens else None
+    if not bare.no_embed_class:
+        kept = torch.cat([bare.pos_embed[:, :place], bare.pos_embed[:, place + 1 :]], dim=1)
+        bare.pos_embed = nn.Parameter(kept.detach())
+    for block in anatomy(model).blocks:
+        mlp = cast(Any, block).mlp
+        if isinstance(mlp.act, MovedActivation) and mlp.act.place == place:
+            mlp.act = mlp.act.act
 
 
 def is_repaired(model: nn.Module) -> bool:
     """Whether a model has a register that `add_register` gave it."""
-    return any(isinstance(module, MovedActivation) for module in model.modules())
+    return getattr(unwrapped(model), "test_time_registers", 0) > 0
+
+
+def check_repairable(model: nn.Module) -> None:
+    """Check that a model can get a test-time register.
+
+    Raises:
+        UserError: it is none of timm's plain ViTs.
+    """
+    _activations(model)
 
 
 class MovedActivation(nn.Module):
     """An activation function, and after it the units that are moved to one token."""
 
-    def __init__(self, act: nn.Module, units: Sequence[int], place: int) -> None:
+    units: Tensor
+
+    def __init__(self, act: nn.Module, units: Tensor, place: int) -> None:
         super().__init__()
         self.act = act
-        self.units = list(units)
+        self.register_buffer("units", units, persistent=False)
         self.place = place
 
     def forward(self, x_BNU: Tensor) -> Tensor:
         """What goes on to the second layer of the MLP."""
         h_BNU: Tensor = self.act(x_BNU)
-        own = h_BNU[..., self.units]
+        own = h_BNU.index_select(-1, self.units)
         moved = torch.cat(
             [own[:, : self.place], own.amax(dim=1, keepdim=True), torch.zeros_like(own[:, self.place + 1 :])], dim=1
         )
-        index = torch.tensor(self.units, device=h_BNU.device)
-        return h_BNU.index_copy(-1, index, moved)
+        return h_BNU.index_copy(-1, self.units, moved)
 
 
 def _activations(model: nn.Module) -> list[nn.Module]:

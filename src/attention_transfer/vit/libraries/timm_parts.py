@@ -49,7 +49,7 @@ def components(vit: Any, attention: Any) -> frozenset[str]:
     block = vit.blocks[0]
     signs = {
         "LayerScale": isinstance(getattr(block, "ls1", None), LayerScale) or not missing_part(block, "gamma_1"),
-        "registers": "register" in tokens(vit).prefix,
+        "registers": tokens(vit).prefix.count("register") > getattr(vit, "test_time_registers", 0),
         "distillation token": "distillation" in tokens(vit).prefix,
         "pre-norm": not missing_part(vit, "norm_pre"),
         "q/k norm": not missing_part(attention, "q_norm"),

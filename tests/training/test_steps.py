@@ -18,6 +18,7 @@ from attention_transfer.engine.hardware import Hardware
 from attention_transfer.engine.memory import checkpointed_gradients
 from attention_transfer.engine.optimiser import AveragedWeights
 from attention_transfer.training import Objective, Recipe, ResolvedRecipe, Supervised
+from attention_transfer.vit import library_of
 
 
 class Double(nn.Module):
@@ -271,10 +272,12 @@ def test_checkpointed_gradients_are_the_same_gradients(tiny: Any, tmp_path: Path
     close(tiny.history(tmp_path / "again"), tiny.history(tmp_path / "plain"), 1e-6)
 
 
-def test_a_network_that_can_not_run_blocks_again_is_refused(tmp_path: Path) -> None:
+def test_a_network_that_can_not_run_blocks_again_is_refused(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    vit = tiny.build(1)
+    monkeypatch.setattr(type(library_of(vit)), "can_recompute", lambda *_: False)
     with (
-        pytest.raises(UserError, match="Linear can't compute its blocks again"),
-        checkpointed_gradients(nn.Linear(2, 2), on=True),
+        pytest.raises(UserError, match="VisionTransformer can't compute its blocks again"),
+        checkpointed_gradients(vit, on=True),
     ):
         pass
 

@@ -33,6 +33,11 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# Tensors that stand for those of a GPU make torch believe in one. Where the first backward pass of a process comes
+# after that, it starts threads for the GPU, and no process that is forked later can have a backward pass.
+torch.ones(1, requires_grad=True).sum().backward()
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     """No test depends on which test ran before it."""

@@ -184,6 +184,15 @@ def test_what_was_removed_stays_with_who_has_it_and_is_made_anew(images: Counted
     assert images.decoded == sorted([*range(6), *range(6)])
 
 
+def test_what_others_put_there_is_not_removed(images: Counted, tmp_path: Path) -> None:
+    shared = SharedPixels(tmp_path / "shared")
+    shared.decoded(images, "RGB")
+    (tmp_path / "shared" / "mine.png").write_bytes(b"mine")
+    (tmp_path / "shared" / "folder").mkdir()
+    shared.remove()
+    assert {path.name for path in (tmp_path / "shared").iterdir()} == {"mine.png", "folder"}
+
+
 def test_a_damaged_file_is_named_and_costs_the_others_nothing(images: Counted, tmp_path: Path) -> None:
     images.paths[3].write_bytes(b"")
     shared = SharedPixels(tmp_path / "shared")

@@ -28,7 +28,7 @@ from attention_transfer.data.decoding import in_mode
 from attention_transfer.data.images import FileImages, ImageSet
 from attention_transfer.data.threads import in_threads
 from attention_transfer.locking import LOCK, in_turn
-from attention_transfer.writing import make_folder, sync, write_whole, writing
+from attention_transfer.writing import make_folder, sync, unfinished, write_whole, writing
 
 log = logging.getLogger("attention_transfer")
 
@@ -36,6 +36,7 @@ SHARE = 4
 """The file takes at most 1 / `SHARE` of the free disk."""
 
 _INDEX = "index.json"
+_PIXELS = ".pixels"
 
 Pixels = NDArray[np.uint8]
 Place = tuple[int, tuple[int, ...]]
@@ -114,13 +115,13 @@ class SharedPixels:
         return torch.from_numpy(_array(mapped, place))
 
     def remove(self) -> None:
-        """Remove the folder; who has mapped its file keeps that, and who comes later decodes again."""
+        """Remove what was written here; who has mapped the file keeps that, and who comes later decodes again."""
         if self.folder.is_dir():
             with in_turn(self.folder / LOCK, self.folder):
-                for entry in self.folder.iterdir():
-                    if entry.name != LOCK:
-                        entry.unlink()
-            with suppress(OSError):  # another process is about to write there
+                index = self.folder / _INDEX
+                for file in (index, unfinished(index), *self.folder.glob(f"*{_PIXELS}")):
+                    file.unlink(missing_ok=True)
+            with suppress(OSError):  # another process is about to write there, or something else lies there
                 self.folder.rmdir()
 
     def _shared(
@@ -132,7 +133,7 @@ class SharedPixels:
             if file is None or not known.keys() >= set(keys):
                 with in_turn(self.folder / LOCK, self.folder):
                     file, known = self._index()
-                    file = file or self.folder / f"{uuid4().hex}.pixels"  # never the name of one that was removed
+                    file = file or self.folder / f"{uuid4().hex}{_PIXELS}"  # never the name of one that was removed
                     missing = {index: key for index, key in enumerate(keys) if key not in known}
                     known |= self._added(file, missing, known, make)
                     write_whole(self.folder / _INDEX, json.dumps({"file": file.name, "places": known}))

@@ -79,6 +79,7 @@ def _run(words: tuple[str, ...], cwd: Path, env: Mapping[str, str], streams: tup
     for number, file in enumerate(streams, start=1):
         os.dup2(os.open(file, os.O_WRONLY), number)
     sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))  # noqa: SIM115
+    multiprocessing.set_start_method(None, force=True)  # its own processes are not forked from a server of theirs
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)

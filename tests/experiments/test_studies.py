@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import socket
@@ -267,6 +268,21 @@ def test_workers_that_are_killed_lose_nothing_and_repeat_nothing(tmp_path: Path)
     assert len(NAMES) <= len(begun) <= len(NAMES) + len(killed)  # only what a killed worker had is begun again
 
 
+def _say_how_processes_start(file: Path) -> None:
+    part = file.with_suffix(".part")
+    part.write_text(multiprocessing.get_start_method())
+    part.rename(file)
+
+
+@pytest.mark.usefixtures("warm_workers")
+def test_what_loads_images_in_a_worker_starts_as_it_does_elsewhere(tmp_path: Path) -> None:
+    """Workers are started from nothing; what they start themselves is forked where that is the system's way."""
+    said = tmp_path / "said"
+    in_processes(1, _say_how_processes_start, (said,), tmp_path, lambda: None if said.exists() else 0)
+    assert said.read_text() == multiprocessing.get_start_method()
+
+
+@pytest.mark.usefixtures("warm_workers")
 def test_workers_that_die_at_once_are_not_replaced_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "_FRUITLESS", 1)
     with pytest.raises(UserError, match=r"workers end again and again, the last one with code 7; see .*1\.log"):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+import time
 from collections import Counter
 from dataclasses import replace
 from importlib import import_module
@@ -26,6 +29,7 @@ from attention_transfer.engine.samplers import (
     share_of_batch,
 )
 from attention_transfer.training import ResolvedRecipe, read_metrics
+from tests.warm import Python
 
 
 class Noisy(Dataset[tuple[Tensor, Tensor]]):
@@ -141,6 +145,43 @@ def test_augmentation_leaves_what_the_network_draws_alone() -> None:
     before = states()
     list(loader)
     assert states() == before
+
+
+# As where Python starts processes by a fork server, its default on Linux from 3.14 on, which outlives the trainer.
+KILLED = """
+import multiprocessing, os, signal, torch
+from torch.utils.data import TensorDataset
+from attention_transfer.config.recipe import ResolvedRecipe
+from attention_transfer.engine.hardware import Hardware
+from attention_transfer.engine.loading import training_loader
+from attention_transfer.engine.samplers import SeededSampler
+
+multiprocessing.set_start_method("forkserver", force=True)
+images = TensorDataset(torch.arange(8), torch.arange(8))
+batches = iter(training_loader(images, SeededSampler(images, seed=0), ResolvedRecipe(batch_size=4), Hardware(), 1))
+next(batches)
+print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
+def test_processes_that_load_images_end_with_a_trainer_that_is_killed(python: Python) -> None:
+    done = python("-c", KILLED)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    (loader,) = map(int, done.stdout.split())
+    until = time.monotonic() + 20
+    while running(loader) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not running(loader)
+
+
+def running(process: int) -> bool:
+    """Whether it is there, and no zombie that nobody has asked for."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def test_workers_are_chosen_by_the_images_and_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.connection import wait
 from typing import Any
 
 import torch
@@ -72,6 +76,7 @@ def training_loader(
         persistent_workers=workers > 0,
         pin_memory=hardware.device == "cuda",
         generator=sampler.generator,
+        worker_init_fn=_end_with_trainer,
     )
 
 
@@ -89,4 +94,20 @@ def evaluation_loader(
         num_workers=0 if isinstance(images, TensorDataset) else workers,
         pin_memory=hardware.device == "cuda",
         generator=torch.Generator().manual_seed(0),  # the loader draws from it, and not from the training's
+        worker_init_fn=_end_with_trainer,
     )
+
+
+def _end_with_trainer(worker: int) -> None:  # noqa: ARG001
+    """Let a process that loads images end where the one that trains was killed.
+
+    PyTorch looks whether the process that started this one is still there, which a fork server is for ever.
+    """
+    trainer = multiprocessing.parent_process()
+    if trainer is not None:
+        threading.Thread(target=_end_after, args=(trainer.sentinel,), daemon=True).start()
+
+
+def _end_after(sentinel: int) -> None:
+    wait([sentinel])
+    os._exit(1)

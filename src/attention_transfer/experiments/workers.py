@@ -157,6 +157,8 @@ def _started(target: Callable[..., None], arguments: tuple[object, ...], file: P
 def _worker(target: Callable[..., None], arguments: tuple[object, ...], file: Path, threads: int) -> None:
     """What a process does: it stops when it is told to, or when the process that started it is gone."""
     signal.signal(signal.SIGTERM, _stop)
+    # What loads images starts as it does elsewhere, and not from nothing like this process, whose method it inherits.
+    multiprocessing.set_start_method(None, force=True)
     torch.set_num_threads(threads)
     threading.Thread(target=_end_with_parent, name="watches the parent", daemon=True).start()
     with file.open("a", encoding="utf-8") as stream, redirect_stderr(stream), redirect_stdout(stream):

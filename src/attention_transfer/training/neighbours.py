@@ -14,9 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
 
 from attention_transfer.data import ImageSet, keep_pixels
+from attention_transfer.engine.hardware import Hardware
+from attention_transfer.engine.loading import evaluation_loader
 from attention_transfer.errors import UserError
 from attention_transfer.objectives import Images, MaskedAutoencoder, Watch
 from attention_transfer.vit import features_of
@@ -66,12 +67,7 @@ class JudgedAutoencoder(MaskedAutoencoder):
     def _features(self, images: Images, prepare: nn.Module, batch_size: int) -> tuple[Tensor, Tensor]:
         """Features and classes of all images, float32 (N, D) and int64 (N,), on the CPU."""
         device = next(self.parameters()).device
-        loader = DataLoader(
-            images,
-            batch_size=batch_size,
-            num_workers=0 if isinstance(images, TensorDataset) else self._workers,
-            generator=torch.Generator().manual_seed(0),  # the loader draws from it, and not from the training's
-        )
+        loader = evaluation_loader(images, batch_size, 0, Hardware(), self._workers)
         found = [(features_of(self.encoder, prepare(pixels.to(device))).cpu(), labels) for pixels, labels in loader]
         features, classes = zip(*found, strict=True)
         return torch.cat(features), torch.cat(classes)

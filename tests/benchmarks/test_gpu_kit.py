@@ -52,7 +52,7 @@ def played(python: Python) -> Played:
     return lambda code, *words: python("-c", code, *words, cwd=ROOT)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 def test_every_stage_comes_to_its_end_with_all_its_rows(tmp_path: Path) -> None:
     done = run("--rehearse", OUT=str(tmp_path / "out"))

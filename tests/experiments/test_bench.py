@@ -75,6 +75,7 @@ def test_a_method_that_can_not_be_measured_is_left_out_with_the_reason() -> None
         list(measure(setting, ["copy"], 2, make=lambda name, _: Fake(name, {"copy": RuntimeError("surprise")})))
 
 
+@pytest.mark.usefixtures("warm_workers")
 @pytest.mark.skipif(triton_kernels.available() is None, reason="the kernels can run here")
 def test_the_verb_measures_the_others_and_says_which_is_left_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -76,6 +76,7 @@ def _worker(folder: Path, url: str) -> None:
     work(Study.there(folder, storage=url), NAMES, compute, raises=False)
 
 
+@pytest.mark.usefixtures("warm_workers")
 def test_two_processes_share_a_study(server: str, tmp_path: Path) -> None:
     folder = tmp_path / "shared"
     folder.mkdir()

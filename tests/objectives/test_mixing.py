@@ -542,11 +542,10 @@ def test_forwards_in_another_thread_do_not_mislead_the_weight(
 @pytest.mark.parametrize(
     ("mixing", "rules"),
     [
-        (ALWAYS_BOXED, []),
-        (ALWAYS_BOXED, [Guide()]),
-        (ALWAYS_BOXED, [Copy()]),
-        (ALWAYS_BOXED, [Distill()]),
+        (ALWAYS_BOXED, [Guide(), Distill()]),
         (BY_TEACHER, [Copy()]),
+        pytest.param(ALWAYS_BOXED, [], marks=pytest.mark.long),
+        pytest.param(ALWAYS_BOXED, [Copy()], marks=pytest.mark.long),
     ],
 )
 def test_a_compiled_step_is_one_graph_with_the_same_loss(

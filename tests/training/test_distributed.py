@@ -15,6 +15,7 @@ import torch
 
 from attention_transfer import load_run
 from attention_transfer.training import read_metrics
+from tests.warm import Python
 
 # 17 images: the last batch of an epoch has one image, of which the second process gets none. Validation and test have
 # odd numbers. float64, because sums in another order differ less there.
@@ -79,7 +80,7 @@ def test_two_processes_make_the_steps_of_one(
         assert len(list((two / "tensorboard").glob("*tfevents*"))) == 1  # the first process writes, and no other
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_torchrun_runs_a_verb_in_two_processes(teacher: str, tmp_path: Path) -> None:
     out = tmp_path / "run"
     arguments = f"train --preset copy --teacher {teacher} --shots 2 --recipe.epochs 2 --recipe.batch-size 8 --out {out}"
@@ -98,11 +99,10 @@ def test_torchrun_runs_a_verb_in_two_processes(teacher: str, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_a_command_starts_its_processes_itself(teacher: str, tmp_path: Path) -> None:
+def test_a_command_starts_its_processes_itself(teacher: str, tmp_path: Path, python: Python) -> None:
     out = tmp_path / "run"
     words = f"train --preset copy --teacher {teacher} --shots 2 --recipe.epochs 2 --recipe.batch-size 8 --out {out}"
-    command = [sys.executable, "-m", "attention_transfer", *words.split(), "--devices", "2", "--loggers", "[]"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = python("-m", "attention_transfer", *words.split(), "--devices", "2", "--loggers", "[]")
     assert done.returncode == 0, done.stderr[-4000:]
     assert "2 x cpu (no GPU is there)" in (out / "log.txt").read_text()
     summary: dict[str, Any] = json.loads((out / "summary.json").read_text())

@@ -86,9 +86,10 @@ def without_password(url: str | None) -> str | None:
     from sqlalchemy.exc import ArgumentError
 
     try:
-        return make_url(url).render_as_string(hide_password=True)
+        shown: str = make_url(url).render_as_string(hide_password=True)
     except ArgumentError:
         return url
+    return shown
 
 
 def _first_line(error: BaseException) -> str:

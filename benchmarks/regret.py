@@ -18,18 +18,22 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from attention_transfer import train
 from attention_transfer.config.choices import Augment
-from attention_transfer.training import Recipe, RunFolder
-from attention_transfer.transfer import LossRule, NetworkRule, preset
+from attention_transfer.training import RunFolder
+from attention_transfer.training.train import Run
+from attention_transfer.transfer import LossRule, NetworkRule, Rule, preset
+from attention_transfer.transfer.rule_data import read_rules
 
 PRESETS = "finetune,gta,linear-probe,l2sp,distill,copy"
 RATES = (1.0, 3.0, 1 / 3, 10.0, 0.1, 30.0)
 WEIGHTS = (1.0, 3.0, 1 / 3)
+WEIGHTED = LossRule | NetworkRule
 
 
 @dataclass(frozen=True)
@@ -93,22 +97,18 @@ def grid(args: argparse.Namespace) -> Iterator[Trial]:
 
 def has_weight(name: str) -> bool:
     """Whether a preset has a rule with a weight."""
-    return any(isinstance(rule, LossRule | NetworkRule) for rule in preset(name).rules)
+    return any(isinstance(rule, WEIGHTED) for rule in preset(name).rules)
 
 
 def score(trial: Trial, teacher: str) -> dict[str, Any]:
     """Validation accuracy and cross-entropy, the settings that they were got with, and the time."""
+    lr, rules = None, None
+    if (trial.rate, trial.weight) != (1, 1):
+        lr, rules = defaults(replace(trial, rate=1.0, weight=1.0, seed=0), teacher)
+        lr *= trial.rate
+        rules = [replace(r, weight=r.weight * trial.weight) if isinstance(r, WEIGHTED) else r for r in rules]
     with tempfile.TemporaryDirectory() as scratch:
-        method = preset(trial.preset)
-        recipe, rules = Recipe(**method.recipe), list(method.rules)  # type: ignore[arg-type]
-        common: dict[str, Any] = {"teacher": teacher, "data": trial.data, "shots": trial.shots, "seed": trial.seed}
-        common |= {"image_size": trial.image_size, "epochs": trial.epochs, "loggers": []}
-        recipe = replace(recipe, augment=trial.augment)
-        if trial.rate != 1:
-            recipe = replace(recipe, lr=trial.rate * default_rate(trial, recipe, common, scratch))
-        weighted = LossRule | NetworkRule
-        rules = [replace(r, weight=r.weight * trial.weight) if isinstance(r, weighted) else r for r in rules]
-        run = train(trial.preset, rules=rules, recipe=recipe, out=f"{scratch}/run", **common)
+        run = trained(trial, teacher, f"{scratch}/run", lr=lr, rules=rules)
         settings = RunFolder(run.path).config().recipe
     kept = {name: settings[name] for name in ("lr", "epochs", "batch_size")}
     values = run.summary["validation"]
@@ -117,10 +117,22 @@ def score(trial: Trial, teacher: str) -> dict[str, Any]:
     return row
 
 
-def default_rate(trial: Trial, recipe: Recipe, common: dict[str, Any], scratch: str) -> float:
-    """The rate that the recipe comes to by itself, from the configuration of a training of one epoch."""
-    run = train(trial.preset, recipe=recipe, out=f"{scratch}/probe", **{**common, "epochs": 1})
-    return float(RunFolder(run.path).config().recipe["lr"])
+@cache
+def defaults(trial: Trial, teacher: str) -> tuple[float, list[Rule]]:
+    """The rate and the rules that a preset comes to by itself, from the configuration of a training of one epoch."""
+    with tempfile.TemporaryDirectory() as scratch:
+        run = trained(replace(trial, epochs=1), teacher, f"{scratch}/run")
+        settings = RunFolder(run.path).config()
+    return float(settings.recipe["lr"]), read_rules(settings.rules)
+
+
+def trained(trial: Trial, teacher: str, out: str, *, lr: float | None = None, rules: list[Rule] | None = None) -> Run:
+    """A training by a preset, with another rate and other rules where they are given."""
+    recipe = replace(preset(trial.preset).own_recipe, augment=trial.augment)
+    recipe = recipe if lr is None else replace(recipe, lr=lr)
+    settings: dict[str, Any] = {"teacher": teacher, "data": trial.data, "shots": trial.shots, "seed": trial.seed}
+    settings |= {"image_size": trial.image_size, "epochs": trial.epochs, "rules": rules, "recipe": recipe}
+    return train(trial.preset, **settings, out=out, loggers=[])
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -26,6 +26,7 @@ from typing import Any
 from attention_transfer import train
 from attention_transfer.config.choices import Augment
 from attention_transfer.training import RunFolder
+from attention_transfer.training.run_files import TrainedConfig
 from attention_transfer.training.train import Run
 from attention_transfer.transfer import LossRule, NetworkRule, Rule, preset
 from attention_transfer.transfer.rule_data import read_rules
@@ -123,6 +124,7 @@ def defaults(trial: Trial, teacher: str) -> tuple[float, list[Rule]]:
     with tempfile.TemporaryDirectory() as scratch:
         run = trained(replace(trial, epochs=1), teacher, f"{scratch}/run")
         settings = RunFolder(run.path).config()
+    assert isinstance(settings, TrainedConfig)
     return float(settings.recipe["lr"]), read_rules(settings.rules)
 
 

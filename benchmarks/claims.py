@@ -16,15 +16,24 @@ from __future__ import annotations
 
 import argparse
 import csv
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 from numpy.typing import NDArray
 
 from attention_transfer import ensemble
-from attention_transfer.experiments.statistics import Difference, judged
+from attention_transfer.experiments.statistics import Difference, judged, mean_interval
+
+TITLES = {
+    "scenes-20-labels": "20 labels a class",
+    "scenes-5-labels": "5 labels a class",
+    "shift-20-labels": "Backgrounds that shift, 20 labels a class",
+    "photographs-5-labels": "A real network on photographs, 5 labels a class",
+}
+"""Of the settings, in the order of docs/claims.md."""
 
 _MEASURED = ("test_accuracy", "validation_accuracy", "attention_iou", "attention_share")
 Values = NDArray[np.float64]
@@ -145,7 +154,7 @@ def main() -> None:
     if args.what == "ensembles":
         write_ensembles(args.folder)
     else:
-        print("\n\n".join(table(path.parent) for path in sorted(args.folder.glob("*/results.csv"))))
+        print("\n\n".join(page(args.folder / name) for name in TITLES))
 
 
 def write_ensembles(folder: Path) -> None:
@@ -160,24 +169,54 @@ def write_ensembles(folder: Path) -> None:
             writer.writerow([labels, seed, ensemble([runs["distill"], runs["finetune"]]).test.accuracy])
 
 
-def table(folder: Path) -> str:
-    """The claims of one setting, as Markdown."""
-    lines = [f"### {folder.name}", "", "| claim | source | difference, points (95 %) | p | seeds | |"]
+def page(folder: Path) -> str:
+    """The claims of one setting, and where its networks look, as Markdown."""
+    ((_, runs),) = read(folder).items()  # a setting has one amount of labels
+    lines = [f"## {TITLES[folder.name]}", "", "| claim | source | difference, points (95 %) | p | seeds | |"]
     lines += ["|---|---|---:|---:|---:|---|"]
     claims = (*SHIFTED, *CLAIMS) if folder.name.startswith("shift") else CLAIMS
-    for labels, runs in read(folder).items():
-        lines += [_line(claim, labels, values) for claim in claims if len(values := differences(claim, runs)) > 1]
+    lines += [_line(claim, values) for claim in claims if len(values := differences(claim, runs)) > 1]
+    lines += ["", *_looks(runs)]
     return "\n".join(lines)
 
 
-def _line(claim: Claim, labels: str, values: Values) -> str:
+def _line(claim: Claim, values: Values) -> str:
     found = judged_of(values)
     interval = found.interval
     effect = f"{interval.mean:+.1f} ({interval.low:+.1f} to {interval.high:+.1f})"
     return (
-        f"| {claim.text}, {labels} | {claim.source} | {effect} | {found.p:.3f} | {found.seeds} "
-        f"| **{VERDICTS[found.verdict]}** |"
+        f"| {claim.text} | {claim.source} | {effect} | {found.p:.3f} | {found.seeds} | **{VERDICTS[found.verdict]}** |"
     )
+
+
+def _looks(runs: Runs) -> list[str]:
+    """A table of the accuracy of each method, and of where it looks.
+
+    Intervals are over seeds (Student's t). Those of a seed's IoU over images (BCa) have a column of their own: half the
+    width, mean over seeds.
+    """
+    teacher = runs["teacher"][0]
+    imaged = "iou_low" in teacher
+    heads = ["method", "test accuracy, %", "attention IoU, %", *["± over images"] * imaged, "on the object, %", "seeds"]
+    lines = ["| " + " | ".join(heads) + " |", "|---" + "|---:" * (len(heads) - 1) + "|"]
+    for method, found in runs.items():
+        seeds = list(found.values())
+        if "attention_iou" not in seeds[0]:
+            continue
+        own = method == "teacher"
+        cells = ["the teacher, as it is" if own else f"`{method}`", "–" if own else _over_seeds(seeds, "test_accuracy")]
+        cells.append(_over_seeds(seeds, "attention_iou"))
+        if imaged:
+            cells.append(f"{fmean(seed['iou_high'] - seed['iou_low'] for seed in seeds) / 2:.1f}")
+        cells += [_over_seeds(seeds, "attention_share"), "–" if own else str(len(seeds))]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def _over_seeds(seeds: Sequence[Mapping[str, float]], what: str) -> str:
+    """A mean with its ±, where seeds make a difference."""
+    interval = mean_interval([seed[what] for seed in seeds])
+    return f"{interval.mean:.1f}" + (f" ± {interval.half_width:.1f}" if interval.high > interval.low else "")
 
 
 VERDICTS = {"better": "holds", "worse": "does not hold", "undecided": "undecided"}
@@ -209,7 +248,7 @@ def read(folder: Path) -> dict[str, Runs]:
         kept = {name: 100 * float(row[name]) for name in _MEASURED if row.get(name)}
         found.setdefault(row["labels"], {}).setdefault(row["preset"], {})[int(row["seed"])] = kept
     for row in _rows(folder / "attention.csv"):  # of data whose masks the comparison itself does not know
-        seen = {name: 100 * float(row[name]) for name in ("attention_iou", "attention_share")}
+        seen = {name: 100 * float(value) for name, value in row.items() if name not in ("labels", "preset", "seed")}
         found[row["labels"]][row["preset"]][int(row["seed"])] |= seen
     for row in _rows(folder / "ensembles.csv"):
         accuracy = {"test_accuracy": 100 * float(row["test_accuracy"])}

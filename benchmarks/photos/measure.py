@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import csv
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,8 @@ from torch import nn
 
 from attention_transfer.data import FileImages, Normalise, Split, Splits, eval_pixels, labelled_subset, load_data
 from attention_transfer.evaluation import load_run, looks
+from attention_transfer.evaluation.foreground import Looks
+from attention_transfer.evaluation.intervals import bca
 from attention_transfer.vit import describe, load_vit, student_like
 
 PENALTIES = (0.001, 0.01, 0.1, 1.0)
@@ -80,17 +82,21 @@ def attention(vit: nn.Module, test: Split, runs: Sequence[str]) -> Iterator[str]
 
 def write_attention(comparison: Path, vit: nn.Module, test: Split) -> None:
     """Where the network and each run of a comparison look."""
-    names = ("attention_iou", "attention_share")
-    found = looks(vit, vit, test)
+    names = ("attention_iou", "iou_low", "iou_high", "attention_share", "share_low", "share_high")
     with (comparison / "teacher.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([names, (found.iou, found.share)])
+        csv.writer(file, lineterminator="\n").writerows([names, estimates(looks(vit, vit, test))])
     with (comparison / "results.csv").open(newline="") as rows, (comparison / "attention.csv").open("w") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("labels", "preset", "seed", *names))
         for row in csv.DictReader(rows):
             run = load_run(comparison / "runs" / Path(row["run"]).name)
             found = looks(run.network, run.network.student, test)
-            writer.writerow((row["labels"], row["preset"], row["seed"], found.iou, found.share))
+            writer.writerow((row["labels"], row["preset"], row["seed"], *estimates(found)))
+
+
+def estimates(found: Looks) -> list[float | None]:
+    """IoU and share, each with its BCa interval over images."""
+    return [value for each in (found.ious, found.shares) for value in astuple(bca(each))]
 
 
 def probe(vit: nn.Module, splits: Splits, shots: int) -> Iterator[str]:

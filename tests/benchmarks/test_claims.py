@@ -18,9 +18,9 @@ def rows(folder: Path, gains: dict[str, list[float]]) -> Path:
     folder.mkdir()
     with (folder / "results.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["preset", "labels", "seed", "test_accuracy", "attention_iou"])
+        writer.writerow(["preset", "labels", "seed", "test_accuracy"])
         for name, values in gains.items():
-            writer.writerows([name, "5 labels", i, 0.5 + gain / 100, 0.2] for i, gain in enumerate(values))
+            writer.writerows([name, "5 labels", i, 0.5 + gain / 100] for i, gain in enumerate(values))
     return folder
 
 
@@ -48,18 +48,31 @@ def test_a_claim_holds_where_interval_and_test_agree(gains: list[float], verdict
     assert MODULE["VERDICTS"][found.verdict] == verdict
 
 
-def test_the_table_has_each_claim_that_the_rows_speak_of(tmp_path: Path) -> None:
+def test_a_page_has_each_claim_that_the_rows_speak_of_and_where_the_networks_look(tmp_path: Path) -> None:
     none = [0.0] * 6
     folder = rows(
-        tmp_path / "scenes", {"finetune": none, "gta": [3.0, 4.0, 2.5, 3.5, 5.0, 3.0], "scratch": [-20.0] * 6}
+        tmp_path / "scenes-5-labels", {"finetune": none, "gta": [3.0, 4.0, 2.5, 3.5, 5.0, 3.0], "scratch": [-20.0] * 6}
     )
-    (folder / "teacher.csv").write_text("attention_iou,attention_share\n0.3,0.5\n")
-    table = MODULE["table"](folder)
-    assert table.startswith("### scenes\n")
-    assert "| GTA is more accurate than fine-tuning, 5 labels | Seo et al. 2024 | +3.5 (" in table
-    assert "| 0.031 | 6 | **holds** |" in table
-    assert "(IoU of the teacher less that of the fine-tuned), 5 labels | Seo et al. 2024 | +10.0 (" in table
-    assert "distilled" not in table
+    names = "attention_iou,iou_low,iou_high,attention_share,share_low,share_high"
+    (folder / "teacher.csv").write_text(f"{names}\n0.3,0.28,0.34,0.5,0.4,0.6\n")
+    seen = [f"5 labels,{name},{i},0.2{i % 2},0.16,0.22,0.4,0.3,0.5" for name in ("finetune", "gta") for i in range(6)]
+    (folder / "attention.csv").write_text("\n".join([f"labels,preset,seed,{names}", *seen, ""]))
+    page = MODULE["page"](folder)
+    assert page.startswith("## 5 labels a class\n")
+    assert "| GTA is more accurate than fine-tuning | Seo et al. 2024 | +3.5 (" in page
+    assert "| 0.031 | 6 | **holds** |" in page
+    assert "(IoU of the teacher less that of the fine-tuned) | Seo et al. 2024 | +9.5 (" in page
+    assert "distilled" not in page
+    assert "| `finetune` | 50.0 | 20.5 ± 0.6 | 3.0 | 40.0 | 6 |" in page
+    assert "| the teacher, as it is | – | 30.0 | 3.0 | 50.0 | – |" in page
+
+
+def test_the_page_of_the_docs_is_what_the_committed_rows_say() -> None:
+    home = Path(__file__).parents[2]
+    results = home / "benchmarks" / "results" / "claims-2026-11-27"
+    page = "\n\n".join(MODULE["page"](results / name) for name in MODULE["TITLES"])
+    assert {path.parent.name for path in results.glob("*/results.csv")} == set(MODULE["TITLES"])
+    assert page in (home / "docs" / "claims.md").read_text()
 
 
 def test_the_gap_is_halved_and_an_ensemble_beats_the_better_of_its_members(tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ Shapes: B images, R and C rows and columns of patches.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import nan
+from statistics import fmean
 
 import torch
 from PIL import Image
@@ -39,16 +41,26 @@ def foreground(attention_BRC: Tensor, mass: float = MASS) -> Tensor:
 
 @dataclass(frozen=True)
 class Looks:
-    """How well attention covers objects, means over images.
+    """How well attention covers objects, image by image, without those whose object is cropped away.
 
     Attributes:
-        iou: intersection over union of its foreground and the object's mask, in [0, 1].
-        share: the object's share of the patches' attention, in [0, 1]; uniform attention has the object's share of the
-            area.
+        ious: intersection over union of its foreground and the object's mask, in [0, 1].
+        shares: the object's share of the patches' attention, in [0, 1]; uniform attention has the object's share of
+            the area.
     """
 
-    iou: float
-    share: float
+    ious: tuple[float, ...]
+    shares: tuple[float, ...]
+
+    @property
+    def iou(self) -> float:
+        """Mean over images; NaN where there is none."""
+        return fmean(self.ious) if self.ious else nan
+
+    @property
+    def share(self) -> float:
+        """Mean over images; NaN where there is none."""
+        return fmean(self.shares) if self.shares else nan
 
 
 @torch.no_grad()
@@ -66,7 +78,7 @@ def looks(network: nn.Module, vit: nn.Module, split: Split, *, mass: float = MAS
         batch: images a forward pass.
 
     Returns:
-        Means over images, without those whose object is cropped away.
+        Both measures of each image.
 
     Raises:
         UserError: the data set has no masks.
@@ -87,7 +99,7 @@ def looks(network: nn.Module, vit: nn.Module, split: Split, *, mass: float = MAS
         there = masks.flatten(1).any(dim=1)
         overlaps.append(_jaccard(found > 0, masks)[there])
         shares.append(((spread * masks).sum(dim=(1, 2)) / spread.sum(dim=(1, 2)))[there])
-    return Looks(float(torch.cat(overlaps).mean()), float(torch.cat(shares).mean()))
+    return Looks(tuple(torch.cat(overlaps).tolist()), tuple(torch.cat(shares).tolist()))
 
 
 def _enlarged(patches_BRC: Tensor, spec: ViTSpec) -> Tensor:

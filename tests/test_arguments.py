@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import pkgutil
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
@@ -52,6 +53,23 @@ def test_what_is_wrong_is_listed_at_once() -> None:
         "seed is a number beyond 64 bits; give a smaller one",
         "settings.rate is nan; give a finite number",
     ]
+
+
+def test_values_from_python_are_of_the_types_of_their_settings() -> None:
+    wrong: dict[str, object] = {"out": 5, "data": {"a": "b"}, "seed": "2", "shots": ["5"], "settings": Settings("3")}  # type: ignore[arg-type]
+    with pytest.raises(UserError) as caught:
+        work(**wrong)  # type: ignore[arg-type]
+    assert str(caught.value).splitlines() == [
+        "out is 5; give a value of type str",
+        "data is {'a': 'b'}; give a value of type list",
+        "seed is '2'; give a value of type int",
+        "shots is ['5']; give a value of type str",
+        "settings.rate is '3'; give a value of type float",
+    ]
+    for value in (True, 2.5):
+        with pytest.raises(UserError, match=f"seed is {value}; give a value of type int"):
+            work(seed=value)  # type: ignore[arg-type]
+    assert work(Path("a"), ("b",), settings=Settings(2))[:2] == (Path("a"), ("b",))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("number", [10**5_000, -(2**63), 2**63], ids=["long", "low", "high"])

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import ast
 import inspect
-import math
-import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from functools import cache
-from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from attention_transfer.errors import nearest, raise_all
+from attention_transfer.errors import nearest
 
 if TYPE_CHECKING:
     from attention_transfer.transfer import Rule as Rule  # noqa: PLC0414 - configurations import it from here
@@ -174,52 +171,6 @@ def _plain(value: Any, of_rules: bool = False) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, str):  # tuples and ranges, too
         return [rule_as_data(part) if of_rules else _plain(part) for part in value]
     return as_data(value) if is_dataclass(value) and not isinstance(value, type) else value
-
-
-def checked(config: C) -> C:
-    """The configuration with `~` at the beginning of text as the home directory.
-
-    Raises:
-        UserError: text is empty (as of a shell's variable that is not set), or a number is none, or beyond 64 bits; all
-            of it is listed.
-    """
-    problems: list[str] = []
-    meant = {}
-    for name, setting in settings_of(type(config)).items():
-        value = getattr(config, name)
-        if value is not setting.default and value != setting.default:
-            meant[name] = _checked(name, value, problems, setting.kind)
-    raise_all(problems)
-    return replace(config, **meant)
-
-
-def _checked(name: str, value: Any, problems: list[str], kind: Any) -> Any:
-    """The value, as it is meant; what is wrong with it goes to the problems. A type that is not known is `Any`."""
-    match value:
-        case None if kind is not Any and type(None) not in members(kind):
-            problems.append(f"{name} is empty; give a value, or leave it out")
-        case str() if not value.strip():
-            problems.append(f"{name} is empty; give a value, or leave it out")
-        case str() if "\0" in value:
-            problems.append(f"{name} holds a null character; leave it out")
-        case str() if value.startswith("~"):
-            return os.path.expanduser(value)  # noqa: PTH111 - a Path would take a slash from the end, and //
-        case Path():
-            return value.expanduser()
-        case bool():
-            pass
-        case int() if abs(value) >= 2**63:
-            problems.append(f"{name} is a number beyond 64 bits; give a smaller one")
-        case float() if not math.isfinite(value):
-            problems.append(f"{name} is {value}; give a finite number")
-        case list() | tuple():
-            return type(value)([_checked(f"{name}[{index}]", part, problems, Any) for index, part in enumerate(value)])
-        case _ if is_dataclass(value) and not isinstance(value, type):
-            settings = {} if kind is Any else settings_of(type(value))  # a rule's own types may be any
-            for f in fields(value):
-                hint = settings[f.name].kind if f.name in settings else Any
-                _checked(f"{name}.{f.name}", getattr(value, f.name), problems, hint)
-    return value
 
 
 def parts_of(text: str, what: str, problems: list[str]) -> list[str]:

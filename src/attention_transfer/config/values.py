@@ -45,7 +45,7 @@ def brought(value: Any, kind: Any, name: str) -> Any:
             return fits[0]
     if isinstance(value, str) and (str in options or any(option in (Any, object) for option in options)):
         return plain if str not in options else value
-    raise Misfit(_sentence(plain, options, name))
+    raise Misfit(_sentence(plain, kind, name))
 
 
 def _of_type(value: Any, kind: Any, name: str) -> tuple[Any] | None:
@@ -96,11 +96,16 @@ def plain_of(text: str, name: str) -> Any:
     return float(word) if _FLOAT.fullmatch(word) else text
 
 
-def _sentence(value: Any, options: Sequence[Any], name: str) -> str:
+def type_names(kind: Any) -> list[str]:
+    """The types of a union, or the one type, as Python calls them; not `None`."""
+    kinds = [get_origin(option) or option for option in members(kind)]
+    return [kind.__name__ for kind in kinds if isinstance(kind, type) and kind is not type(None)]
+
+
+def _sentence(value: Any, kind: Any, name: str) -> str:
     """What is wrong with a value, and what its setting takes."""
-    words = [str(word) for option in options if get_origin(option) is Literal for word in get_args(option)]
-    kinds = [get_origin(option) or option for option in options]
-    types = [kind.__name__ for kind in kinds if isinstance(kind, type) and kind is not type(None)]
+    words = [str(word) for option in members(kind) if get_origin(option) is Literal for word in get_args(option)]
+    types = type_names(kind)
     if words and not types:
         return f"{name} is {short(value)!r}; {nearest(str(value), words)}"
     if types == ["list"] and not isinstance(value, dict):

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Generic, ParamSpec, TypeVar
 
-from attention_transfer.config.base import Config, checked
+from attention_transfer.config.base import Config
+from attention_transfer.config.checks import checked
 from attention_transfer.errors import UserError, raise_all
 
 _TRAIN = ("tensorboard", "sklearn", "matplotlib", "jinja2", "optuna")

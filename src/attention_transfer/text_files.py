@@ -61,11 +61,6 @@ def parse_json(text: str | bytes) -> Any:
         raise Unsound(str(error)) from error
 
 
-def as_utf8(text: str) -> str:
-    r"""Text that can be written as UTF-8: bytes of names that are none are spelt as Python does, `\udce9`."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """A file of a run that holds an object of JSON.
 

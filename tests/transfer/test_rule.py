@@ -150,8 +150,3 @@ def test_an_average_of_distilled_maps_is_of_all_heads_and_by_maps(options: dict[
     with pytest.raises(UserError, match=r"Distill\.average is of all heads' maps, which are formed"):
         Distill(average="queries", **options)
     assert Distill(average="queries", impl="chunked").average == "queries"
-
-
-def test_what_a_rule_needs_is_said_by_yes_or_no() -> None:
-    assert Distill().needs_pretrained_student is False
-    assert Guide().needs_pretrained_student is True

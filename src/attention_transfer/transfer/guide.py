@@ -59,11 +59,6 @@ class Guide(LossRule):
         """The row that is guided, or `None` for all."""
         return None if self.rows == "all" else self.query
 
-    @property
-    def needs_pretrained_student(self) -> bool:
-        """It keeps attention where it was."""
-        return True
-
     def chosen_layers(self, depth: int) -> tuple[int, ...]:
         """The guided blocks; the pooling head where that is guided."""
         return (POOL,) if self.query == "pool" else super().chosen_layers(depth)

@@ -32,11 +32,6 @@ class Rule:
         """Whether the rule reads the teacher."""
         return True
 
-    @property
-    def needs_pretrained_student(self) -> bool:
-        """Whether the rule only makes sense for a student that starts from trained weights."""
-        return False
-
     def problems(self, teacher: ViTSpec, student: ViTSpec) -> list[str]:  # noqa: ARG002
         """Why the rule cannot bind this pair, a sentence each; called once, before any training."""
         return []

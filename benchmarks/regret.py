@@ -111,7 +111,7 @@ def score(trial: Trial, teacher: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         run = trained(trial, teacher, f"{scratch}/run", lr=lr, rules=rules)
         settings = RunFolder(run.path).config().recipe
-    kept = {name: settings[name] for name in ("lr", "epochs", "batch_size")}
+    kept = {name: settings[name] for name in ("lr", "batch_size")}
     values = run.summary["validation"]
     scores = {f"validation_{name}": values[name] for name in ("accuracy", "cross_entropy", "images")}
     row: dict[str, Any] = kept | scores | run.summary["train"]

@@ -215,8 +215,9 @@ def _looks(runs: Runs) -> list[str]:
 
 def _over_seeds(seeds: Sequence[Mapping[str, float]], what: str) -> str:
     """A mean with its ±, where seeds make a difference."""
-    interval = mean_interval([seed[what] for seed in seeds])
-    return f"{interval.mean:.1f}" + (f" ± {interval.half_width:.1f}" if interval.high > interval.low else "")
+    values = [seed[what] for seed in seeds]
+    interval = mean_interval(values)
+    return f"{interval.mean:.1f}" + (f" ± {interval.half_width:.1f}" if min(values) < max(values) else "")
 
 
 VERDICTS = {"better": "holds", "worse": "does not hold", "undecided": "undecided"}

@@ -28,3 +28,9 @@ def test_what_is_done_is_not_done_again(
     best = 100 * max(one["validation_accuracy"], three["validation_accuracy"])
     own = 100 * one["validation_accuracy"]
     assert f"| digits | 1 | linear-probe | {own:.1f} | {best:.1f} | " in capsys.readouterr().out
+
+
+def test_the_table_of_the_docs_is_that_of_the_committed_rows() -> None:
+    home = Path(__file__).parents[2]
+    rows = regret.read(home / "benchmarks" / "results" / "regret-2026-11-27" / "scenes.jsonl")
+    assert regret.table(rows) in (home / "docs" / "results.md").read_text()

@@ -7,6 +7,7 @@ import pkgutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import attention_transfer
@@ -70,6 +71,7 @@ def test_values_from_python_are_of_the_types_of_their_settings() -> None:
         with pytest.raises(UserError, match=f"seed is {value}; give a value of type int"):
             work(seed=value)  # type: ignore[arg-type]
     assert work(Path("a"), ("b",), settings=Settings(2))[:2] == (Path("a"), ("b",))  # type: ignore[arg-type]
+    assert work(settings=Settings(np.float64(0.5)))[-1] == Settings(0.5)
 
 
 @pytest.mark.parametrize("number", [10**5_000, -(2**63), 2**63], ids=["long", "low", "high"])

@@ -67,5 +67,15 @@ def _checked(name: str, value: Any, problems: list[str], kind: Any) -> Any:
 def _fits(value: object, kind: Any) -> bool:
     """Whether plain data is of a type, or of one of a union; a word that is no choice is said elsewhere."""
     options = [get_origin(option) or option for option in members(kind)]
-    own = {bool: (bool,), str: (str, Path, Literal), int: (int, float), float: (float,), dict: (dict, Mapping)}
-    return any(option in (Any, object, *own.get(type(value), (list, tuple, Sequence))) for option in options)
+    fitting = next(kinds for own, kinds in _FITTING.items() if isinstance(value, own))  # NumPy's float is a float
+    return any(option in (Any, object, *fitting) for option in options)
+
+
+_FITTING: dict[type, tuple[Any, ...]] = {
+    bool: (bool,),  # before int, which it is
+    str: (str, Path, Literal),
+    int: (int, float),
+    float: (float,),
+    dict: (dict, Mapping),
+    object: (list, tuple, Sequence),
+}

@@ -64,10 +64,13 @@ LOSSES = {
 def run(card: Card, report: Report) -> None:
     """All rows; jobs in processes of their own, where there is a card."""
     rehearsed = card.rehearsed
-    sizes = SMALL if rehearsed else SIZES
-    parts: list[tuple[Any, Any]] = [(_sizes, size) for size in reversed(sizes)]  # the longest ones first
+    sizes = list(reversed(SMALL if rehearsed else SIZES))  # the longest ones first
+    # FlexAttention compiles for so long that its jobs would hold up the others.
+    others = tuple(route for route in ROUTES if route != "flex")
+    parts: list[tuple[Any, Any]] = [(_sanitized, "triton"), *((_sizes, (size, others)) for size in sizes)]
     parts += [(_steps, rule) for rule in ("copy", "gta", *(f"distill-{route}" for route in ROUTES))]
-    parts += [(_lse, sizes[-1]), *((_sanitized, route) for route in ROUTES)]
+    parts += [(_lse, sizes[0]), *((_sizes, (size, ("flex",))) for size in sizes)]
+    parts += [(_sanitized, route) for route in ROUTES if route != "triton"]
     for (_, part, what, _), found in card.apart([(_job, *part, rehearsed) for part in parts]):
         name = {"case": f"{part.__name__.strip('_')}: {what}"}
         report.add(*([name | why_not(found)] if isinstance(found, Exception) else found))
@@ -78,13 +81,14 @@ def _job(work: Any, what: Any, rehearse: bool) -> list[Row]:
     return list(work(cards.find(rehearse=rehearse), what))
 
 
-def _sizes(card: Card, size: Size) -> Iterator[Row]:
-    """Every route, dtype and mask at one size."""
+def _sizes(card: Card, what: tuple[Size, tuple[str, ...]]) -> Iterator[Row]:
+    """Some routes, and every dtype and mask, at one size."""
+    size, routes = what
     for dtype, mask in CASES[:3] if card.rehearsed else CASES:
         s, v, t = operands(size, dtype, card.device, mask)
         case = {"case": str(size), "dtype": str(dtype).removeprefix("torch."), "mask": mask}
         exact = results(exact_functions(), s, v, t, torch.float64)
-        for route in ROUTES:
+        for route in routes:
             yield {**case, "route": route, **_compared(route, exact, s, v, t)}
         card.clear()
 

@@ -49,7 +49,7 @@ NOT_RUN = (  # too slow
     *("tests/attention/test_triton.py", "tests/attention/test_memory.py"),
     *("tests/transfer/test_compiled.py", "tests/transfer/test_hugging_face.py"),
 )
-SLOW = ("gradcheck", "hypothesis", "compile(", "_dynamo", "subprocess", "FLEX")  # in the source of tests
+SLOW = ("gradcheck", "hypothesis", "compile(", "_dynamo", "subprocess")  # in the source of tests
 LOADED = ("torch._dynamo", "timm", "torchvision", "transformers", "hypothesis.extra.numpy", "scipy.stats")
 MEMORY = 6 << 30  # bytes that a mutant may take
 GRACE = 60  # seconds that a mutant has beside those of its tests, which may take longer on a busy machine

@@ -10,13 +10,10 @@ between kernels. `peak_bytes` is what both passes take at most beyond the operan
 The limit is measured in the same run: the rate of a large matrix product and the bandwidth of a large copy (bytes read
 and written). `forward_limit` is the larger of the fewest operations over that rate and the fewest bytes over that
 bandwidth, as a share of the time that was taken: 1 is all that the card can do.
-
-Kernels are tuned in their first call; which tile sizes were chosen stands in the log (TRITON_PRINT_AUTOTUNING).
 """
 
 from __future__ import annotations
 
-import contextlib
 import random
 import statistics
 from collections.abc import Callable
@@ -66,16 +63,6 @@ def run(card: Card, report: Report) -> None:
         for name, way in ways.items():
             case = {"operator": operator, "way": name, "tokens": sizes[-1].n, "heads": sizes[-1].heads}
             report.row(case, partial(_graph, card, way, inputs))
-
-
-def warm(rehearse: bool) -> None:
-    """Call every way once: its kernels are then in Triton's cache on disk, for whoever tunes them next."""
-    card = cards.find(rehearse=rehearse)
-    for size in SMALL if rehearse else SIZES[::2]:
-        inputs = operands(size, torch.bfloat16, card.device)
-        for way in (way for ways in OPERATORS.values() for way in ways.values()):
-            with contextlib.suppress(Exception):  # the stage says it
-                _passes(way, inputs)
 
 
 def matrix_rate(card: Card) -> float:
@@ -144,7 +131,7 @@ def measured(card: Card, ways: dict[str, Run], size: Size, repeats: int, report:
             rows[name] = {"left_out": "the stage's time was up"}
             continue
         try:
-            results = [x.detach() for x in way(*inputs)]  # tunes, and warms up
+            results = [x.detach() for x in way(*inputs)]  # compiles, and warms up
             exact = results if name == MAPS else exact
             for _ in range(0 if card.rehearsed else 2):
                 _passes(way, inputs)

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import AuxRequest, flex_attention
 
 Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -14,8 +13,8 @@ Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
 def kernels(device: str) -> dict[str, Kernel]:
     """Those of a kind of device, by name."""
     if device == "cpu":
-        return {"flash for the CPU": _flash_cpu, "FlexAttention": _flex}
-    return {"flash": _flash, "memory-efficient": _efficient, "cuDNN": _cudnn, "FlexAttention": torch.compile(_flex)}
+        return {"flash for the CPU": _flash_cpu}
+    return {"flash": _flash, "memory-efficient": _efficient, "cuDNN": _cudnn}
 
 
 def _flash_cpu(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -36,9 +35,3 @@ def _efficient(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def _cudnn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     lse: Tensor = torch.ops.aten._scaled_dot_product_cudnn_attention(q, k, v, None, True, 0.0, False, False)[1]
     return lse.squeeze(-1) if lse.dim() == 4 else lse
-
-
-def _flex(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    aux = flex_attention(q, k, v, return_aux=AuxRequest(lse=True))[1]
-    assert aux.lse is not None
-    return aux.lse

@@ -29,7 +29,8 @@ class Report:
     """The results of one stage.
 
     A row has what was measured, or `left_out` with the reason why it could not be, or `failed` with an error that
-    nobody expected. `finished` says whether the stage came to its end, `failed` what ended it otherwise.
+    nobody expected; `at_s` says after how many seconds it came. `finished` says whether the stage came to its end, and
+    `failed` what ended it otherwise.
     """
 
     def __init__(self, path: Path, stage: str, card: Card, seconds: float) -> None:
@@ -55,7 +56,8 @@ class Report:
 
     def add(self, *rows: Row) -> None:
         """Rows that are known."""
-        self.content["rows"] += rows
+        at = round(time.monotonic() - self._start, 1)
+        self.content["rows"] += [row | {"at_s": at} for row in rows]
         for row in rows:
             print("  " + "  ".join(f"{key}={_short(value)}" for key, value in row.items()), flush=True)
         self._write()

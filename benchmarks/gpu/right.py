@@ -10,6 +10,7 @@ all results of a row; a row is `ok` where it is within its limit.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -31,21 +32,15 @@ from benchmarks.gpu.stand_in import tiny_vit
 
 LIMITS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
 HALF, BRAIN, SINGLE = torch.float16, torch.bfloat16, torch.float32
-CASES = [
-    (SINGLE, "none"),
-    (HALF, "bool"),
-    (BRAIN, "bias"),
-    (HALF, "none"),
-    (BRAIN, "none"),
-    (HALF, "bias"),
-    (SINGLE, "bias"),
-]
+CASES = [(SINGLE, "none"), (HALF, "bool"), (BRAIN, "bias")]
+MORE_CASES = [(BRAIN, "none"), (HALF, "none"), (HALF, "bias"), (SINGLE, "bias")]  # of one size: kernels take their time
 STEP_LIMITS = {"float32": 1e-3, "bfloat16": 0.1}  # of a network's gradients, which its depth makes coarser
+USUAL = Size(197, 197)
 SIZES = [
     Size(1, 7),
     Size(17, 49, 24, 80, 16),
     Size(130, 259, 80, 64, 40),
-    Size(197, 197),
+    USUAL,
     Size(577, 577, 32, 32, 32),
     Size(256, 1024, 128, 64, 128),
     Size(1370, 1370, 64, 64, 64, 4),
@@ -65,12 +60,9 @@ def run(card: Card, report: Report) -> None:
     """All rows; jobs in processes of their own, where there is a card."""
     rehearsed = card.rehearsed
     sizes = list(reversed(SMALL if rehearsed else SIZES))  # the longest ones first
-    # FlexAttention compiles for so long that its jobs would hold up the others.
-    others = tuple(route for route in ROUTES if route != "flex")
-    parts: list[tuple[Any, Any]] = [(_sanitized, "triton"), *((_sizes, (size, others)) for size in sizes)]
+    parts: list[tuple[Any, Any]] = [(_sanitized, "triton"), *((_sizes, size) for size in sizes)]
     parts += [(_steps, rule) for rule in ("copy", "gta", *(f"distill-{route}" for route in ROUTES))]
-    parts += [(_lse, sizes[0]), *((_sizes, (size, ("flex",))) for size in sizes)]
-    parts += [(_sanitized, route) for route in ROUTES if route != "triton"]
+    parts += [(_lse, sizes[0]), *((_sanitized, route) for route in ROUTES if route != "triton")]
     for (_, part, what, _), found in card.apart([(_job, *part, rehearsed) for part in parts]):
         name = {"case": f"{part.__name__.strip('_')}: {what}"}
         report.add(*([name | why_not(found)] if isinstance(found, Exception) else found))
@@ -78,25 +70,26 @@ def run(card: Card, report: Report) -> None:
 
 def _job(work: Any, what: Any, rehearse: bool) -> list[Row]:
     torch.manual_seed(0)
+    torch.set_num_threads(2)  # of many processes
     return list(work(cards.find(rehearse=rehearse), what))
 
 
-def _sizes(card: Card, what: tuple[Size, tuple[str, ...]]) -> Iterator[Row]:
-    """Some routes, and every dtype and mask, at one size."""
-    size, routes = what
-    for dtype, mask in CASES[:3] if card.rehearsed else CASES:
+def _sizes(card: Card, size: Size) -> Iterator[Row]:
+    """Every route, dtype and mask at one size."""
+    for dtype, mask in CASES + (MORE_CASES if size == USUAL else []):
         s, v, t = operands(size, dtype, card.device, mask)
         case = {"case": str(size), "dtype": str(dtype).removeprefix("torch."), "mask": mask}
         exact = results(exact_functions(), s, v, t, torch.float64)
-        for route in routes:
-            yield {**case, "route": route, **_compared(route, exact, s, v, t)}
+        for route in ROUTES:
+            start = time.monotonic()
+            row = _compared(route, exact, s, v, t)
+            yield {**case, "route": route, **row, "seconds": round(time.monotonic() - start, 1)}
         card.clear()
 
 
 def _compared(route: str, exact: dict[str, Tensor], s: AttentionCall, v: Tensor, t: AttentionCall) -> Row:
     left_out = {}
-    torch.compiler.reset()  # of a function only so many versions are compiled, and FlexAttention needs one a shape
-    served = functions(route, tune=False)
+    served = functions(route)
     for loss, name in LOSSES.items():
         try:
             check(route, name, s, t, v)
@@ -250,7 +243,7 @@ def main(arguments: list[str]) -> None:
                 check(route, name, s, t, v)
             except UserError:
                 refused.add(loss)
-        results(functions(route, tune=False), s, v, t, torch.float32, without=refused)
+        results(functions(route), s, v, t, torch.float32, without=refused)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The implementations of the losses, as the library names them at run time, called without tuning."""
+"""The implementations of the losses, as the library names them at run time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from attention_transfer.attention import (
     attention_kl,
     choose_impl,
     distilled_attention,
-    triton_kernels,
 )
 
 Rows = Callable[[AttentionCall, AttentionCall], Tensor]
@@ -32,22 +31,13 @@ class Functions(NamedTuple):
     distilled_mean: Both
 
 
-def functions(route: str, *, tune: bool = True) -> Functions:
-    """The losses by one route; without `tune`, kernels that would time several tile sizes first take their default."""
-    mean = partial(_distilled, route, "mean")
-    if route == "triton" and not tune:
-        kernels = triton_kernels
-        return Functions(
-            partial(kernels.cross_entropy, tune=False),
-            partial(kernels.kl, tune=False),
-            partial(kernels.distilled, tune=False),
-            lambda s, v, t: _mean(kernels.distilled(s, v, t, tune=False)),
-        )
+def functions(route: str) -> Functions:
+    """The losses by one route."""
     return Functions(
         partial(_rows, attention_cross_entropy, route),
         partial(_rows, attention_kl, route),
         partial(_distilled, route, "none"),
-        mean,
+        partial(_distilled, route, "mean"),
     )
 
 
@@ -65,10 +55,6 @@ def _rows(loss: Any, route: str, s: AttentionCall, t: AttentionCall) -> Tensor:
 def _distilled(route: str, reduction: Any, s: AttentionCall, v: Tensor, t: AttentionCall) -> tuple[Tensor, Tensor]:
     impl: Any = route
     return distilled_attention(s.q, s.k, v, t.q, t.k, impl=impl, reduction=reduction, **_options(s, t))
-
-
-def _mean(results: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    return results[0], results[1].mean()
 
 
 def _options(s: AttentionCall, t: AttentionCall) -> dict[str, Any]:

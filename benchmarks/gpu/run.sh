@@ -67,7 +67,7 @@ if compgen -G "$wheels/*.whl" >/dev/null; then
     --target "$scratch/site" "$wheels"/*.whl || fail "the wheels in $wheels can't be installed; make them anew with wheels.sh"
 fi
 export PYTHONPATH="$PWD/src:$scratch/site" PYTHONUNBUFFERED=1
-export TORCHINDUCTOR_CACHE_DIR="$scratch/inductor" TRITON_CACHE_DIR="$scratch/triton" TRITON_PRINT_AUTOTUNING=1
+export TORCHINDUCTOR_CACHE_DIR="$scratch/inductor" TRITON_CACHE_DIR="$scratch/triton"
 common=(--out "$out" ${rehearse:+"$rehearse"} ${release:+--release "$release"})
 
 {
@@ -97,7 +97,7 @@ common=(--out "$out" ${rehearse:+"$rehearse"} ${release:+--release "$release"})
       fi
       ((left -= limit))
       if [[ $name == right && $stages == *" steps "* ]]; then # compiles meanwhile what stage b will time
-        TORCHINDUCTOR_COMPILE_THREADS=4 timeout -k 5 "$((limit + 30))" "$python" -m benchmarks.gpu.steps >"$scratch/warm.log" 2>&1 &
+        TORCHINDUCTOR_COMPILE_THREADS=4 timeout -k 5 "$((limit + 30))" "$python" -m benchmarks.gpu.stage --warm steps "${common[@]}" >"$scratch/warm.log" 2>&1 &
         warming=$!
       elif [[ $name == steps && -n $warming ]]; then
         wait "$warming" || echo "compiling beforehand did not come to its end"

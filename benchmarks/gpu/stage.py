@@ -24,6 +24,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=3600.0, help="no row begins after that, for each stage")
     parser.add_argument("--rehearse", action="store_true")
+    parser.add_argument("--warm", action="store_true", help="compile what a stage will time, and no more")
     parser.add_argument("--release", type=Path, help="local clone of the released code of Attention Transfer")
     arguments = parser.parse_args()
     missing = unmet()
@@ -33,6 +34,10 @@ def main() -> None:
     from attention_transfer.errors import UserError
 
     try:
+        if arguments.warm:
+            for name in arguments.names:
+                warm(name)
+            return
         if arguments.release is not None:
             importlib.import_module("benchmarks.gpu.training").check_release(arguments.release)
         whole = min([run(name, arguments) for name in arguments.names])
@@ -40,6 +45,16 @@ def main() -> None:
         print(error, file=sys.stderr)
         sys.exit(2)
     sys.exit(not whole)
+
+
+def warm(name: str) -> None:
+    """Fill the caches of Inductor and Triton for a stage.
+
+    Here, since Inductor's can't be read where the program that wrote them has a global `torch`, and the reader has not.
+    """
+    from benchmarks.gpu import card
+
+    importlib.import_module(f"benchmarks.gpu.{name}").warm(card.find(rehearse=False))
 
 
 def unmet() -> list[str]:

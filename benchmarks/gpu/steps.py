@@ -1,9 +1,9 @@
 """Stage b: what each method costs a training step against the floor, as `attention-transfer bench` measures it.
 
 Distillation by every route of the library and by materialised maps, copy, GTA and fine-tuning; bfloat16, plain and
-compiled. Groups come in order of worth. `python -m benchmarks.gpu.steps` only compiles the first two, which the marks
-are of, and stage c's kernels, in processes of their own, so that the stages find them in the caches of Inductor and
-Triton; `run.sh` does that while stage a runs, in which nothing is timed. More would not fit beside it in the memory.
+compiled. Groups come in order of worth. A large network takes a minute to compile, so `run.sh` has the steps of the
+first compiled group compiled while stage a runs, in which nothing is timed: in processes of their own, for the caches
+of Inductor and Triton, where this stage finds them. More would not fit beside stage a in the memory.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from attention_transfer.errors import UserError
 from attention_transfer.experiments.bench import Cost, measure
 from attention_transfer.experiments.steps import ROUTES, Bench
 from benchmarks.gpu import card as cards
-from benchmarks.gpu import kernels
 from benchmarks.gpu.card import Card
 from benchmarks.gpu.report import Report
 from benchmarks.gpu.stand_in import tiny_vit
 
-FUSED = [f"distill-{route}" for route in ROUTES if route not in ("reference", "chunked")]
-METHODS = [*FUSED, "copy", "gta", "materialised", "finetune", "distill-chunked", "distill-reference", "floor"]
-COMPILED = [*FUSED, "gta", "copy"]
+FUSED = ["distill-triton", "distill-flash"]
+OTHERS = [f"distill-{route}" for route in ROUTES if f"distill-{route}" not in FUSED]
+METHODS = [*FUSED, "copy", "gta", "materialised", "finetune", *OTHERS, "floor"]
+COMPILED = [FUSED[0], "gta", "copy", FUSED[1]]
 """Fewer: each takes its time to compile."""
 
-L_197 = Bench("timm/vit_large_patch16_224", 224, 64, "cuda", "bfloat16", compiled=False)
+L_197 = Bench("timm/vit_large_patch16_224", 224, 32, "cuda", "bfloat16", compiled=False)
 L_1370 = Bench("timm/vit_large_patch14_dinov2", 518, 4, "cuda", "bfloat16", compiled=False)
 B_197 = Bench("timm/vit_base_patch16_224", 224, 128, "cuda", "bfloat16", compiled=False)
 B_1370 = Bench("timm/vit_base_patch14_dinov2", 518, 8, "cuda", "bfloat16", compiled=False)
@@ -38,9 +38,10 @@ def _compiled(setting: Bench) -> Bench:
     return replace(setting, compiled=True)
 
 
+WARMED = _compiled(L_197)
 GROUPS = [
-    *(_compiled(setting) for setting in (L_197, L_1370)),
-    *(L_197, L_1370, B_197, B_1370, S_197),
+    *(L_197, L_1370, WARMED, _compiled(L_1370)),
+    *(B_197, B_1370, S_197),
     *(_compiled(setting) for setting in (B_197, B_1370, S_197)),
 ]
 
@@ -58,7 +59,7 @@ def run(card: Card, report: Report) -> None:
     report.note(repeats=repeats)
     try:
         if card.rehearsed:
-            warm(card, [_compiled(tiny())])
+            warm(card, _compiled(tiny()))
         for setting in [_compiled(tiny()), tiny()] if card.rehearsed else GROUPS:
             _group(card, report, setting, repeats)
     finally:
@@ -82,24 +83,18 @@ def _group(card: Card, report: Report, setting: Bench, repeats: int) -> None:
             return
 
 
-def warm(card: Card, groups: list[Bench]) -> None:
-    """Compile every group's steps and stage c's kernels, each in a process of its own, and run each once."""
-    jobs = [(_warm, card.rehearsed, setting) for setting in groups]
-    for job, error in card.apart([(kernels.warm, card.rehearsed), *jobs]):
-        what = f"{job[-1].model}, {job[-1].image_size} pixels" if job[0] is _warm else "kernels"
-        print(f"compiled {what}: {error or 'all of it'}", flush=True)
+def warm(card: Card, setting: Bench = WARMED) -> None:
+    """Compile a group's steps, each in a process of its own, and run each once."""
+    for (_, _, _, method), error in card.apart(
+        [(_warm, card.rehearsed, setting, name) for name in ("floor", *COMPILED)]
+    ):
+        print(f"compiled {method} of {setting.model}, {setting.image_size} pixels: {error or 'done'}", flush=True)
 
 
-def _warm(rehearse: bool, setting: Bench) -> None:
-    card = cards.find(rehearse=rehearse)
-    for method in ["floor", *COMPILED]:
-        try:
-            with closing(card.runner(method, setting)):
-                pass
-        except (UserError, RuntimeError) as error:
-            print(f"{method}: {cards.sentence(error)}", flush=True)
-        card.clear()
-
-
-if __name__ == "__main__":
-    warm(cards.find(rehearse=False), GROUPS[:2])
+def _warm(rehearse: bool, setting: Bench, method: str) -> str | None:
+    """Why there is no such step here, or `None`."""
+    try:
+        with closing(cards.find(rehearse=rehearse).runner(method, setting)):
+            return None
+    except (UserError, RuntimeError) as error:
+        return cards.sentence(error)

@@ -60,13 +60,14 @@ def run(card: Card, report: Report, *, release: Path | None) -> None:
     models = ("timm/test_vit",) if card.rehearsed else (LARGE, BASE)
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary)
-        drawn = _drawn(card, place / "drawn")
         for model in models:
             case = {"code": "this library", "model": model, "batch_size": _batch(card)}
             report.row(case | {"images": "digits, in memory"}, partial(_trained, card, model, "digits", place / "run"))
             if model == models[0] and release is not None:
                 theirs = {"code": f"release {RELEASE[:7]}", "model": LARGE, "batch_size": _batch(card)}
                 report.row(theirs | {"images": "in memory"}, partial(_released, card, release))
+            if model == models[0]:  # not before: drawing takes its time
+                drawn = _drawn(card, place / "drawn")
             report.row(case | {"images": "JPEGs"}, partial(_trained, card, model, str(drawn), place / "run"))
     for method in ("floor", f"distill-{FASTEST}", "materialised"):
         _largest(card, report, method)

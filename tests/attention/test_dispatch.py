@@ -17,7 +17,6 @@ from attention_transfer.attention import (
     attention_mse,
     choose_impl,
     distilled_attention,
-    flex,
     logit_l2,
 )
 from attention_transfer.errors import UserError
@@ -148,28 +147,6 @@ def test_an_implementation_that_does_not_exist_is_refused(word: Any) -> None:
     q, k = torch.randn(1, 1, 4, 2), torch.randn(1, 1, 4, 2)
     with pytest.raises(UserError):
         attention_cross_entropy(q, k, q, k, impl=word)
-
-
-@pytest.mark.parametrize("loss", [attention_cross_entropy, attention_kl], ids=lambda loss: loss.__name__)
-def test_flex_is_taken_where_it_is_asked_for_and_serves(loss: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the CPU it forms the maps, so it is refused there; the numbers are its own all the same."""
-    q_s, k_s, q_t, k_t = torch.randn(4, 1, 2, 5, 3)
-    with pytest.raises(UserError, match="FlexAttention is fused on CUDA, not on cpu"):
-        loss(q_s, k_s, q_t, k_t, impl="flex")
-    monkeypatch.setattr(flex, "obstacle", lambda q, k: None)
-    monkeypatch.setattr(flex, "_compiled", None)  # nothing is compiled on the CPU
-    assert choose_impl(loss.__name__, q_s, k_s, impl="flex") == Choice("flex", "asked for")
-    expected = loss(q_s, k_s, q_t, k_t, impl="reference")
-    torch.testing.assert_close(loss(q_s, k_s, q_t, k_t, impl="flex"), expected)
-    with pytest.raises(UserError, match="there is a mask or bias"):
-        loss(q_s, k_s, q_t, k_t, mask_s=torch.ones(5, 5, dtype=torch.bool), impl="flex")
-
-
-def test_attention_and_loss_in_one_by_flex(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flex, "obstacle", lambda q, k: None)
-    operands = torch.randn(5, 1, 2, 5, 3)
-    found, expected = distilled_attention(*operands, impl="flex"), distilled_attention(*operands, impl="reference")
-    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("side", ["scale_s", "scale_t"])

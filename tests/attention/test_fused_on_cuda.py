@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from attention_transfer.attention import choose_impl, distilled_attention, flash, fused
+from attention_transfer.attention import choose_impl, distilled_attention, flash, fused, triton_check, triton_kernels
 from attention_transfer.errors import UserError
 
 
@@ -62,12 +62,43 @@ def test_head_dimensions_become_multiples_of_eight() -> None:
     assert {y.shape[-1] for y in fused.widened(q, k, x)} == {56}
 
 
-def test_auto_leaves_the_fused_kernels_to_those_who_ask() -> None:
+FUSED = ["attention_cross_entropy", "attention_kl", "distilled_attention"]
+
+
+@pytest.mark.parametrize("loss", FUSED)
+def test_auto_takes_the_kernels_that_come_out_right_on_the_gpu(loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of operands as these: each loss, dtype, width and mask is tried; what is wrong is said, and PyTorch's serve."""
+    asked = []
+
+    def problem_of(kind: triton_check.Kind) -> str | None:
+        asked.append(kind)
+        return None if kind.dtype_s == torch.bfloat16 else "they are wrong on this GPU"
+
+    monkeypatch.setattr(triton_kernels, "available", lambda: None)
+    monkeypatch.setattr(triton_check, "problem_of", problem_of)
+    for dtype, impl in ((torch.bfloat16, "triton"), (torch.float16, "flash")):
+        q, k, v, q_t, k_t = operands(dtype)
+        choice = choose_impl(loss, q, k, q_t, k_t, v_s=v if loss == "distilled_attention" else None)
+        assert choice.impl == impl
+        assert ("right in a test on this GPU" in choice.reason) is (impl == "triton")
+        assert ("they are wrong on this GPU" in choice.reason) is (impl == "flash")
+    mask = torch.empty(197, 257, device="cuda")
+    choice = choose_impl(loss, q, k, q_t, k_t, mask_s=mask)
+    assert choice.impl == "reference"
+    expected = "there is a mask or bias, and the maps are small; not by triton: they are wrong on this GPU"
+    assert choice.reason == expected
+    d_v = 40 if loss == "distilled_attention" else 64
+    kinds = [(torch.bfloat16, None, d_v), (torch.float16, None, d_v), (torch.float16, torch.float32, 64)]
+    assert asked == [
+        triton_check.Kind(loss, q.device, dtype, dtype, mask, None, 64, 80, width) for dtype, mask, width in kinds
+    ]
+
+
+def test_without_triton_pytorchs_kernels_serve_and_it_is_said() -> None:
     q, k, *_ = operands(torch.bfloat16)
     choice = choose_impl("attention_kl", q, k)
-    assert choice.impl == "reference"
-    assert "no GPU has shown" in choice.reason
-    assert choose_impl("attention_kl", q, k, impl="flex").impl == "flex"
+    assert choice.impl == "flash"
+    assert choice.reason == "PyTorch's fused kernels serve it on CUDA; not by triton: there is no CUDA device"
 
 
 @pytest.mark.parametrize(
@@ -77,13 +108,3 @@ def test_what_no_kernel_serves_is_refused(dtype: torch.dtype, width: int, reason
     q, k, *_ = operands(dtype, width)
     with pytest.raises(UserError, match=reason):
         choose_impl("attention_kl", q, k, impl="flash")
-
-
-def test_what_flex_attention_does_not_serve_is_refused() -> None:
-    q, k, *_ = operands(torch.float64)
-    with pytest.raises(UserError, match="FlexAttention takes no float64 on CUDA"):
-        choose_impl("attention_kl", q, k, impl="flex")
-    q, k, *_ = operands(torch.float32)
-    for empty in (q[:, :, :0], q[:, :0]):
-        with pytest.raises(UserError, match="there are no queries, keys or heads"):
-            choose_impl("attention_kl", empty, k[:, : empty.shape[1]], impl="flex")

@@ -22,8 +22,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 
-from attention_transfer.attention import AttentionCall, rows, triton_kernels
+from attention_transfer.attention import AttentionCall, rows, triton_check, triton_kernels
+from attention_transfer.attention.triton_check import Kind, errors_of
+from attention_transfer.attention.triton_programs import launch
 from attention_transfer.errors import UserError
 
 if TYPE_CHECKING:  # this file is also a program, which finds no tests on its path
@@ -81,13 +84,13 @@ def compare(case: Case, device: str) -> None:
     s, t = of(q, k, case.scale_s, mask_s), of(q_t, k_t, case.scale_t, mask_t)
     exact = Exact(s, v, t, g, d_out)
 
-    ce = triton_kernels.cross_entropy(s, t, tune=False)
+    ce = triton_kernels.cross_entropy(s, t)
     exact.within("ce", ce)
     exact.within("d_k of ce", *torch.autograd.grad(ce, k, g))
-    kl = triton_kernels.kl(s, t, tune=False)
+    kl = triton_kernels.kl(s, t)
     exact.within("kl", kl)
     exact.within("d_q of ce", *torch.autograd.grad(kl, q, g))
-    out, ce = triton_kernels.distilled(s, v, t, tune=False)
+    out, ce = triton_kernels.distilled(s, v, t)
     assert out.dtype == case.dtype
     exact.within("ce", ce)
     exact.within("out", out)
@@ -205,15 +208,15 @@ def only_one_result_used(device: str) -> None:
     q, k, v, q_t, k_t = torch.randn(5, 1, 2, 18, 16, generator=torch.Generator().manual_seed(8)).to(device)
     v.requires_grad_()
     s, t = of(q, k, None, None), of(q_t, k_t, None, None)
-    out, ce = triton_kernels.distilled(s, v, t, tune=False)
+    out, ce = triton_kernels.distilled(s, v, t)
     assert not ce.sum().isnan()
     expected = s.wide_logits().softmax(-1).sum(-2)[..., None].expand_as(v)
     torch.testing.assert_close(torch.autograd.grad(out.sum(), v)[0], expected)
     for x in (q, k):
         x.requires_grad_()
-    out, ce = triton_kernels.distilled(s, v, t, tune=False)
+    out, ce = triton_kernels.distilled(s, v, t)
     of_both = torch.autograd.grad(ce.sum(), [q, k, v])
-    of_ce = torch.autograd.grad(triton_kernels.cross_entropy(s, t, tune=False).sum(), [q, k])
+    of_ce = torch.autograd.grad(triton_kernels.cross_entropy(s, t).sum(), [q, k])
     torch.testing.assert_close(of_both, (*of_ce, torch.zeros_like(v)), rtol=1e-4, atol=1e-6)
 
 
@@ -222,7 +225,7 @@ def equal_sides_have_no_divergence(device: str) -> None:
     q, k = (
         torch.randn(1, 2, 20, 16, generator=torch.Generator().manual_seed(9)).to(device).requires_grad_() for _ in "qk"
     )
-    kl = triton_kernels.kl(of(q, k, None, None), of(q.detach(), k.detach(), None, None), tune=False)
+    kl = triton_kernels.kl(of(q, k, None, None), of(q.detach(), k.detach(), None, None))
     assert not kl.any()
     assert not any(gradient.any() for gradient in torch.autograd.grad(kl.sum(), [q, k]))
 
@@ -232,7 +235,7 @@ def large_logits_worked_by_hand(device: str) -> None:
     q = torch.tensor([[[[100.0], [-100.0]]]], device=device).requires_grad_()
     k = torch.tensor([[[[100.0], [-100.0], [99.99], [99.98]]]], device=device).requires_grad_()
     t = of(q.detach().clone(), k.detach() * torch.tensor([[1.0], [1.0], [1.0], [-1.0]], device=device), 1.0, None)
-    out, ce = triton_kernels.distilled(of(q, k, 1.0, None), k, t, tune=False)
+    out, ce = triton_kernels.distilled(of(q, k, 1.0, None), k, t)
     total = 1 + math.exp(-1) + math.exp(-2)
     log_p = [-math.log(total), -1 - math.log(total)]
     of_teacher = [1 / (1 + math.exp(-1)), 1 / (1 + math.e)]
@@ -251,7 +254,7 @@ def nothing_to_do(device: str) -> None:
         q, k = torch.zeros(batch, 2, n, 16, device=device), torch.zeros(batch, 2, m, 16, device=device)
         q.requires_grad_(), k.requires_grad_()
         s, t = of(q, k, None, None), of(q.detach(), k.detach(), None, None)
-        out, ce = triton_kernels.distilled(s, k, t, tune=False)
+        out, ce = triton_kernels.distilled(s, k, t)
         assert out.shape == q.shape
         assert ce.shape == (batch, 2, n)
         gradients = torch.autograd.grad(out.sum() + ce.sum(), [q, k])
@@ -292,7 +295,79 @@ def what_has_no_gradient_is_refused(device: str) -> None:
     with pytest.raises(UserError, match="student's values are"):
         triton_kernels.distilled(plain, q[:, :, :2], plain)
     with torch.no_grad():
-        assert not triton_kernels.kl(of(q, q, None, mask), of(learning, q, None, mask), tune=False).any()
+        assert not triton_kernels.kl(of(q, q, None, mask), of(learning, q, None, mask)).any()
+
+
+def a_compiler_sees_one_call(device: str) -> None:
+    """Forward and backward, without a break in the graph, for all functions, masks and any number of tokens."""
+    mask = drawn_bias(33, 35).to(device)
+    for tokens in (33, 20):
+        q, k, v, q_t, k_t = (torch.randn(1, 2, n, 16, device=device) for n in (tokens, 35, 35, tokens, 35))
+        for x in (q, k, v):
+            x.requires_grad_()
+        s, t = of(q, k, None, mask[:tokens]), of(q_t, k_t, None, None)
+        for call in (
+            lambda: triton_kernels.distilled(s, v, t),  # noqa: B023 - called in this round
+            lambda: (triton_kernels.kl(s, t),),  # noqa: B023 - likewise
+        ):
+            seen = CompileCounterWithBackend("aot_eager")
+            compiled = torch.compile(call, backend=seen, fullgraph=True)
+            results, expected = compiled(), call()
+            used = [q, k, v][: 1 + len(results)]
+            gradients, wanted = (torch.autograd.grad([x.sum() for x in y], used) for y in (results, expected))
+            torch.testing.assert_close((*results, *gradients), (*expected, *wanted), rtol=0, atol=0)
+            names = {str(node.target) for graph in seen.graphs for node in graph.graph.nodes}
+            assert not any("triton" in name for name in names)
+
+
+def a_second_derivative_is_refused(device: str) -> None:
+    """It has none; zeros in its place would be wrong."""
+    q, k = (torch.randn(1, 1, 4, 16, device=device, requires_grad=True) for _ in range(2))
+    ce = triton_kernels.cross_entropy(of(q, k, None, None), of(q.detach(), k.detach(), None, None))
+    (d_q,) = torch.autograd.grad(ce.sum(), q, create_graph=True)
+    with pytest.raises(RuntimeError, match="no autograd formula"):
+        d_q.sum().backward()
+
+
+def the_check_of_a_gpu_passes(device: str) -> None:
+    """For all losses, dtypes and masks, whatever is around it, and without a draw from PyTorch's generator."""
+    state = torch.get_rng_state()
+    for loss, dtype, mask_s, mask_t in (
+        ("attention_cross_entropy", SINGLE, None, torch.bool),
+        ("attention_kl", HALF, BRAIN, None),
+        ("distilled_attention", BRAIN, torch.bool, SINGLE),
+    ):
+        kind = Kind(loss, torch.device(device), dtype, SINGLE, mask_s, mask_t, 24, 16, 40)
+        with torch.inference_mode(), torch.autocast(device, dtype=BRAIN):
+            errors = errors_of(kind)
+        assert 0 < max(errors.values()) <= triton_check.LIMITS[dtype], (kind, errors)
+        assert set(errors) >= {"the loss", "the gradient of q", "the gradient of k"}
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def the_check_of_a_gpu_finds_what_is_wrong(device: str) -> None:
+    """In either pass, and in a graph that is compiled: what is wrong is named, and a NaN is wrong."""
+    kind = ("distilled_attention", torch.device(device), BRAIN, BRAIN, None, None, 16, 16, 16)
+    spoils = ("forward", "ce", 1.1, "the loss"), ("rows", "d_q", math.nan, "the gradient of q")
+    for kernel, argument, factor, name in spoils:
+
+        def spoiled(which: str, arguments: Any) -> None:
+            launch(which, arguments)
+            if which == kernel:  # noqa: B023 - called in this round
+                arguments[argument].mul_(factor)  # noqa: B023 - likewise
+
+        triton_check.problem_of.cache_clear()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(triton_kernels, "launch", spoiled)
+            problem = triton_check.problem_of(Kind(*kind))
+            assert problem is not None
+            assert f"wrong on this GPU ({name} is off by" in problem
+    triton_check.problem_of.cache_clear()
+    x = of(torch.zeros(1, 1, 3, 16, dtype=BRAIN, device=device), torch.zeros(1, 1, 3, 16, dtype=BRAIN), None, None)
+    compiled = torch.compile(
+        lambda y: y + (triton_check.problem(kind[0], x, x) is None), backend="eager", fullgraph=True
+    )
+    assert compiled(torch.ones(1)) == 2
 
 
 LATE = (torch.arange(35) >= 16).float()
@@ -361,6 +436,10 @@ BATCHES: dict[str, Checks] = {
         "large logits worked by hand": large_logits_worked_by_hand,
         "nothing to do": nothing_to_do,
         "what has no gradient is refused": what_has_no_gradient_is_refused,
+        "a compiler sees one call": a_compiler_sees_one_call,
+        "a second derivative is refused": a_second_derivative_is_refused,
+        "the check of a GPU passes": the_check_of_a_gpu_passes,
+        "the check of a GPU finds what is wrong": the_check_of_a_gpu_finds_what_is_wrong,
     },
     "the others": {name: check for name, check in COMPARISONS.items() if name not in ENOUGH},
 }
@@ -408,7 +487,7 @@ def unusable(device: str) -> str | None:
     """Why the interpreter fails at the simplest loss: some of Triton's releases don't know the newest NumPy."""
     q = torch.zeros(1, 1, 1, 16, device=device)
     try:
-        triton_kernels.cross_entropy(of(q, q, None, None), of(q, q, None, None), tune=False)
+        triton_kernels.cross_entropy(of(q, q, None, None), of(q, q, None, None))
     except Exception as error:
         cause = error.__cause__ or error  # some releases put an error of their own around it
         if isinstance(cause, TypeError):

@@ -216,6 +216,7 @@ def test_a_row_that_can_not_be_measured_says_why_and_a_lost_card_ends_the_stage(
     assert done.returncode == 1 and "illegal memory access" in done.stderr.splitlines()[-1]
     content: dict[str, Any] = json.loads((tmp_path / "a.json").read_text())
     assert content["finished"] is False  # and yet all rows are there
+    assert all(row.pop("at_s") >= 0 for row in content["rows"])
     assert content["rows"] == [
         {"case": 1, "error": None, "ok": False},
         {"case": 2, "left_out": "out of memory"},

@@ -4,7 +4,6 @@
 - "chunked" forms a tile of rows at a time and forms it again in the backward pass: any device, any mask, O(tile · M).
 - "flash" uses PyTorch's fused attention (see `flash.py`) on the CPU and on CUDA: no map is formed; cross-entropy and KL
   divergence, without masks.
-- "flex" does the same by FlexAttention's kernels, on CUDA.
 - "triton" uses our own fused kernels on a GPU (see `triton_kernels.py`): no map is formed; cross-entropy and KL
   divergence, with masks and biases.
 """
@@ -16,13 +15,13 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-from attention_transfer.attention import flex, fused
+from attention_transfer.attention import fused
 from attention_transfer.attention.operands import AttentionCall
 from attention_transfer.errors import UserError, nearest
 
-Impl = Literal["auto", "reference", "chunked", "flash", "flex", "triton"]
+Impl = Literal["auto", "reference", "chunked", "flash", "triton"]
 _SMALL = 1 << 22  # elements of a map that is formed without a thought: 16 MiB in float32
-FUSED_IMPLS = ("flash", "flex", "triton")  # those that give attention and its loss in one, and form no map
+FUSED_IMPLS = ("flash", "triton")  # those that give attention and its loss in one, and form no map
 _FUSED = ("attention_cross_entropy", "attention_kl", "distilled_attention")
 
 
@@ -31,7 +30,7 @@ class Choice:
     """An implementation and the reason for it.
 
     Attributes:
-        impl: "reference", "chunked", "flash", "flex" or "triton".
+        impl: "reference", "chunked", "flash" or "triton".
         reason: half a sentence.
     """
 
@@ -58,8 +57,8 @@ def choose_impl(
 ) -> Choice:
     """The implementation that a loss will use for these tensors.
 
-    On CUDA "auto" takes none of "flash", "flex" and "triton": they agree with the reference as far as a CPU can show,
-    but no GPU has run them yet. Ask for one by name; `benchmarks/gpu` checks and compares them.
+    On CUDA "auto" takes "triton" where it serves, once a small case of such operands has come out right on the GPU at
+    hand; else "flash". On the CPU it takes "flash".
 
     Args:
         loss: name of the function, e.g. "attention_cross_entropy".
@@ -93,16 +92,19 @@ def choose(loss: str, s: AttentionCall, t: AttentionCall, *, values: bool = Fals
             raise UserError(f'impl="{impl}" can\'t compute {loss} here: {obstacle}; choose impl="chunked"')
     if impl != "auto":
         return Choice(impl, "asked for")
-    if s.q.is_cuda:
-        obstacle = "no GPU has shown yet that the fused kernels are right; ask for one by name"
-    else:
-        obstacle = _obstacle("flash", loss, s, t, v_s)
+    why = ""
+    if s.q.is_cuda and loss in _FUSED:
+        problem = _obstacle("triton", loss, s, t, v_s) or _wrong_on_this_gpu(loss, s, t)
+        if problem is None:
+            return Choice("triton", "the fastest on an H100, and right in a test on this GPU")
+        why = f"; not by triton: {problem}"
+    obstacle = _obstacle("flash", loss, s, t, v_s)
     if obstacle is None:
-        return Choice("flash", f"PyTorch's fused kernels serve it on the {s.q.device.type.upper()}")
+        return Choice("flash", f"PyTorch's fused kernels serve it on {s.q.device.type.upper()}{why}")
     size = s.q.shape[0] * s.q.shape[1] * s.q.shape[2] * s.k.shape[2]
     if size <= _SMALL:
-        return Choice("reference", f"{obstacle}, and the maps are small")
-    return Choice("chunked", obstacle)
+        return Choice("reference", f"{obstacle}, and the maps are small{why}")
+    return Choice("chunked", f"{obstacle}{why}")
 
 
 def _obstacle(impl: str, loss: str, s: AttentionCall, t: AttentionCall, v_s: Tensor | None) -> str | None:
@@ -117,5 +119,10 @@ def _obstacle(impl: str, loss: str, s: AttentionCall, t: AttentionCall, v_s: Ten
         return "there is a mask or bias"
     if 0 in (s.scale, t.scale):
         return "a scale is 0"
-    obstacle = fused.obstacle if impl == "flash" else flex.obstacle
-    return obstacle(s.q, s.k) or obstacle(t.q, t.k)
+    return fused.obstacle(s.q, s.k) or fused.obstacle(t.q, t.k)
+
+
+def _wrong_on_this_gpu(loss: str, s: AttentionCall, t: AttentionCall) -> str | None:
+    from attention_transfer.attention import triton_check  # loads Triton, which is there by now
+
+    return triton_check.problem(loss, s, t)

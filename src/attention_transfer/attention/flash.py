@@ -2,7 +2,7 @@
 
 The cross-entropy of attention is `CE_i = lse_s[i] - scale_s · ⟨q_s[i], (P_t K_s)[i]⟩`: the student's log-sum-exp, and
 one attention call with the teacher's queries and keys and the student's keys as values. Two operators give both, their
-gradients included, from kernels that others wrote: PyTorch's own (`fused.py`), or FlexAttention's (`flex.py`).
+gradients included, from PyTorch's own kernels (`fused.py`).
 
 `attend` is attention whose log-sum-exp can be differentiated. A kernel's backward pass computes
 `dS = P ∘ (dO Vᵀ - δ)` with `δ_i = Σ dO_i · O_i`; it gets an O for which δ is less by dlse. Where a row has no dO to
@@ -17,30 +17,16 @@ Shapes: B batch, H heads, N query tokens, M key tokens, D head dimension.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from attention_transfer.attention import flex, fused
+from attention_transfer.attention import fused
 from attention_transfer.attention.fused import Attended
 from attention_transfer.attention.operands import AttentionCall, tile_rows
-
-
-@dataclass(frozen=True)
-class Kernels:
-    """The two things that the losses ask of a library's kernels.
-
-    Attributes:
-        attend: q, k, v and scale to the output and its log-sum-exp, both differentiable.
-        averaged: the same without gradients, with a bias for each key where one is given.
-    """
-
-    attend: Callable[..., tuple[Tensor, Tensor]]
-    averaged: Callable[..., tuple[Tensor, Tensor]]
 
 
 def attend(q_BHND: Tensor, k_BHMD: Tensor, v_BHME: Tensor, *, scale: float) -> tuple[Tensor, Tensor]:
@@ -60,11 +46,7 @@ def attend(q_BHND: Tensor, k_BHMD: Tensor, v_BHME: Tensor, *, scale: float) -> t
     return out[..., : v_BHME.shape[-1]], lse
 
 
-FUSED = Kernels(attend, fused.averaged)
-FLEX = Kernels(flex.attend, flex.averaged)
-
-
-def attend_frozen(q_BHND: Tensor, k_BHMD: Tensor, x_BHME: Tensor, *, scale: float, kernels: Kernels = FUSED) -> Tensor:
+def attend_frozen(q_BHND: Tensor, k_BHMD: Tensor, x_BHME: Tensor, *, scale: float) -> Tensor:
     """`softmax(scale · q kᵀ) x`, differentiable in x alone.
 
     Args:
@@ -72,53 +54,49 @@ def attend_frozen(q_BHND: Tensor, k_BHMD: Tensor, x_BHME: Tensor, *, scale: floa
         k_BHMD: keys, (B, H, M, D), constants.
         x_BHME: what is averaged, (B, H, M, E).
         scale: factor on q·kᵀ.
-        kernels: whose.
 
     Returns:
         (B, H, N, E).
     """
-    attended: Tensor = _FrozenAttention.apply(q_BHND, k_BHMD, x_BHME, scale, kernels)
+    attended: Tensor = _FrozenAttention.apply(q_BHND, k_BHMD, x_BHME, scale)
     return attended
 
 
-def cross_entropy(s: AttentionCall, t: AttentionCall, *, kernels: Kernels = FUSED) -> Tensor:
+def cross_entropy(s: AttentionCall, t: AttentionCall) -> Tensor:
     """Cross-entropy of two attentions without masks, (B, H, N)."""
-    return distilled(replace(s, v=s.k), t, kernels=kernels)[1]
+    return distilled(replace(s, v=s.k), t)[1]
 
 
-def distilled(
-    s: AttentionCall, t: AttentionCall, *, mean: bool = False, kernels: Kernels = FUSED
-) -> tuple[Tensor, Tensor]:
+def distilled(s: AttentionCall, t: AttentionCall, *, mean: bool = False) -> tuple[Tensor, Tensor]:
     """The student's attention without masks, and its cross-entropy against the teacher's.
 
     Args:
         s: the student's side.
         t: the teacher's side, of which no values are read.
         mean: the mean over rows is wanted, whose gradient needs nothing of the teacher once it is computed.
-        kernels: whose.
 
     Returns:
         The output, (B, H, N, E), and nats in float32 or wider: per row, (B, H, N), or their mean, a scalar.
     """
     constant = not (t.q.requires_grad or t.k.requires_grad)
-    if mean and constant and kernels is FUSED and torch.is_grad_enabled():
+    if mean and constant and torch.is_grad_enabled():
         operands = fused.widened(s.q, s.k, s.v.view_as(s.v))  # see attend
         out, ce = _Distilled.apply(*operands, t.q, t.k, s.scale, t.scale)
         return out[..., : s.v.shape[-1]], ce
-    out, lse_s = kernels.attend(s.q, s.k, s.v, scale=s.scale)
+    out, lse_s = attend(s.q, s.k, s.v, scale=s.scale)
     wide = torch.promote_types(s.q.dtype, t.q.dtype)
     q_t, k_t, k_s = (x.to(wide) for x in (t.q, t.k, s.k))
     if constant:
-        averaged = attend_frozen(q_t, k_t, k_s, scale=t.scale, kernels=kernels)
+        averaged = attend_frozen(q_t, k_t, k_s, scale=t.scale)
     else:
-        averaged, _ = kernels.attend(q_t, k_t, k_s, scale=t.scale)
+        averaged, _ = attend(q_t, k_t, k_s, scale=t.scale)
     rows_BHN = lse_s - s.scale * _dot(s.q, averaged)
     return out, rows_BHN.mean() if mean else rows_BHN
 
 
-def entropy(t: AttentionCall, *, kernels: Kernels = FUSED) -> Tensor:
+def entropy(t: AttentionCall) -> Tensor:
     """Entropy of an attention's rows, (B, H, N): `lse_t - scale_t · ⟨q_t, P_t K_t⟩`."""
-    averaged, lse_t = kernels.attend(t.q, t.k, t.k, scale=t.scale)
+    averaged, lse_t = attend(t.q, t.k, t.k, scale=t.scale)
     return lse_t - t.scale * _dot(t.q, averaged)
 
 
@@ -225,16 +203,16 @@ def _least(dtype: torch.dtype) -> float:
 
 class _FrozenAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, x: Tensor, scale: float, kernels: Kernels) -> Tensor:
-        averaged, lse = kernels.averaged(q, k, x, scale=scale)
+    def forward(ctx: Any, q: Tensor, k: Tensor, x: Tensor, scale: float) -> Tensor:
+        averaged, lse = fused.averaged(q, k, x, scale=scale)
         ctx.save_for_backward(q, k, lse)
-        ctx.scale, ctx.kernels = scale, kernels
+        ctx.scale = scale
         return averaged
 
     @staticmethod
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
         q, k, lse = ctx.saved_tensors
-        return None, None, _gathered(q, k, d_out, lse, ctx.scale, ctx.kernels), None, None
+        return None, None, _gathered(q, k, d_out, lse, ctx.scale), None
 
 
 class _Distilled(torch.autograd.Function):
@@ -275,7 +253,7 @@ def _both_ways(q_t: Tensor, k_t: Tensor, q_s: Tensor, k_s: Tensor, scale: float)
         return _both_ways_in_tiles(q_t, k_t, q_s, k_s, scale)
     q_t, k_t = q_t.to(wide), k_t.to(wide)
     averaged, lse = fused.averaged(q_t, k_t, k_s.to(wide), scale=scale)
-    gathered = _gathered(q_t, k_t, q_s.to(wide), lse, scale, FUSED)
+    gathered = _gathered(q_t, k_t, q_s.to(wide), lse, scale)
     return averaged.to(q_s.dtype), gathered.to(q_s.dtype)
 
 
@@ -304,7 +282,7 @@ def _both_ways_in_tiles(q_t: Tensor, k_t: Tensor, q_s: Tensor, k_s: Tensor, scal
     return averaged, gathered
 
 
-def _gathered(q: Tensor, k: Tensor, x: Tensor, lse: Tensor, scale: float, kernels: Kernels) -> Tensor:
+def _gathered(q: Tensor, k: Tensor, x: Tensor, lse: Tensor, scale: float) -> Tensor:
     """`Pᵀ x` of `P = exp(scale · q kᵀ - lse)` and x (B, H, N, E): (B, H, M, E). Keys ask, and queries answer."""
-    averaged, total = kernels.averaged(k, q, x, scale=scale, key_bias=-lse)
+    averaged, total = fused.averaged(k, q, x, scale=scale, key_bias=-lse)
     return (averaged * total.exp()[..., None]).to(x.dtype)

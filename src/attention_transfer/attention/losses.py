@@ -24,8 +24,6 @@ from attention_transfer.attention.operands import AttentionCall, under_autocast
 from attention_transfer.attention.tiles import in_tiles
 from attention_transfer.errors import UserError
 
-_KERNELS = {"flash": flash.FUSED, "flex": flash.FLEX}
-
 
 class Distance:
     """A distance of two attentions, row by row. Call it with loose tensors, or `between` with two records.
@@ -81,10 +79,9 @@ class Distance:
         _check_shapes(s, t)
         s, t = _cast(s), _cast(t)
         chosen = choose(self.__name__, s, t, impl=impl).impl
-        if chosen in _KERNELS:
-            kernels = _KERNELS[chosen]
-            cross_entropy = flash.cross_entropy(s, t, kernels=kernels)
-            return cross_entropy - flash.entropy(t, kernels=kernels) if self is attention_kl else cross_entropy
+        if chosen == "flash":
+            cross_entropy = flash.cross_entropy(s, t)
+            return cross_entropy - flash.entropy(t) if self is attention_kl else cross_entropy
         if chosen == "triton":
             from attention_transfer.attention import triton_kernels  # loads Triton
 
@@ -214,8 +211,8 @@ def distilled(s: AttentionCall, t: AttentionCall, *, impl: Impl = "auto", mean: 
     _check_shapes(s, t)
     s, t = _cast(s, values=True), _cast(t)
     chosen = choose("distilled_attention", s, t, values=True, impl=impl).impl
-    if chosen in _KERNELS:
-        return flash.distilled(s, t, mean=mean, kernels=_KERNELS[chosen])
+    if chosen == "flash":
+        return flash.distilled(s, t, mean=mean)
     if chosen == "triton":
         from attention_transfer.attention import triton_kernels
 

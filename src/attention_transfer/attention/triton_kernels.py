@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from attention_transfer.attention.operands import AttentionCall
 from attention_transfer.attention.triton_programs import INSTALLED, INTERPRETS, launch, next_power_of_2
@@ -84,14 +83,12 @@ def _misfit(s: AttentionCall, t: AttentionCall, v_s: Tensor | None) -> str | Non
     return None
 
 
-def cross_entropy(s: AttentionCall, t: AttentionCall, *, tune: bool = True) -> Tensor:
+def cross_entropy(s: AttentionCall, t: AttentionCall) -> Tensor:
     """Cross-entropy of two attentions, row by row.
 
     Args:
         s: the student's side; its queries and keys may require gradients.
         t: the teacher's side, a constant.
-        tune: time some tile sizes on the first call for a size, head dimension and dtype, which takes up to a minute,
-            and keep the fastest.
 
     Returns:
         Nats per query row, float32, (B, H, N).
@@ -99,18 +96,16 @@ def cross_entropy(s: AttentionCall, t: AttentionCall, *, tune: bool = True) -> T
     Raises:
         UserError: the kernels can't serve these operands, with the reason.
     """
-    ce: Tensor = _run(s, None, t, entropy=False, tune=tune)[0]
-    return ce
+    return _run(s, None, t, entropy=False)[0]
 
 
-def kl(s: AttentionCall, t: AttentionCall, *, tune: bool = True) -> Tensor:
+def kl(s: AttentionCall, t: AttentionCall) -> Tensor:
     """KL(P_t ‖ P_s), row by row; arguments, result and errors are those of `cross_entropy`."""
-    ce, entropy, _ = _run(s, None, t, entropy=True, tune=tune)
-    divergence: Tensor = ce - entropy
-    return divergence
+    ce, entropy, _ = _run(s, None, t, entropy=True)
+    return ce - entropy
 
 
-def distilled(s: AttentionCall, v_s: Tensor, t: AttentionCall, *, tune: bool = True) -> tuple[Tensor, Tensor]:
+def distilled(s: AttentionCall, v_s: Tensor, t: AttentionCall) -> tuple[Tensor, Tensor]:
     """The student's attention with values v_s (B, H, M, E), and its `cross_entropy`, in one pass.
 
     Arguments and errors are those of `cross_entropy`.
@@ -118,19 +113,22 @@ def distilled(s: AttentionCall, v_s: Tensor, t: AttentionCall, *, tune: bool = T
     Returns:
         The attention's output in the student's dtype, (B, H, N, E), and nats per query row, float32, (B, H, N).
     """
-    ce, _, out = _run(s, v_s, t, entropy=False, tune=tune)
+    ce, _, out = _run(s, v_s, t, entropy=False)
     return out, ce
 
 
-def _run(s: AttentionCall, v_s: Tensor | None, t: AttentionCall, *, entropy: bool, tune: bool) -> Any:
+def _run(s: AttentionCall, v_s: Tensor | None, t: AttentionCall, *, entropy: bool) -> tuple[Tensor, Tensor, Tensor]:
     reason = obstacle(s, t, v_s)
     if reason:
         raise UserError(f"the Triton kernels can't compute this: {reason}")
-    return _Fused.apply(s.q, s.k, v_s, t.q, t.k, s.mask, t.mask, float(s.scale), float(t.scale), entropy, tune)
+    results: tuple[Tensor, Tensor, Tensor] = _Fused.apply(
+        s.q, s.k, v_s, t.q, t.k, s.mask, t.mask, float(s.scale), float(t.scale), entropy
+    )
+    return results
 
 
 class _Fused(torch.autograd.Function):
-    """Cross-entropy, the teacher's entropy or `None`, the student's attention or `None`."""
+    """Cross-entropy, the teacher's entropy and the student's attention; what is not asked for is an empty tensor."""
 
     @staticmethod
     def forward(
@@ -145,46 +143,108 @@ class _Fused(torch.autograd.Function):
         scale_s: float,
         scale_t: float,
         entropy: bool,
-        tune: bool,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        batch, heads, n, m = *q_s.shape[:3], k_s.shape[2]
-        masks = [None if mask is None else mask.expand(batch, heads, n, m) for mask in (mask_s, mask_t)]
-        operands = [*(_readable(x) for x in (q_s, k_s, v_s, q_t, k_t)), *masks]
-        ce = q_s.new_empty((batch, heads, n), dtype=torch.float32)
-        own = torch.empty_like(ce) if entropy else None
-        stats = q_s.new_empty((4, batch, heads, n), dtype=torch.float32)
-        # Tokens before heads in memory: joining the heads afterwards copies nothing.
-        out = None if v_s is None else q_s.new_empty((batch, n, heads, v_s.shape[-1])).transpose(1, 2)
-        ctx.scales, ctx.tune = (scale_s, scale_t), tune
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        operands = (q_s, k_s, v_s, q_t, k_t, mask_s, mask_t)
+        ce, own, out, stats = _forward(*operands, scale_s, scale_t, entropy)
+        ctx.scales = (scale_s, scale_t)
         ctx.save_for_backward(*operands, out, stats)
-        common = _common(operands, ctx.scales, stats)
-        launch("forward", common | {"ce": ce, "own": own} | _strided("out", out), tune)
-        if own is not None:
-            ctx.mark_non_differentiable(own)
+        ctx.mark_non_differentiable(own)
         return ce, own, out
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, g: Tensor, _: Tensor | None, d_out: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, g: Tensor, _: Tensor, d_out: Tensor) -> tuple[Tensor | None, ...]:
         *operands, out, stats = ctx.saved_tensors
-        q_s, k_s, v_s = operands[:3]
-        needs_q, needs_k, needs_v = ctx.needs_input_grad[:3]
-        g, unit = g.float().contiguous(), None
-        if v_s is None and q_s.dtype == torch.float16 and g.numel():
-            unit = g.abs().amax().clamp_min(1e-30)  # nothing that is rounded to float16 is over 2^12 then
-            g = g / unit
-        delta = None if v_s is None else torch.empty_like(g)
-        d_q, d_k, d_v = (
-            torch.empty_like(x) if needed else None
-            for x, needed in ((q_s, needs_q), (k_s, needs_k), (v_s, needs_v and v_s is not None))
-        )
-        common = _common(operands, ctx.scales, stats) | {"g": g, "delta": delta, "unit": unit}
-        common |= _strided("d_out", _readable(d_out))
-        if needs_q or v_s is not None:  # writes delta, which the other one reads
-            launch("rows", common | _strided("out", out) | _strided("d_q", d_q), ctx.tune)
-        if needs_k or needs_v:
-            launch("keys", common | _strided("d_k", d_k, "m") | _strided("d_v", d_v, "m"), ctx.tune)
-        return d_q, d_k, d_v, *[None] * 8
+        needs = list(ctx.needs_input_grad[:3])
+        gradients = _backward(g, d_out, *operands, out, stats, *ctx.scales, needs)
+        return *(x if needed else None for x, needed in zip(gradients, needs, strict=True)), *[None] * 7
+
+
+# Operators, so that what compiles or traces a model sees one call in each pass. None of them can be differentiated:
+# a second derivative is refused.
+
+
+@torch.library.custom_op("attention_transfer::distil_forward", mutates_args=())
+def _forward(
+    q_s: Tensor,
+    k_s: Tensor,
+    v_s: Tensor | None,
+    q_t: Tensor,
+    k_t: Tensor,
+    mask_s: Tensor | None,
+    mask_t: Tensor | None,
+    scale_s: float,
+    scale_t: float,
+    entropy: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Cross-entropy, the teacher's entropy, the student's attention, and what the backward pass needs of the rows."""
+    ce, own, out, stats = _results(q_s, v_s, entropy)
+    common = _common(q_s, k_s, v_s, q_t, k_t, mask_s, mask_t, (scale_s, scale_t), stats)
+    written = {"ce": ce, "own": own if entropy else None, **_strided("out", None if v_s is None else out)}
+    launch("forward", common | written)
+    return ce, own, out, stats
+
+
+@_forward.register_fake
+def _(*operands: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _results(operands[0], operands[2], entropy=operands[-1])
+
+
+def _results(q_s: Tensor, v_s: Tensor | None, entropy: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What the forward pass writes to."""
+    batch, heads, n, _ = q_s.shape
+    ce = q_s.new_empty((batch, heads, n), dtype=torch.float32)
+    own = torch.empty_like(ce) if entropy else ce.new_empty(0)
+    # Tokens before heads in memory: joining the heads afterwards copies nothing.
+    out = q_s.new_empty(0) if v_s is None else q_s.new_empty((batch, n, heads, v_s.shape[-1])).transpose(1, 2)
+    return ce, own, out, q_s.new_empty((4, batch, heads, n), dtype=torch.float32)
+
+
+@torch.library.custom_op("attention_transfer::distil_backward", mutates_args=())
+def _backward(
+    g: Tensor,
+    d_out: Tensor,
+    q_s: Tensor,
+    k_s: Tensor,
+    v_s: Tensor | None,
+    q_t: Tensor,
+    k_t: Tensor,
+    mask_s: Tensor | None,
+    mask_t: Tensor | None,
+    out: Tensor,
+    stats: Tensor,
+    scale_s: float,
+    scale_t: float,
+    needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q_s, k_s and v_s, of which `needs` says which are wanted; the others are empty tensors."""
+    g, unit = g.float().contiguous(), None
+    if v_s is None and q_s.dtype == torch.float16 and g.numel():
+        unit = g.abs().amax().clamp_min(1e-30)  # nothing that is rounded to float16 is over 2^12 then
+        g = g / unit
+    delta = None if v_s is None else torch.empty_like(g)
+    gradients = _gradients(q_s, k_s, v_s, needs)
+    d_q, d_k, d_v = (x if needed and x.dim() else None for x, needed in zip(gradients, needs, strict=True))
+    common = _common(q_s, k_s, v_s, q_t, k_t, mask_s, mask_t, (scale_s, scale_t), stats)
+    common |= {"g": g, "delta": delta, "unit": unit, **_strided("d_out", None if v_s is None else _readable(d_out))}
+    if d_q is not None or v_s is not None:  # writes delta, which the other one reads
+        launch("rows", common | _strided("out", None if v_s is None else out) | _strided("d_q", d_q))
+    if d_k is not None or d_v is not None:
+        launch("keys", common | _strided("d_k", d_k, "m") | _strided("d_v", d_v, "m"))
+    return gradients
+
+
+@_backward.register_fake
+def _(*operands: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return _gradients(operands[2], operands[3], operands[4], operands[-1])
+
+
+def _gradients(q_s: Tensor, k_s: Tensor, v_s: Tensor | None, needs: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
+    """What the backward pass writes to; an empty tensor where nothing is wanted."""
+    d_q, d_k, d_v = (
+        torch.empty_like(x) if needed and x is not None else q_s.new_empty(())
+        for x, needed in zip((q_s, k_s, v_s), needs, strict=True)
+    )
+    return d_q, d_k, d_v
 
 
 def _readable(x: Any) -> Any:
@@ -198,20 +258,31 @@ def _strided(name: str, x: Tensor | None, token: str = "n") -> dict[str, Any]:
     return {name: x, **{f"{name}_{dim}": stride for dim, stride in zip(("b", "h", token), strides, strict=True)}}
 
 
-def _common(operands: list[Any], scales: tuple[float, float], stats: Tensor) -> dict[str, Any]:
+def _common(
+    q_s: Tensor,
+    k_s: Tensor,
+    v_s: Tensor | None,
+    q_t: Tensor,
+    k_t: Tensor,
+    mask_s: Tensor | None,
+    mask_t: Tensor | None,
+    scales: tuple[float, float],
+    stats: Tensor,
+) -> dict[str, Any]:
     """Arguments of all three kernels."""
-    q_s, k_s, v_s, q_t, k_t, *masks = operands
-    arguments = {
-        **_strided("q_s", q_s),
-        **_strided("k_s", k_s, "m"),
-        **_strided("v_s", v_s, "m"),
-        **_strided("q_t", q_t),
-        **_strided("k_t", k_t, "m"),
-    }
-    for name, mask in zip(("mask_s", "mask_t"), masks, strict=True):
-        arguments |= _strided(name, mask) | {f"{name}_m": 0 if mask is None else mask.stride(3)}
+    sizes = {"H": q_s.shape[1], "N": q_s.shape[2], "M": k_s.shape[2]}
+    arguments: dict[str, Any] = {"scale_s": scales[0], "scale_t": scales[1], "stats": stats, **sizes}
+    for name, x, token in (
+        ("q_s", q_s, "n"),
+        ("k_s", k_s, "m"),
+        ("v_s", v_s, "m"),
+        ("q_t", q_t, "n"),
+        ("k_t", k_t, "m"),
+    ):
+        arguments |= _strided(name, _readable(x), token)
+    for name, mask in (("mask_s", mask_s), ("mask_t", mask_t)):
+        whole = None if mask is None else mask.expand(*q_s.shape[:3], k_s.shape[2])
+        arguments |= _strided(name, whole) | {f"{name}_m": 0 if whole is None else whole.stride(3)}
     for side, x in (("S", q_s), ("T", q_t), ("V", k_s if v_s is None else v_s)):
         arguments |= {f"D_{side}": x.shape[-1], f"WIDE_{side}": max(16, next_power_of_2(x.shape[-1]))}
-    heads, n, m = q_s.shape[1], q_s.shape[2], k_s.shape[2]
-    sizes = {"H": heads, "N": n, "M": m, "SIZE": min(4096, next_power_of_2(max(128, n, m)))}
-    return arguments | sizes | {"scale_s": scales[0], "scale_t": scales[1], "stats": stats}
+    return arguments

@@ -146,7 +146,7 @@ def _forward_kernel(  # noqa: PLR0915
     q_s, q_s_b, q_s_h, q_s_n, k_s, k_s_b, k_s_h, k_s_m, v_s, v_s_b, v_s_h, v_s_m,
     q_t, q_t_b, q_t_h, q_t_n, k_t, k_t_b, k_t_h, k_t_m,
     mask_s, mask_s_b, mask_s_h, mask_s_n, mask_s_m, mask_t, mask_t_b, mask_t_h, mask_t_n, mask_t_m,
-    out, out_b, out_h, out_n, ce, own, stats, scale_s, scale_t, H, N, M, SIZE,  # noqa: ARG001 - SIZE is for the tuning
+    out, out_b, out_h, out_n, ce, own, stats, scale_s, scale_t, H, N, M,
     D_S: tl.constexpr, D_T: tl.constexpr, D_V: tl.constexpr,
     WIDE_S: tl.constexpr, WIDE_T: tl.constexpr, WIDE_V: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
@@ -238,7 +238,7 @@ def _rows_kernel(
     q_t, q_t_b, q_t_h, q_t_n, k_t, k_t_b, k_t_h, k_t_m,
     mask_s, mask_s_b, mask_s_h, mask_s_n, mask_s_m, mask_t, mask_t_b, mask_t_h, mask_t_n, mask_t_m,
     out, out_b, out_h, out_n, d_out, d_out_b, d_out_h, d_out_n, d_q, d_q_b, d_q_h, d_q_n,
-    g, delta, unit, stats, scale_s, scale_t, H, N, M, SIZE,  # noqa: ARG001 - SIZE is for the tuning
+    g, delta, unit, stats, scale_s, scale_t, H, N, M,
     D_S: tl.constexpr, D_T: tl.constexpr, D_V: tl.constexpr,
     WIDE_S: tl.constexpr, WIDE_T: tl.constexpr, WIDE_V: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
@@ -300,7 +300,7 @@ def _keys_kernel(
     q_t, q_t_b, q_t_h, q_t_n, k_t, k_t_b, k_t_h, k_t_m,
     mask_s, mask_s_b, mask_s_h, mask_s_n, mask_s_m, mask_t, mask_t_b, mask_t_h, mask_t_n, mask_t_m,
     d_out, d_out_b, d_out_h, d_out_n, d_k, d_k_b, d_k_h, d_k_m, d_v, d_v_b, d_v_h, d_v_m,
-    g, delta, unit, stats, scale_s, scale_t, H, N, M, SIZE,  # noqa: ARG001 - SIZE is for the tuning
+    g, delta, unit, stats, scale_s, scale_t, H, N, M,
     D_S: tl.constexpr, D_T: tl.constexpr, D_V: tl.constexpr,
     WIDE_S: tl.constexpr, WIDE_T: tl.constexpr, WIDE_V: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
@@ -357,53 +357,47 @@ def _keys_kernel(
         _store(_here(d_v, head, H, d_v_b, d_v_h), total_v, j, d_v_m, M, D_V, WIDE_V)
 
 
-def _configurations(*choices: tuple[int, int, int, int]) -> list[Any]:
-    """From BLOCK_N, BLOCK_M, warps and stages; the first one is for callers who don't tune."""
-    return [
-        triton.Config({"BLOCK_N": n, "BLOCK_M": m}, num_warps=warps, num_stages=stages)
-        for n, m, warps, stages in choices
-    ]
-
-
+# Tiles as BLOCK_N, BLOCK_M, warps and stages: for heads up to 64 wide the fastest at 1,024 tokens on an H100, elsewhere
+# large ones that spill few registers on Ampere and Hopper. They are fixed, and not timed at the first call: other tiles
+# round otherwise, and a run that is resumed must not.
+_TILES = {
+    "narrow": {"forward": (64, 64, 4, 3), "rows": (64, 64, 4, 2), "keys": (32, 64, 4, 3)},
+    "wide": {"forward": (64, 64, 8, 2), "rows": (64, 64, 8, 2), "keys": (64, 64, 8, 2)},
+    "masked": {"forward": (64, 32, 8, 1), "rows": (64, 32, 8, 1), "keys": (32, 32, 4, 1)},
+    "float32": {"forward": (16, 32, 4, 1), "rows": (16, 32, 4, 1), "keys": (32, 16, 4, 1)},
+    "interpreted": {"forward": (32, 16, 4, 1), "rows": (32, 16, 4, 1), "keys": (32, 16, 4, 1)},
+}
 _KERNELS: dict[str, Any] = {"forward": _forward_kernel, "rows": _rows_kernel, "keys": _keys_kernel}
-_CONFIGS: dict[tuple[str, bool], list[Any]] = {}  # by kernel and whether an operand is float32
-_TUNED: dict[tuple[str, bool], Any] = {}
-if triton:
-    # Those of 64-wide heads spill no registers on Hopper; the first ones also fit small GPUs.
-    _CONFIGS = {
-        ("forward", False): _configurations(
-            (64, 32, 4, 1), (64, 32, 4, 3), (64, 64, 4, 2), (64, 64, 4, 3), (128, 64, 8, 2), (128, 128, 8, 2)
-        ),
-        ("rows", False): _configurations(
-            (64, 32, 4, 1), (64, 32, 4, 3), (64, 64, 4, 2), (128, 64, 8, 2), (128, 64, 8, 3), (128, 128, 8, 2)
-        ),
-        ("keys", False): _configurations(
-            (32, 64, 4, 1), (32, 64, 4, 3), (64, 64, 4, 2), (32, 128, 8, 3), (64, 128, 8, 2), (128, 128, 8, 2)
-        ),
-        ("forward", True): _configurations((16, 32, 4, 1), (32, 32, 4, 1), (64, 32, 8, 2)),
-        ("rows", True): _configurations((16, 32, 4, 1), (32, 32, 4, 1), (64, 32, 8, 2)),
-        ("keys", True): _configurations((32, 16, 4, 1), (32, 32, 4, 1), (32, 64, 8, 2)),
-    }
-    for (_name, _wide), _choices in _CONFIGS.items():
-        _TUNED[_name, _wide] = triton.autotune(_choices, key=["SIZE", "D_S", "D_T", "D_V"])(_KERNELS[_name])
 
 
-def launch(name: str, arguments: dict[str, Any], tune: bool) -> None:
+def launch(name: str, arguments: dict[str, Any]) -> None:
     """Run a kernel with a program for every tile of rows (of keys, for "keys") of every head."""
-    tokens, block = ("M", "BLOCK_M") if name == "keys" else ("N", "BLOCK_N")
-    heads = arguments["stats"].shape[1] * arguments["H"]
-    if not heads * arguments[tokens]:
+    stats = arguments["stats"]
+    heads = stats.shape[1] * arguments["H"]
+    tokens = arguments["M" if name == "keys" else "N"]
+    if not heads * tokens:
         return
+    kinds = _kinds(arguments)
+    with torch.cuda.device(stats.device) if stats.is_cuda else contextlib.nullcontext():
+        for kind in kinds:
+            block_n, block_m, warps, stages = _TILES[kind][name]
+            grid = (heads * triton.cdiv(tokens, block_m if name == "keys" else block_n),)
+            try:
+                _KERNELS[name][grid](**arguments, BLOCK_N=block_n, BLOCK_M=block_m, num_warps=warps, num_stages=stages)
+            except triton.OutOfResources:  # a small GPU has less memory beside its cores
+                if kind == kinds[-1]:
+                    raise
+            else:
+                return
 
-    def grid(meta: Any) -> tuple[int]:
-        return (heads * triton.cdiv(arguments[tokens], meta[block]),)
 
-    device = arguments["stats"].device
-    wide = torch.float32 in (arguments["q_s"].dtype, arguments["q_t"].dtype)
-    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-        if INTERPRETS:
-            _KERNELS[name][grid](**arguments, BLOCK_N=32, BLOCK_M=16)
-        elif tune:
-            _TUNED[name, wide][grid](**arguments)
-        else:
-            _KERNELS[name][grid](**arguments, **_CONFIGS[name, wide][0].all_kwargs())
+def _kinds(arguments: dict[str, Any]) -> tuple[str, ...]:
+    """Which tiles suit the operands, and smaller ones where those don't fit."""
+    if INTERPRETS:
+        return ("interpreted",)
+    if torch.float32 in (arguments["q_s"].dtype, arguments["q_t"].dtype):
+        return ("float32",)
+    if arguments["mask_s"] is not None or arguments["mask_t"] is not None:
+        return ("masked", "float32")
+    widest = max(arguments[f"WIDE_{side}"] for side in ("S", "T", "V"))
+    return ("narrow" if widest <= 64 else "wide", "masked", "float32")

@@ -17,7 +17,7 @@ class MeasureCost(Config):
 
     methods: str = "floor,finetune,copy,distill,distill-reference,gta,logit-kd"
     """Separated by commas: floor, finetune, logit-kd, copy, distill (and each of its implementations:
-    distill-reference, distill-chunked, distill-flash, distill-flex, distill-triton), materialised (distillation by
+    distill-reference, distill-chunked, distill-flash, distill-triton), materialised (distillation by
     maps in the step's own dtype), gta. One that can't serve here, or for which memory is too small, is left out, with
     the reason."""
 

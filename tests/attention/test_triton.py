@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
@@ -348,13 +349,13 @@ def the_check_of_a_gpu_passes(device: str) -> None:
 def the_check_of_a_gpu_finds_what_is_wrong(device: str) -> None:
     """In either pass, and in a graph that is compiled: what is wrong is named, and a NaN is wrong."""
     kind = ("distilled_attention", torch.device(device), BRAIN, BRAIN, None, None, 16, 16, 16)
-    spoils = ("forward", "ce", 1.1, "the loss"), ("rows", "d_q", math.nan, "the gradient of q")
-    for kernel, argument, factor, name in spoils:
+    spoils = ("forward", 4, 1.1, "the loss"), ("rows", 11, math.nan, "the gradient of q")
+    for kernel, place, factor, name in spoils:
 
-        def spoiled(which: str, arguments: Any) -> None:
-            launch(which, arguments)
+        def spoiled(which: str, operands: Any, *others: Any) -> None:
+            launch(which, operands, *others)
             if which == kernel:  # noqa: B023 - called in this round
-                arguments[argument].mul_(factor)  # noqa: B023 - likewise
+                others[place].mul_(factor)  # noqa: B023 - likewise
 
         triton_check.problem_of.cache_clear()
         with pytest.MonkeyPatch.context() as patch:
@@ -460,6 +461,69 @@ def test_the_kernels_agree_with_the_reference(batch: str, device: str) -> None:
         pytest.skip(f"Triton's interpreter doesn't run here: {report['unusable']}")
     assert not report["failed"], "\n\n".join(f"{name}: {what}" for name, what in report["failed"].items())
     assert set(report["passed"]) == set(BATCHES[batch])
+
+
+COMPILES = """
+import sys
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+from attention_transfer.attention import triton_programs
+
+capability, dtype, kind, mask, values = int(sys.argv[1]), *sys.argv[2:]
+for name, kernel in triton_programs._KERNELS.items():
+    types, constants = {}, {"WIDE_V": 64, **dict.fromkeys(("D_S", "D_T", "D_V", "WIDE_S", "WIDE_T"), 64)}
+    constants["BLOCK_N"], constants["BLOCK_M"], warps, stages = triton_programs._TILES[kind][name]
+    for argument in kernel.arg_names:
+        if argument in constants:
+            types[argument] = "constexpr"
+        elif argument in ("own", "unit") or (argument in ("v_s", "out", "d_out", "d_v", "delta") and not values):
+            types[argument], constants[argument] = "constexpr", None
+        elif argument in ("mask_s", "mask_t"):
+            types[argument] = mask or "constexpr"
+            if not mask:
+                constants[argument] = None
+        elif argument in ("q_s", "k_s", "v_s", "q_t", "k_t", "out", "d_out", "d_q", "d_k", "d_v"):
+            types[argument] = "*" + dtype
+        elif argument in ("ce", "stats", "g", "delta"):
+            types[argument] = "*fp32"
+        else:
+            types[argument] = "fp32" if argument.startswith("scale") else "i32"
+    options = {"num_warps": warps, "num_stages": stages}
+    compiled = compile(ASTSource(kernel, types, constants), target=GPUTarget("cuda", capability, 32), options=options)
+    print(name, len(compiled.asm["cubin"]), compiled.metadata.shared)
+"""
+SHARED_MEMORY = {
+    80: 166_912,
+    86: 101_376,
+    90: 232_448,
+}  # bytes of memory beside the cores that a program can have there
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Triton's compiler is there on Linux alone")
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("capability", "dtype", "kind", "mask", "values"),
+    [
+        (90, "bf16", "narrow", "", "values"),
+        pytest.param(80, "fp16", "narrow", "", "", marks=pytest.mark.long),
+        pytest.param(86, "bf16", "masked", "*fp32", "values", marks=pytest.mark.long),
+        pytest.param(90, "bf16", "masked", "*i1", "values", marks=pytest.mark.long),
+        pytest.param(86, "fp32", "float32", "", "values", marks=pytest.mark.long),
+    ],
+)
+def test_the_kernels_compile_for_gpus_that_are_not_here(
+    capability: int, dtype: str, kind: str, mask: str, values: str, tmp_path: Path
+) -> None:
+    """To machine code, with tiles that fit these GPUs."""
+    environment = {name: x for name, x in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path)
+    command = [sys.executable, "-c", COMPILES, str(capability), dtype, kind, mask, values]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    found = {name: (int(size), int(shared)) for name, size, shared in map(str.split, run.stdout.splitlines())}
+    assert set(found) == {"forward", "rows", "keys"}
+    assert all(size > 0 and shared <= SHARED_MEMORY[capability] for size, shared in found.values())
 
 
 def test_the_library_imports_without_triton(python: Python) -> None:

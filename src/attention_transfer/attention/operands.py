@@ -98,16 +98,21 @@ class AttentionCall:
 
     def wide_logits(self) -> Tensor:
         """Attention logits, (B, H, N, N), in float32 or wider: half precision is too coarse for what follows."""
+        if self.holds_logits:
+            assert self.mask is not None
+            return self.mask
         wide = torch.promote_types(self.q.dtype, torch.float32)
-        with torch.autocast(self.q.device.type, enabled=False):
-            if self.q.shape[-2] != 1:
+        if self.q.shape[-2] != 1:
+            with torch.autocast(self.q.device.type, enabled=False):
                 return attention_logits(self.q.to(wide), self.k.to(wide), scale=self.scale, mask=self.mask)
-            row_BH1M: Tensor = _RowLogits.apply(self.q.to(wide) * self.scale, self.k)
-            if self.mask is None:
-                return row_BH1M
-            if self.mask.dtype == torch.bool:
-                return row_BH1M.masked_fill(~self.mask, float("-inf"))
-            return row_BH1M + self.mask
+        row_BH1M: Tensor = _RowLogits.apply(
+            self.q.to(wide) * self.scale, self.k
+        )  # autocast changes none of its products
+        if self.mask is None:
+            return row_BH1M
+        if self.mask.dtype == torch.bool:
+            return row_BH1M.masked_fill(~self.mask, float("-inf"))
+        return row_BH1M + self.mask
 
     def rows(self, rows: slice | Tensor) -> AttentionCall:
         """The call with some of its queries, by a slice or by their indices."""
@@ -165,10 +170,25 @@ class AttentionCall:
 
         Nothing of the model's tensors is kept alive by it.
         """
-        logits_BHNM = self.wide_logits()
-        q_BHN0 = self.q.new_empty(*logits_BHNM.shape[:3], 0)
-        k_BHM0 = self.k.new_empty(*logits_BHNM.shape[:2], logits_BHNM.shape[3], 0)
-        return replace(self, q=q_BHN0, k=k_BHM0, v=k_BHM0, mask=logits_BHNM, scale=1.0)
+        return self.of_logits(self.wide_logits(), like=self)
+
+    @staticmethod
+    def of_logits(logits_BHNM: Tensor, *, like: AttentionCall) -> AttentionCall:
+        """A call that `as_logits` could have given, of whatever logits; the rest is that of another call."""
+        q_BHN0 = like.q.new_empty(*logits_BHNM.shape[:3], 0)
+        k_BHM0 = like.k.new_empty(*logits_BHNM.shape[:2], logits_BHNM.shape[3], 0)
+        return replace(like, q=q_BHN0, k=k_BHM0, v=k_BHM0, mask=logits_BHNM, scale=1.0)
+
+    @property
+    def holds_logits(self) -> bool:
+        """Whether `as_logits` gave this call, so that its mask is its logits."""
+        shape = (*self.q.shape[:-1], self.k.shape[-2])
+        return (
+            self.q.shape[-1] == 0
+            and self.mask is not None
+            and self.mask.is_floating_point()
+            and self.mask.shape == shape
+        )
 
 
 class _RowLogits(torch.autograd.Function):

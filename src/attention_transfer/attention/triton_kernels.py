@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from attention_transfer.attention.operands import AttentionCall
-from attention_transfer.attention.triton_programs import INSTALLED, INTERPRETS, launch, next_power_of_2
+from attention_transfer.attention.triton_programs import INSTALLED, INTERPRETS, Operands, launch, strided
 from attention_transfer.errors import UserError
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -178,9 +178,8 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Cross-entropy, the teacher's entropy, the student's attention, and what the backward pass needs of the rows."""
     ce, own, out, stats = _results(q_s, v_s, entropy)
-    common = _common(q_s, k_s, v_s, q_t, k_t, mask_s, mask_t, (scale_s, scale_t), stats)
-    written = {"ce": ce, "own": own if entropy else None, **_strided("out", None if v_s is None else out)}
-    launch("forward", common | written)
+    operands = _operands(q_s, k_s, v_s, q_t, k_t, mask_s, mask_t, stats, (scale_s, scale_t))
+    launch("forward", operands, *strided(None if v_s is None else out), ce, own if entropy else None)
     return ce, own, out, stats
 
 
@@ -224,12 +223,12 @@ def _backward(
     delta = None if v_s is None else torch.empty_like(g)
     gradients = _gradients(q_s, k_s, v_s, needs)
     d_q, d_k, d_v = (x if needed and x.dim() else None for x, needed in zip(gradients, needs, strict=True))
-    common = _common(q_s, k_s, v_s, q_t, k_t, mask_s, mask_t, (scale_s, scale_t), stats)
-    common |= {"g": g, "delta": delta, "unit": unit, **_strided("d_out", None if v_s is None else _readable(d_out))}
+    operands = _operands(q_s, k_s, v_s, q_t, k_t, mask_s, mask_t, stats, (scale_s, scale_t))
+    arriving = (g, delta, unit, *strided(None if v_s is None else _readable(d_out)))
     if d_q is not None or v_s is not None:  # writes delta, which the other one reads
-        launch("rows", common | _strided("out", None if v_s is None else out) | _strided("d_q", d_q))
+        launch("rows", operands, *arriving, *strided(None if v_s is None else out), *strided(d_q))
     if d_k is not None or d_v is not None:
-        launch("keys", common | _strided("d_k", d_k, "m") | _strided("d_v", d_v, "m"))
+        launch("keys", operands, *arriving, *strided(d_k), *strided(d_v))
     return gradients
 
 
@@ -247,18 +246,7 @@ def _gradients(q_s: Tensor, k_s: Tensor, v_s: Tensor | None, needs: list[bool]) 
     return d_q, d_k, d_v
 
 
-def _readable(x: Any) -> Any:
-    """The same with adjacent elements in the last dimension."""
-    return x if x is None or x.stride(-1) == 1 else x.contiguous()
-
-
-def _strided(name: str, x: Tensor | None, token: str = "n") -> dict[str, Any]:
-    """A tensor (B, H, tokens, D) and its strides as arguments of a kernel."""
-    strides = (0, 0, 0) if x is None else x.stride()[:3]
-    return {name: x, **{f"{name}_{dim}": stride for dim, stride in zip(("b", "h", token), strides, strict=True)}}
-
-
-def _common(
+def _operands(
     q_s: Tensor,
     k_s: Tensor,
     v_s: Tensor | None,
@@ -266,23 +254,15 @@ def _common(
     k_t: Tensor,
     mask_s: Tensor | None,
     mask_t: Tensor | None,
-    scales: tuple[float, float],
     stats: Tensor,
-) -> dict[str, Any]:
-    """Arguments of all three kernels."""
-    sizes = {"H": q_s.shape[1], "N": q_s.shape[2], "M": k_s.shape[2]}
-    arguments: dict[str, Any] = {"scale_s": scales[0], "scale_t": scales[1], "stats": stats, **sizes}
-    for name, x, token in (
-        ("q_s", q_s, "n"),
-        ("k_s", k_s, "m"),
-        ("v_s", v_s, "m"),
-        ("q_t", q_t, "n"),
-        ("k_t", k_t, "m"),
-    ):
-        arguments |= _strided(name, _readable(x), token)
-    for name, mask in (("mask_s", mask_s), ("mask_t", mask_t)):
-        whole = None if mask is None else mask.expand(*q_s.shape[:3], k_s.shape[2])
-        arguments |= _strided(name, whole) | {f"{name}_m": 0 if whole is None else whole.stride(3)}
-    for side, x in (("S", q_s), ("T", q_t), ("V", k_s if v_s is None else v_s)):
-        arguments |= {f"D_{side}": x.shape[-1], f"WIDE_{side}": max(16, next_power_of_2(x.shape[-1]))}
-    return arguments
+    scales: tuple[float, float],
+) -> Operands:
+    whole = (*q_s.shape[:3], k_s.shape[2])
+    masks = tuple(None if mask is None else mask.expand(whole) for mask in (mask_s, mask_t))
+    tensors = tuple(None if x is None else _readable(x) for x in (q_s, k_s, v_s, q_t, k_t))
+    return Operands(tensors, masks, stats, scales)
+
+
+def _readable(x: Tensor) -> Tensor:
+    """The same with adjacent elements in the last dimension."""
+    return x if x.stride(-1) == 1 else x.contiguous()

@@ -24,6 +24,7 @@ import math
 from typing import Any
 
 import torch
+from torch import Tensor
 
 try:
     import triton
@@ -34,7 +35,6 @@ except ImportError:  # the library works without; available() says so
 
 _jit: Any = triton.jit if triton else lambda function: function
 _constant: Any = tl.constexpr if triton else lambda value: value
-next_power_of_2: Any = triton.next_power_of_2 if triton else None
 INSTALLED = triton is not None
 INTERPRETS = bool(triton) and knobs.runtime.interpret  # Triton's interpreter on the CPU, for tests
 
@@ -146,7 +146,7 @@ def _forward_kernel(  # noqa: PLR0915
     q_s, q_s_b, q_s_h, q_s_n, k_s, k_s_b, k_s_h, k_s_m, v_s, v_s_b, v_s_h, v_s_m,
     q_t, q_t_b, q_t_h, q_t_n, k_t, k_t_b, k_t_h, k_t_m,
     mask_s, mask_s_b, mask_s_h, mask_s_n, mask_s_m, mask_t, mask_t_b, mask_t_h, mask_t_n, mask_t_m,
-    out, out_b, out_h, out_n, ce, own, stats, scale_s, scale_t, H, N, M,
+    stats, scale_s, scale_t, H, N, M, out, out_b, out_h, out_n, ce, own,
     D_S: tl.constexpr, D_T: tl.constexpr, D_V: tl.constexpr,
     WIDE_S: tl.constexpr, WIDE_T: tl.constexpr, WIDE_V: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
@@ -237,8 +237,8 @@ def _rows_kernel(
     q_s, q_s_b, q_s_h, q_s_n, k_s, k_s_b, k_s_h, k_s_m, v_s, v_s_b, v_s_h, v_s_m,
     q_t, q_t_b, q_t_h, q_t_n, k_t, k_t_b, k_t_h, k_t_m,
     mask_s, mask_s_b, mask_s_h, mask_s_n, mask_s_m, mask_t, mask_t_b, mask_t_h, mask_t_n, mask_t_m,
-    out, out_b, out_h, out_n, d_out, d_out_b, d_out_h, d_out_n, d_q, d_q_b, d_q_h, d_q_n,
-    g, delta, unit, stats, scale_s, scale_t, H, N, M,
+    stats, scale_s, scale_t, H, N, M, g, delta, unit, d_out, d_out_b, d_out_h, d_out_n,
+    out, out_b, out_h, out_n, d_q, d_q_b, d_q_h, d_q_n,
     D_S: tl.constexpr, D_T: tl.constexpr, D_V: tl.constexpr,
     WIDE_S: tl.constexpr, WIDE_T: tl.constexpr, WIDE_V: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
@@ -299,8 +299,8 @@ def _keys_kernel(
     q_s, q_s_b, q_s_h, q_s_n, k_s, k_s_b, k_s_h, k_s_m, v_s, v_s_b, v_s_h, v_s_m,
     q_t, q_t_b, q_t_h, q_t_n, k_t, k_t_b, k_t_h, k_t_m,
     mask_s, mask_s_b, mask_s_h, mask_s_n, mask_s_m, mask_t, mask_t_b, mask_t_h, mask_t_n, mask_t_m,
-    d_out, d_out_b, d_out_h, d_out_n, d_k, d_k_b, d_k_h, d_k_m, d_v, d_v_b, d_v_h, d_v_m,
-    g, delta, unit, stats, scale_s, scale_t, H, N, M,
+    stats, scale_s, scale_t, H, N, M, g, delta, unit, d_out, d_out_b, d_out_h, d_out_n,
+    d_k, d_k_b, d_k_h, d_k_m, d_v, d_v_b, d_v_h, d_v_m,
     D_S: tl.constexpr, D_T: tl.constexpr, D_V: tl.constexpr,
     WIDE_S: tl.constexpr, WIDE_T: tl.constexpr, WIDE_V: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
@@ -370,34 +370,67 @@ _TILES = {
 _KERNELS: dict[str, Any] = {"forward": _forward_kernel, "rows": _rows_kernel, "keys": _keys_kernel}
 
 
-def launch(name: str, arguments: dict[str, Any]) -> None:
+class Operands:
+    """What all three kernels are given, in their order, and which tiles suit it.
+
+    Args:
+        tensors: q, k and v of the student and q and k of the teacher, (B, H, tokens, D), with dense rows; v or `None`.
+        masks: of both sides, (B, H, N, M), or `None`.
+        stats: what the rows keep between the passes, (4, B, H, N).
+        scales: factors on the logits of both sides.
+    """
+
+    def __init__(
+        self,
+        tensors: tuple[Tensor | None, ...],
+        masks: tuple[Tensor | None, ...],
+        stats: Tensor,
+        scales: tuple[float, float],
+    ) -> None:
+        q_s, k_s, v_s, q_t, _ = tensors
+        assert q_s is not None
+        assert k_s is not None
+        assert q_t is not None
+        self.tokens = {"forward": q_s.shape[2], "rows": q_s.shape[2], "keys": k_s.shape[2]}
+        self.heads, self.device = q_s.shape[0] * q_s.shape[1], q_s.device
+        self.arguments: list[Any] = [x for tensor in tensors for x in strided(tensor)]
+        for mask in masks:
+            self.arguments += (*strided(mask), 0 if mask is None else mask.stride(3))
+        self.arguments += (stats, *scales, q_s.shape[1], q_s.shape[2], k_s.shape[2])
+        widths = {"S": q_s.shape[-1], "T": q_t.shape[-1], "V": (k_s if v_s is None else v_s).shape[-1]}
+        wide = {side: max(16, 1 << (width - 1).bit_length()) for side, width in widths.items()}
+        self.constants = {f"D_{side}": x for side, x in widths.items()} | {
+            f"WIDE_{side}": x for side, x in wide.items()
+        }
+        if INTERPRETS:
+            self.kinds: tuple[str, ...] = ("interpreted",)
+        elif torch.float32 in (q_s.dtype, q_t.dtype):
+            self.kinds = ("float32",)
+        elif any(mask is not None for mask in masks):
+            self.kinds = ("masked", "float32")
+        else:  # smaller ones where those don't fit
+            self.kinds = ("narrow" if max(wide.values()) <= 64 else "wide", "masked", "float32")
+
+
+def strided(x: Tensor | None) -> tuple[Any, ...]:
+    """A tensor (B, H, tokens, D) and its strides as arguments of a kernel."""
+    return (None, 0, 0, 0) if x is None else (x, *x.stride()[:3])
+
+
+def launch(name: str, operands: Operands, *others: Any) -> None:
     """Run a kernel with a program for every tile of rows (of keys, for "keys") of every head."""
-    stats = arguments["stats"]
-    heads = stats.shape[1] * arguments["H"]
-    tokens = arguments["M" if name == "keys" else "N"]
-    if not heads * tokens:
+    tokens = operands.tokens[name]
+    if not operands.heads * tokens:
         return
-    kinds = _kinds(arguments)
-    with torch.cuda.device(stats.device) if stats.is_cuda else contextlib.nullcontext():
-        for kind in kinds:
+    with torch.cuda.device(operands.device) if operands.device.type == "cuda" else contextlib.nullcontext():
+        for kind in operands.kinds:
             block_n, block_m, warps, stages = _TILES[kind][name]
-            grid = (heads * triton.cdiv(tokens, block_m if name == "keys" else block_n),)
+            grid = (operands.heads * -(-tokens // (block_m if name == "keys" else block_n)),)
+            tiles = {"BLOCK_N": block_n, "BLOCK_M": block_m, "num_warps": warps, "num_stages": stages}
             try:
-                _KERNELS[name][grid](**arguments, BLOCK_N=block_n, BLOCK_M=block_m, num_warps=warps, num_stages=stages)
+                _KERNELS[name][grid](*operands.arguments, *others, **operands.constants, **tiles)
             except triton.OutOfResources:  # a small GPU has less memory beside its cores
-                if kind == kinds[-1]:
+                if kind == operands.kinds[-1]:
                     raise
             else:
                 return
-
-
-def _kinds(arguments: dict[str, Any]) -> tuple[str, ...]:
-    """Which tiles suit the operands, and smaller ones where those don't fit."""
-    if INTERPRETS:
-        return ("interpreted",)
-    if torch.float32 in (arguments["q_s"].dtype, arguments["q_t"].dtype):
-        return ("float32",)
-    if arguments["mask_s"] is not None or arguments["mask_t"] is not None:
-        return ("masked", "float32")
-    widest = max(arguments[f"WIDE_{side}"] for side in ("S", "T", "V"))
-    return ("narrow" if widest <= 64 else "wide", "masked", "float32")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from attention_transfer.attention import POOL, AttentionCall, Query, attention_mse, logit_l2
 from attention_transfer.errors import UserError, raise_all
-from attention_transfer.transfer.rule import LossRule
+from attention_transfer.transfer.rule import CallPair, LossRule
 from attention_transfer.vit import Reading, ViTSpec, wrong_choices
 
 Reduction = Literal["mean", "sum"]
@@ -77,6 +79,17 @@ class Guide(LossRule):
 
     def _instead(self, spec: ViTSpec) -> str:
         return '; choose query="mean" or query="pool"' if spec.pool else '; choose query="mean"'
+
+    def loss(self, calls: Sequence[CallPair]) -> Tensor:
+        """The mean over layers; rows of one shape are compared in one, since each is little work."""
+        logits = [x.mask for pair in calls for x in pair if x.mask is not None and x.holds_logits]
+        if len(logits) < 2 * len(calls) or len({x.shape for x in logits}) > 1:
+            return super().loss(calls)
+        s, t = (
+            AttentionCall.of_logits(torch.cat(side), like=call)
+            for side, call in zip((logits[::2], logits[1::2]), calls[0], strict=True)
+        )
+        return self.layer_loss(s, t)
 
     def layer_loss(self, student: AttentionCall, teacher: AttentionCall) -> Tensor:
         """Mean squared distance of the rows, a scalar."""

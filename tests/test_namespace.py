@@ -99,9 +99,29 @@ cli.main()
     assert "the student fits its teacher in everything" in done.stdout
     assert done.stderr.splitlines()[-1] == (
         "error: train needs packages that are not installed "
-        "(tensorboard, sklearn, matplotlib, jinja2, optuna); "
+        "(tensorboard, sklearn, matplotlib, jinja2); "
         'run: pip install "attention-transfer[train]"'
     )
+
+
+def test_what_runs_no_study_needs_no_optuna(tmp_path: Path) -> None:
+    """Where PyTorch and the usual packages are, a network can be trained; a comparison says what it wants."""
+    played = """
+import sys
+sys.modules["optuna"] = None
+from importlib import util
+found = util.find_spec
+util.find_spec = lambda name, *rest: None if name == "optuna" else found(name, *rest)
+from attention_transfer import cli
+cli.run([*sys.argv[1:], "--recipe.epochs", "1", "--recipe.workers", "0"])
+sys.argv[1:] = ["compare"]
+cli.main()
+"""
+    words = ["train", "--preset", "scratch", "--shots", "1", "--out", str(tmp_path / "run")]
+    done = subprocess.run([sys.executable, "-c", played, *words], capture_output=True, text=True, check=False)
+    assert (tmp_path / "run" / "summary.json").is_file(), done.stderr
+    assert done.returncode == 2
+    assert "compare needs packages that are not installed (optuna)" in done.stderr.splitlines()[-1]
 
 
 def test_extras_bring_what_verbs_need() -> None:

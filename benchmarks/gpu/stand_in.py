@@ -29,7 +29,7 @@ class StandIn(Card):
     """The CPU, where every stage is rehearsed at tiny sizes."""
 
     device: Device = "cpu"
-    processes: Literal["spawn", "fork"] = "fork"  # spares a rehearsal the imports; a card would not survive it
+    processes: Literal["forkserver", "fork"] = "fork"  # spares a rehearsal the imports; a card would not survive it
     rehearsed = True
 
     def facts(self) -> dict[str, Any]:

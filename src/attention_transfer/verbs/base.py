@@ -31,6 +31,7 @@ class Verb(Generic[P, R]):
         resumes: whether the same command, given again, goes on where it was stopped.
         lists: whether the function itself raises the configuration's problems, together with those that it finds.
         extra: what is to be installed for it besides the library: "train" for `attention-transfer[train]`.
+        studies: whether it runs or reads studies, for which alone Optuna is needed.
     """
 
     def __init__(
@@ -43,10 +44,11 @@ class Verb(Generic[P, R]):
         resumes: bool = False,
         lists: bool = False,
         extra: str = "",
+        studies: bool = False,
     ) -> None:
         self.config: type[Config] = config  # type: ignore[assignment] # a class is called by its fields, as P says
         self.body, self.name, self.words, self.resumes = body, name, words, resumes
-        self.lists, self.extra = lists, extra
+        self.lists, self.extra, self.studies = lists, extra, studies
         self.__name__, self.__doc__, self.__wrapped__ = body.__name__, inspect.getdoc(body), body
         self.__signature__ = inspect.signature(config).replace(return_annotation=body.__annotations__["return"])
 
@@ -64,7 +66,8 @@ class Verb(Generic[P, R]):
         Raises:
             UserError: a value is wrong, or packages are missing; every mistake is listed.
         """
-        if missing := [name for name in EXTRAS.get(self.extra, ()) if find_spec(name) is None]:
+        needed = [name for name in EXTRAS.get(self.extra, ()) if name != "optuna" or self.studies]
+        if missing := [name for name in needed if find_spec(name) is None]:
             raise UserError(
                 f"{self.name} needs packages that are not installed ({', '.join(missing)}); "
                 f'run: pip install "attention-transfer[{self.extra}]"'
@@ -87,11 +90,12 @@ def verb(
     resumes: bool = False,
     lists: bool = False,
     extra: str = "",
+    studies: bool = False,
 ) -> Callable[[Callable[[C], R]], Verb[P, R]]:
     """Make a function of a configuration a verb; see `Verb`."""
 
     def made(body: Callable[[C], R]) -> Verb[P, R]:
         chosen = name or body.__name__
-        return Verb(config, body, name=chosen, words=words, resumes=resumes, lists=lists, extra=extra)
+        return Verb(config, body, name=chosen, words=words, resumes=resumes, lists=lists, extra=extra, studies=studies)
 
     return made

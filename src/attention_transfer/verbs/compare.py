@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from attention_transfer.experiments import Comparison
 
 
-@verb(Compare, resumes=True, extra="train")
+@verb(Compare, resumes=True, extra="train", studies=True)
 def compare(config: Compare) -> Comparison:
     """Compare methods over seeds, amounts of labels and any other settings of train.
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from attention_transfer.experiments import Comparison
 
 
-@verb(Demo, resumes=True, extra="train")
+@verb(Demo, resumes=True, extra="train", studies=True)
 def demo(config: Demo) -> list[Comparison]:
     """Show what attention transfer does, on photographs: methods learn to read signs from few labels.
 

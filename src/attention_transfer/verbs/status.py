@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from attention_transfer.experiments import StudyStatus
 
 
-@verb(Status, words=("folder",), extra="train")
+@verb(Status, words=("folder",), extra="train", studies=True)
 def status(config: Status) -> StudyStatus:
     """Say what of a comparison or a sweep runs where, since when, what waits or failed, and how long the rest takes.
 

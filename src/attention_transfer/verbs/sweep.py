@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from attention_transfer.experiments import SweepResult
 
 
-@verb(Sweep, resumes=True, extra="train")
+@verb(Sweep, resumes=True, extra="train", studies=True)
 def sweep(config: Sweep) -> SweepResult:
     """Find the settings that a method needs, on validation, and test them once on fresh seeds against the defaults.
 

@@ -43,7 +43,7 @@ from benchmarks.mutants import Mutant, mutants_of
 
 PACKAGE = "src/attention_transfer"
 ROOMS = ("attention", "transfer")
-LEFT_OUT = ("attention/triton_kernels.py", "attention/triton_programs.py")
+LEFT_OUT = ("attention/triton_kernels.py", "attention/triton_launch.py", "attention/triton_programs.py")
 TESTS = ("tests/attention", "tests/transfer")
 NOT_RUN = (  # too slow
     *("tests/attention/test_triton.py", "tests/attention/test_memory.py"),

@@ -27,7 +27,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from attention_transfer.attention import AttentionCall, rows, triton_check, triton_kernels
 from attention_transfer.attention.triton_check import Kind, errors_of
-from attention_transfer.attention.triton_programs import launch
+from attention_transfer.attention.triton_launch import launch
 from attention_transfer.errors import UserError
 
 if TYPE_CHECKING:  # this file is also a program, which finds no tests on its path
@@ -467,12 +467,13 @@ COMPILES = """
 import sys
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
-from attention_transfer.attention import triton_programs
+from attention_transfer.attention.triton_launch import TILES
+from attention_transfer.attention.triton_programs import KERNELS
 
 capability, dtype, kind, mask, values = int(sys.argv[1]), *sys.argv[2:]
-for name, kernel in triton_programs._KERNELS.items():
+for name, kernel in KERNELS.items():
     types, constants = {}, {"WIDE_V": 64, **dict.fromkeys(("D_S", "D_T", "D_V", "WIDE_S", "WIDE_T"), 64)}
-    constants["BLOCK_N"], constants["BLOCK_M"], warps, stages = triton_programs._TILES[kind][name]
+    constants["BLOCK_N"], constants["BLOCK_M"], warps, stages = TILES[kind][name]
     for argument in kernel.arg_names:
         if argument in constants:
             types[argument] = "constexpr"

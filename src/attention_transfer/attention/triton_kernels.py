@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from attention_transfer.attention.operands import AttentionCall
-from attention_transfer.attention.triton_programs import INSTALLED, INTERPRETS, Operands, launch, strided
+from attention_transfer.attention.triton_launch import Operands, launch, strided
+from attention_transfer.attention.triton_programs import INSTALLED, INTERPRETS
 from attention_transfer.errors import UserError
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)

@@ -25,11 +25,9 @@ from typing import Any
 try:
     import triton
     import triton.language as tl
-    from triton import OutOfResources as OutOfResources
     from triton import knobs
 except ImportError:  # the library works without; available() says so
     triton = tl = None
-    OutOfResources = RuntimeError
 
 _jit: Any = triton.jit if triton else lambda function: function
 _constant: Any = tl.constexpr if triton else lambda value: value

@@ -15,7 +15,6 @@ from torch import Tensor
 from attention_transfer.attention.operands import AttentionCall
 from attention_transfer.attention.triton_launch import Operands, launch, strided
 from attention_transfer.attention.triton_programs import INSTALLED, INTERPRETS
-from attention_transfer.errors import UserError
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _WIDEST = 128
@@ -89,19 +88,16 @@ def cross_entropy(s: AttentionCall, t: AttentionCall) -> Tensor:
 
     Args:
         s: the student's side; its queries and keys may require gradients.
-        t: the teacher's side, a constant.
+        t: the teacher's side, a constant. There must be no `obstacle` to the two.
 
     Returns:
         Nats per query row, float32, (B, H, N).
-
-    Raises:
-        UserError: the kernels can't serve these operands, with the reason.
     """
     return _run(s, None, t, entropy=False)[0]
 
 
 def kl(s: AttentionCall, t: AttentionCall) -> Tensor:
-    """KL(P_t ‖ P_s), row by row; arguments, result and errors are those of `cross_entropy`."""
+    """KL(P_t ‖ P_s), row by row; arguments and result are those of `cross_entropy`."""
     ce, entropy, _ = _run(s, None, t, entropy=True)
     return ce - entropy
 
@@ -109,7 +105,7 @@ def kl(s: AttentionCall, t: AttentionCall) -> Tensor:
 def distilled(s: AttentionCall, v_s: Tensor, t: AttentionCall) -> tuple[Tensor, Tensor]:
     """The student's attention with values v_s (B, H, M, E), and its `cross_entropy`, in one pass.
 
-    Arguments and errors are those of `cross_entropy`.
+    Arguments are those of `cross_entropy`.
 
     Returns:
         The attention's output in the student's dtype, (B, H, N, E), and nats per query row, float32, (B, H, N).
@@ -119,9 +115,6 @@ def distilled(s: AttentionCall, v_s: Tensor, t: AttentionCall) -> tuple[Tensor, 
 
 
 def _run(s: AttentionCall, v_s: Tensor | None, t: AttentionCall, *, entropy: bool) -> tuple[Tensor, Tensor, Tensor]:
-    reason = obstacle(s, t, v_s)
-    if reason:
-        raise UserError(f"the Triton kernels can't compute this: {reason}")
     results: tuple[Tensor, Tensor, Tensor] = _Fused.apply(
         s.q, s.k, v_s, t.q, t.k, s.mask, t.mask, float(s.scale), float(t.scale), entropy
     )

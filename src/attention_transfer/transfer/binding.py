@@ -56,7 +56,10 @@ class Binding:
         self.plan = plan
         self.released = self.logged = False
         self.outputs = None if networks is None else OutputWatches(teacher, student, networks)  # may refuse the student
-        self.scope: Scope[Step] = Scope(student, recomputes=lambda: library.recomputes(student))
+        # A constant where code is compiled: to trace a walk through all modules takes longer than the network does, and
+        # the network's own forward, which reads the same switches, is traced again when one is turned.
+        recomputes = torch.compiler.assume_constant_result(lambda: library.recomputes(student))
+        self.scope: Scope[Step] = Scope(student, recomputes=recomputes)
         self.handles: list[Removable] = [*self.scope.handles, *(self.outputs.handles if self.outputs else ())]
         self.drop_path: SharedDropPath | None = None
         self.probe: AttentionProbe | None = None

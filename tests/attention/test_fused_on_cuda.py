@@ -94,6 +94,15 @@ def test_auto_takes_the_kernels_that_come_out_right_on_the_gpu(loss: str, monkey
     ]
 
 
+def test_a_gpu_before_ampere_has_float32_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "before_ampere", lambda: True)
+    q, k, *_ = operands(torch.bfloat16)
+    choice = choose_impl("attention_kl", q, k)
+    assert choice.impl == "reference"
+    assert "wants a GPU of the Ampere generation or later, and the maps are small" in choice.reason
+    assert choose_impl("attention_kl", q.float(), k.float()).impl == "flash"
+
+
 def test_without_triton_pytorchs_kernels_serve_and_it_is_said() -> None:
     q, k, *_ = operands(torch.bfloat16)
     choice = choose_impl("attention_kl", q, k)

@@ -363,11 +363,15 @@ def the_check_of_a_gpu_finds_what_is_wrong(device: str) -> None:
             assert problem is not None
             assert f"wrong on this GPU ({name} is off by" in problem
     triton_check.problem_of.cache_clear()
-    x = of(torch.zeros(1, 1, 3, 16, dtype=BRAIN, device=device), torch.zeros(1, 1, 3, 16, dtype=BRAIN), None, None)
-    compiled = torch.compile(
-        lambda y: y + (triton_check.problem(kind[0], x, x) is None), backend="eager", fullgraph=True
-    )
-    assert compiled(torch.ones(1)) == 2
+
+    def asks(x: Tensor) -> Tensor:
+        call = of(x, x, None, None)
+        return x + (triton_check.problem(kind[0], call, call) is None)
+
+    for dynamic in (False, True):
+        compiled = torch.compile(asks, backend="eager", fullgraph=True, dynamic=dynamic)
+        zeros = torch.zeros(1, 1, 3, 16, dtype=BRAIN, device=device)
+        assert torch.equal(compiled(zeros), torch.ones_like(zeros))
 
 
 LATE = (torch.arange(35) >= 16).float()

@@ -51,7 +51,7 @@ class Kind(NamedTuple):
 def problem(loss: str, s: AttentionCall, t: AttentionCall) -> str | None:
     """Half a sentence that says how the kernels go wrong for such operands here, or `None`."""
     masks = [None if call.mask is None else call.mask.dtype for call in (s, t)]
-    widths = (s.q.shape[-1], t.q.shape[-1], s.v.shape[-1])
+    widths = [len(range(x.shape[-1])) for x in (s.q, t.q, s.v)]  # numbers, also where a graph has symbols for sizes
     found: str | None = _asked_once(loss, s.q.device, s.q.dtype, t.q.dtype, *masks, *widths)
     return found
 

@@ -10,9 +10,17 @@ from collections.abc import Iterator
 import pytest
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
-from attention_transfer.attention import choose_impl, distilled_attention, flash, fused, triton_check, triton_kernels
+from attention_transfer.attention import (
+    choose_impl,
+    distilled_attention,
+    flash,
+    fused,
+    gpu,
+    triton_check,
+    triton_kernels,
+)
 from attention_transfer.errors import UserError
 
 
@@ -95,12 +103,26 @@ def test_auto_takes_the_kernels_that_come_out_right_on_the_gpu(loss: str, monkey
 
 
 def test_a_gpu_before_ampere_has_float32_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused, "before_ampere", lambda: True)
+    monkeypatch.setattr(gpu, "before_ampere", lambda: True)
     q, k, *_ = operands(torch.bfloat16)
     choice = choose_impl("attention_kl", q, k)
     assert choice.impl == "reference"
     assert "wants a GPU of the Ampere generation or later, and the maps are small" in choice.reason
     assert choose_impl("attention_kl", q.float(), k.float()).impl == "flash"
+
+
+@pytest.mark.parametrize(("capability", "old"), [((7, 5), True), ((8, 0), False)])
+def test_the_generation_of_a_gpu(capability: tuple[int, int], old: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    assert gpu.before_ampere() is old
+
+
+def test_the_generation_is_a_constant_to_compilers() -> None:
+    with unset_fake_temporarily():
+        compiled = torch.compile(lambda x: x + gpu.before_ampere(), backend="eager", fullgraph=True)
+        assert compiled(torch.zeros(1)).item() == gpu.before_ampere()
 
 
 def test_without_triton_pytorchs_kernels_serve_and_it_is_said() -> None:

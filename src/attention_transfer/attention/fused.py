@@ -15,7 +15,6 @@ None of them takes a mask here. Shapes: B batch, H heads, N query tokens, M key 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -42,14 +41,6 @@ class Attended(NamedTuple):
     extras: tuple[Tensor, ...] = ()
 
 
-def _before_ampere() -> bool:
-    return bool(torch.cuda.is_available() and torch.version.cuda and torch.cuda.get_device_capability() < (8, 0))
-
-
-before_ampere: Callable[[], bool] = torch.compiler.assume_constant_result(_before_ampere)
-"""Whether the GPU is too old for PyTorch's flash attention, and for Triton's bfloat16."""
-
-
 def obstacle(q_BHND: Tensor, k_BHMD: Tensor) -> str | None:
     """Why the operators can't serve queries and keys, or `None`."""
     device, dtype = q_BHND.device.type, q_BHND.dtype
@@ -59,8 +50,11 @@ def obstacle(q_BHND: Tensor, k_BHMD: Tensor) -> str | None:
         return "there are no queries, keys or heads"  # the operators divide by their number
     if device == "cuda" and dtype not in (*_HALF, torch.float32):
         return f"PyTorch's fused attention takes no {str(dtype).removeprefix('torch.')} on CUDA"
-    if device == "cuda" and dtype in _HALF and before_ampere():
-        return "PyTorch's flash attention wants a GPU of the Ampere generation or later"
+    if device == "cuda" and dtype in _HALF:
+        from attention_transfer.attention import gpu  # loads the compiler
+
+        if gpu.before_ampere():
+            return "PyTorch's flash attention wants a GPU of the Ampere generation or later"
     if device == "cuda" and max(q_BHND.shape[-1], k_BHMD.shape[-1]) > _WIDEST:
         return f"a head dimension is over {_WIDEST}"
     return None

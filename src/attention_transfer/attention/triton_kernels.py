@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attention_transfer.attention import fused
+from attention_transfer.attention import gpu
 from attention_transfer.attention.operands import AttentionCall
 from attention_transfer.attention.triton_launch import Operands, launch, strided
 from attention_transfer.attention.triton_programs import INSTALLED, INTERPRETS
@@ -29,7 +29,7 @@ def available() -> str | None:
         return None
     if not torch.cuda.is_available():
         return "there is no CUDA device"
-    if fused.before_ampere():
+    if gpu.before_ampere():
         return "the GPU is older than Ampere"
     return None
 

@@ -33,6 +33,7 @@ TITLES = {
     "shift-20-labels": "Backgrounds that shift, 20 labels a class",
     "photographs-5-labels": "A real network on photographs, 5 labels a class",
     "fashion-10-labels": "Fashion-MNIST, 10 labels a class",
+    "fashion-100-labels": "Fashion-MNIST, 100 labels a class",
 }
 """Of the settings, in the order of docs/claims.md."""
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
-from playwright.sync_api import FloatRect, Locator, Page, Position
+from playwright.sync_api import FloatRect, Locator, Page, Position, expect
 
 from tests.explorer.page.conftest import Pretended, Reply
 
@@ -303,11 +303,14 @@ def test_images_are_sorted_by_drift_and_filtered(page: Page, address: str) -> No
     names = [label.partition(",")[0] for label in labels(page)]
     assert names == ["z.png", "y.png", "x.png"]
     page.get_by_label("Show").select_option("unlike")
+    expect(page.locator(".thumb")).to_have_count(1)
     assert [label.partition(",")[0] for label in labels(page)] == ["y.png"]
 
 
 def labels(page: Page) -> list[str]:
-    return [str(thumb.get_attribute("aria-label")) for thumb in page.locator(".thumb").all()]
+    read = "thumbs => thumbs.map(thumb => thumb.getAttribute('aria-label'))"  # in one: the list may change meanwhile
+    found: list[str] = page.locator(".thumb").evaluate_all(read)
+    return found
 
 
 def png(size: tuple[int, int]) -> bytes:

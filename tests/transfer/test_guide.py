@@ -10,8 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from attention_transfer.attention import AttentionCall
 from attention_transfer.errors import UserErrors
 from attention_transfer.transfer import AttentionTransfer, Guide
+from attention_transfer.transfer.rule import CallPair
 
 Build = Callable[..., Any]
 
@@ -97,3 +99,31 @@ def test_gradients_under_checkpointing_are_those_without(tiny_vit: Build, images
         output.total(output.logits.square().sum()).backward()
         gradients.append([parameter.grad for parameter in student.parameters()])
     torch.testing.assert_close(gradients[1], gradients[0])
+
+
+@pytest.mark.parametrize("options", [{}, {"on": "maps"}, {"heads": (1,)}, {"reduction": "sum"}])
+def test_rows_of_all_layers_are_compared_in_one_where_they_have_one_shape(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mean over layers of what each has by itself."""
+    rule = Guide(**options)
+    compared: list[int] = []
+    one_layer = Guide.layer_loss
+
+    def counted(rule: Guide, student: AttentionCall, teacher: AttentionCall) -> Tensor:
+        compared.append(len(student.k))
+        return one_layer(rule, student, teacher)
+
+    monkeypatch.setattr(Guide, "layer_loss", counted)
+
+    def pair(keys: int) -> CallPair:
+        q, k = torch.randn(2, 3, 1, 4), torch.randn(2, 3, keys, 4)
+        sides = (AttentionCall.of(q, k).as_logits(), AttentionCall.of(k[:, :, :1], k).as_logits())
+        return CallPair(*sides)
+
+    for keys, calls in (((5, 5, 5), [6]), ((5, 5, 7), [2, 2, 2])):
+        pairs = [pair(number) for number in keys]
+        expected = torch.stack([one_layer(rule, *each) for each in pairs]).mean()
+        compared.clear()
+        torch.testing.assert_close(rule.loss(pairs), expected)
+        assert compared == calls

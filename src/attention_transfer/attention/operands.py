@@ -105,9 +105,8 @@ class AttentionCall:
         if self.q.shape[-2] != 1:
             with torch.autocast(self.q.device.type, enabled=False):
                 return attention_logits(self.q.to(wide), self.k.to(wide), scale=self.scale, mask=self.mask)
-        row_BH1M: Tensor = _RowLogits.apply(
-            self.q.to(wide) * self.scale, self.k
-        )  # autocast changes none of its products
+        # Autocast changes none of these products.
+        row_BH1M: Tensor = _RowLogits.apply(self.q.to(wide) * self.scale, self.k)
         if self.mask is None:
             return row_BH1M
         if self.mask.dtype == torch.bool:

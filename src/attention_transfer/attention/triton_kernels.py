@@ -173,7 +173,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Cross-entropy, the teacher's entropy, the student's attention, and what the backward pass needs of the rows."""
     ce, own, out, stats = _results(q_s, v_s, entropy)
-    operands = _operands(q_s, k_s, v_s, q_t, k_t, mask_s, mask_t, stats, (scale_s, scale_t))
+    operands = _operands((q_s, k_s, v_s, q_t, k_t), (mask_s, mask_t), stats, (scale_s, scale_t))
     launch("forward", operands, *strided(None if v_s is None else out), ce, own if entropy else None)
     return ce, own, out, stats
 
@@ -217,8 +217,8 @@ def _backward(
         g = g / unit
     delta = None if v_s is None else torch.empty_like(g)
     gradients = _gradients(q_s, k_s, v_s, needs)
-    d_q, d_k, d_v = (x if needed and x.dim() else None for x, needed in zip(gradients, needs, strict=True))
-    operands = _operands(q_s, k_s, v_s, q_t, k_t, mask_s, mask_t, stats, (scale_s, scale_t))
+    d_q, d_k, d_v = (x if needed else None for x, needed in zip(gradients, needs, strict=True))
+    operands = _operands((q_s, k_s, v_s, q_t, k_t), (mask_s, mask_t), stats, (scale_s, scale_t))
     arriving = (g, delta, unit, *strided(None if v_s is None else _readable(d_out)))
     if d_q is not None or v_s is not None:  # writes delta, which the other one reads
         launch("rows", operands, *arriving, *strided(None if v_s is None else out), *strided(d_q))
@@ -235,27 +235,22 @@ def _(*operands: Any) -> tuple[Tensor, Tensor, Tensor]:
 def _gradients(q_s: Tensor, k_s: Tensor, v_s: Tensor | None, needs: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
     """What the backward pass writes to; an empty tensor where nothing is wanted."""
     d_q, d_k, d_v = (
-        torch.empty_like(x) if needed and x is not None else q_s.new_empty(())
+        torch.empty_like(x) if needed and x is not None else q_s.new_empty(0)
         for x, needed in zip((q_s, k_s, v_s), needs, strict=True)
     )
     return d_q, d_k, d_v
 
 
 def _operands(
-    q_s: Tensor,
-    k_s: Tensor,
-    v_s: Tensor | None,
-    q_t: Tensor,
-    k_t: Tensor,
-    mask_s: Tensor | None,
-    mask_t: Tensor | None,
-    stats: Tensor,
-    scales: tuple[float, float],
+    tensors: tuple[Tensor | None, ...], masks: tuple[Tensor | None, ...], stats: Tensor, scales: tuple[float, float]
 ) -> Operands:
+    """The same as a kernel can read them: with dense rows, and with masks of the logits' shape, (B, H, N, M)."""
+    q_s, k_s, *_ = tensors
+    assert q_s is not None
+    assert k_s is not None
     whole = (*q_s.shape[:3], k_s.shape[2])
-    masks = tuple(None if mask is None else mask.expand(whole) for mask in (mask_s, mask_t))
-    tensors = tuple(None if x is None else _readable(x) for x in (q_s, k_s, v_s, q_t, k_t))
-    return Operands(tensors, masks, stats, scales)
+    expanded = tuple(None if mask is None else mask.expand(whole) for mask in masks)
+    return Operands(tuple(None if x is None else _readable(x) for x in tensors), expanded, stats, scales)
 
 
 def _readable(x: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """The regret of the defaults: how much better the best of a grid of rates and weights is on validation.
 
     python -m benchmarks.regret run ROWS.jsonl --teacher TEACHER --data DATA [--shots 5,20] [--presets a,b] [--seeds 0]
+        [--rates 1,3] [--weights 1,0.3]
     python -m benchmarks.regret table ROWS.jsonl
 
 `run` appends a row for each trial that is finished, and skips those that are there, so that it may be stopped and
@@ -63,6 +64,7 @@ def main() -> None:
     parser.add_argument("--presets", default=PRESETS)
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--rates", default=",".join(map(repr, RATES)), help="factors, in order")
+    parser.add_argument("--weights", default=",".join(map(repr, WEIGHTS)), help="factors, in order")
     parser.add_argument("--image-size", type=int)
     parser.add_argument("--epochs", type=int, help="in place of the defaults' length, the same for all")
     parser.add_argument("--augment", default="auto", help="none, where images that move lose what they show")
@@ -88,12 +90,11 @@ def grid(args: argparse.Namespace) -> Iterator[Trial]:
         for shots in args.shots.split(",")
         for name in args.presets.split(",")
     ]
-    rates = [float(rate) for rate in args.rates.split(",")]
-    for rate in rates:
-        yield from (replace(cell, rate=rate) for cell in cells)
-    for weight in WEIGHTS[1:]:
+    rates, weights = ([float(factor) for factor in given.split(",")] for given in (args.rates, args.weights))
+    for weight in weights:
         for rate in rates:
-            yield from (replace(cell, rate=rate, weight=weight) for cell in cells if has_weight(cell.preset))
+            varied = cells if weight == 1 else [cell for cell in cells if has_weight(cell.preset)]
+            yield from (replace(cell, rate=rate, weight=weight) for cell in varied)
 
 
 def has_weight(name: str) -> bool:

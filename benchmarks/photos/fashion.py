@@ -5,7 +5,7 @@
 PREPARED is what `prepare.py` made. OUT/labelled/<split>/<class>/NNNN.png: of each of the ten classes the first 1,000
 pictures of the official training split for training, the next 200 for validation, and the first 200 of the official
 test split. OUT/unlabelled/<split>/<class>/NNNN.png, for a teacher: all of the official training split but those
-validation pictures, which choose its epoch and which it does not learn from.
+validation pictures, which choose its epoch and which it does not learn from; they and the test pictures as above.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ FOLDERS = {
     "labelled/test": (False, range(200)),
     "unlabelled/train": (True, [number for number in ALL if number not in HELD_BACK]),
     "unlabelled/val": (True, HELD_BACK),
+    "unlabelled/test": (False, range(200)),
 }
 """Whether of the official training split, and which pictures of each class."""
 

@@ -31,8 +31,9 @@ $(VENV)/.runtime: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[train]'
 	@touch $@
 
+# Not compiled at once: most of its modules are never imported, and those that are get compiled then.
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-compile --editable '.[dev]'
 	@touch $@ $(VENV)/.runtime
 
 lint: $(VENV)/.dev

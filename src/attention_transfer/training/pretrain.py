@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
 
 from attention_transfer.config.base import as_data
 from attention_transfer.config.choices import AUTO
-from attention_transfer.config.recipe import Recipe, with_values
+from attention_transfer.config.recipe import Recipe, ResolvedRecipe, with_values
 from attention_transfer.config.training import Pretrain
-from attention_transfer.data import data_slug, eval_pixels, load_data
+from attention_transfer.data import Splits, data_slug, eval_pixels, load_data
 from attention_transfer.engine.compiler import compiler_problems
 from attention_transfer.engine.fit import fit, fit_problems
 from attention_transfer.engine.hardware import choose_hardware
@@ -26,7 +29,7 @@ from attention_transfer.training.log import logging_to
 from attention_transfer.training.neighbours import JudgedAutoencoder
 from attention_transfer.training.run_folder import RunFolder
 from attention_transfer.training.train import Run
-from attention_transfer.vit import describe, initialise, load_vit, save_vit, set_drop_path
+from attention_transfer.vit import ViTSpec, describe, initialise, load_vit, save_vit, set_drop_path
 
 log = logging.getLogger("attention_transfer")
 
@@ -66,20 +69,54 @@ def _problems(config: Pretrain, recipe: Recipe) -> list[str]:
     return problems + fit_problems(recipe, **config.place)
 
 
+@dataclass(frozen=True)
+class _Built:
+    """What is pre-trained, with its recipe."""
+
+    encoder: nn.Module
+    spec: ViTSpec
+    objective: MaskedAutoencoder
+    facts: Facts
+    asked: Recipe
+    recipe: ResolvedRecipe
+
+
 def _pretrain(config: Pretrain, *, overwrite: bool) -> Run:
-    asked, out = config.recipe, str(config.out)
     splits = load_data(config.data, strict=config.strict, labelled=False)
     if config.knn and len(splits.classes) < 2:
         raise UserError(
             f"knn needs images of two classes or more, and those of {config.data} have no labels, or one in common; "
             "sort them into a folder for each class, or leave knn out"
         )
+    built = _built(config, splits)
+    data = as_data(replace(config, recipe=built.recipe))
+    with RunFolder.open(str(config.out), data, overwrite=overwrite, defaults=as_data(Pretrain())) as folder:
+        if folder.finished:
+            log.info("teacher: done before, in %s", folder.path)
+            return Run(folder.path, folder.summary())
+        with logging_to(folder.path / "log.txt"):
+            if reasons := explained(built.asked, built.recipe, built.facts):
+                log.info("teacher: %s", reasons)
+            summary = _pretrained(config, built, folder, splits)
+            folder.write_json("summary.json", summary)
+            found, seconds = summary["validation"], summary["train"]["seconds"]
+            log.info(
+                "teacher: reconstruction loss %.3f on held-out images (%.3f has learnt nothing) after %.0f s, in %s",
+                *(found["loss"], found["zero"], seconds, folder.path),
+            )
+            if config.knn:
+                log.info("teacher: k-NN accuracy %.1f %% on held-out images", 100 * found["knn_accuracy"])
+    return Run(folder.path, summary)
+
+
+def _built(config: Pretrain, splits: Splits) -> _Built:
+    """The encoder and its objective; what the recipe leaves open follows from them."""
     hardware = choose_hardware(config.device, config.devices, config.nodes, config.strategy)
     with seeded(config.seed):
         encoder = load_vit(config.model, pretrained=False, image_size=config.image_size)
         initialise(encoder)
         spec = describe(encoder)
-        asked = with_values(asked, MAE) if config.data == "digits" and fits(encoder) else asked
+        asked = with_values(config.recipe, MAE) if config.data == "digits" and fits(encoder) else config.recipe
         facts = Facts(
             start="mae",
             width=spec.width,
@@ -89,57 +126,43 @@ def _pretrain(config: Pretrain, *, overwrite: bool) -> Run:
             device=hardware.device,
         )
         recipe = resolve(asked, facts, spec)
-        data = as_data(replace(config, recipe=recipe))
         raise_all([*recipe.problems(), *fit_problems(recipe, **config.place)])
         set_drop_path(encoder, recipe.drop_path)
-        mae: MaskedAutoencoder
+        objective: MaskedAutoencoder
         if config.knn:
             plain = splits.train.with_transform(eval_pixels(spec))
             workers, _ = choose_workers(plain, recipe.workers, hardware)
-            mae = JudgedAutoencoder(encoder, plain, workers=workers, mask_ratio=config.mask_ratio)
+            objective = JudgedAutoencoder(encoder, plain, workers=workers, mask_ratio=config.mask_ratio)
         else:
-            mae = MaskedAutoencoder(encoder, mask_ratio=config.mask_ratio)
-    with RunFolder.open(out, data, overwrite=overwrite, defaults=as_data(Pretrain())) as folder:
-        if folder.finished:
-            log.info("teacher: done before, in %s", folder.path)
-            return Run(folder.path, folder.summary())
-        with logging_to(folder.path / "log.txt"):
-            if reasons := explained(asked, recipe, facts):
-                log.info("teacher: %s", reasons)
-            overlap = keep_overlap(splits, folder, data=config.data, effect=_FLATTERED)
-            images = inputs_for(spec, splits, recipe)
-            log.debug("masked autoencoding of %d images by %s", len(splits.train.labels), spec)
-            training = Training(
-                objective=mae,
-                folder=folder.path,
-                recipe=recipe,
-                train=images.train,
-                validation=images.validation,
-                prepare=images.prepare,
-                seed=config.seed,
-                name="teacher (MAE)",
-                **config.place,
-            )
-            fitted = fit(training)
-            if this_process() == 0:
-                save_vit(encoder, folder.model)
-            summary = {
-                "model": config.model,
-                "seed": config.seed,
-                "skipped": len(splits.skipped),
-                "overlap": overlap,
-                "train": {"images": len(splits.train.labels), "steps": fitted.steps, "seconds": fitted.seconds},
-                "best_epoch": fitted.best_epoch,
-                "validation": {"images": len(splits.validation.labels), **fitted.validation},
-            }
-            folder.write_json("summary.json", summary)
-            log.info(
-                "teacher: reconstruction loss %.3f on held-out images (%.3f has learnt nothing) after %.0f s, in %s",
-                fitted.validation["loss"],
-                fitted.validation["zero"],
-                fitted.seconds,
-                folder.path,
-            )
-            if config.knn:
-                log.info("teacher: k-NN accuracy %.1f %% on held-out images", 100 * fitted.validation["knn_accuracy"])
-    return Run(folder.path, summary)
+            objective = MaskedAutoencoder(encoder, mask_ratio=config.mask_ratio)
+    return _Built(encoder, spec, objective, facts, asked, recipe)
+
+
+def _pretrained(config: Pretrain, built: _Built, folder: RunFolder, splits: Splits) -> dict[str, Any]:
+    """Pre-train into a folder, write the encoder there, and say what came of it."""
+    overlap = keep_overlap(splits, folder, data=config.data, effect=_FLATTERED)
+    images = inputs_for(built.spec, splits, built.recipe)
+    log.debug("masked autoencoding of %d images by %s", len(splits.train.labels), built.spec)
+    training = Training(
+        objective=built.objective,
+        folder=folder.path,
+        recipe=built.recipe,
+        train=images.train,
+        validation=images.validation,
+        prepare=images.prepare,
+        seed=config.seed,
+        name="teacher (MAE)",
+        **config.place,
+    )
+    fitted = fit(training)
+    if this_process() == 0:
+        save_vit(built.encoder, folder.model)
+    return {
+        "model": config.model,
+        "seed": config.seed,
+        "skipped": len(splits.skipped),
+        "overlap": overlap,
+        "train": {"images": len(splits.train.labels), "steps": fitted.steps, "seconds": fitted.seconds},
+        "best_epoch": fitted.best_epoch,
+        "validation": {"images": len(splits.validation.labels), **fitted.validation},
+    }

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attention_transfer import ensemble
+from attention_transfer.experiments.rows import amount_of
 from attention_transfer.experiments.statistics import Difference, judged, mean_interval
 
 TITLES = {
@@ -33,7 +34,8 @@ TITLES = {
     "shift-20-labels": "Backgrounds that shift, 20 labels a class",
     "photographs-5-labels": "A real network on photographs, 5 labels a class",
     "fashion-10-labels": "Fashion-MNIST, 10 labels a class",
-    "fashion-100-labels": "Fashion-MNIST, 100 labels a class",
+    "fashion-10-labels-first-teacher": "Fashion-MNIST, 10 labels a class, the first teacher",
+    "fashion-100-labels-first-teacher": "Fashion-MNIST, 100 labels a class, the first teacher",
 }
 """Of the settings, in the order of docs/claims.md."""
 
@@ -94,6 +96,45 @@ SHIFTED = (
 )
 """Of data whose background shifts from validation to test."""
 
+LAYERSCALE = (
+    Claim(
+        "a standard student that copies the attention of a teacher with LayerScale is below random weights",
+        "Qin et al. 2026",
+        _gain("scratch, vit_standard", "copy, vit_standard"),
+    ),
+    Claim(
+        "the same of a student that distils it",
+        "Qin et al. 2026",
+        _gain("scratch, vit_standard", "distill, vit_standard"),
+    ),
+    Claim(
+        "a student with LayerScale copies it better than a standard one",
+        "Qin et al. 2026",
+        _gain("copy, vit_layerscale", "copy, vit_standard"),
+    ),
+    Claim(
+        "the same of students that distil it",
+        "Qin et al. 2026",
+        _gain("distill, vit_layerscale", "distill, vit_standard"),
+    ),
+    Claim(
+        "a student with LayerScale that copies it is above random weights",
+        "Qin et al. 2026",
+        _gain("copy, vit_layerscale", "scratch, vit_layerscale"),
+    ),
+    Claim(
+        "the same of a student that distils it",
+        "Qin et al. 2026",
+        _gain("distill, vit_layerscale", "scratch, vit_layerscale"),
+    ),
+    Claim(
+        "LayerScale helps random weights by itself",
+        "–",
+        _gain("scratch, vit_layerscale", "scratch, vit_standard"),
+    ),
+)
+"""Of a teacher with LayerScale, and students that have it or not."""
+
 CLAIMS = (
     Claim(
         "copied attention recovers most of what pre-training is worth (over half of the gap)",
@@ -146,6 +187,9 @@ CLAIMS = (
     Claim("GTA is more accurate than a linear probe", "–", _gain("gta", "linear-probe")),
 )
 
+SPECIAL = {"shift": SHIFTED, "layerscale": LAYERSCALE}
+"""Further claims of settings in whose name a word is."""
+
 
 def main() -> None:
     """Print the table of every setting in a folder, or write the ensembles of a comparison."""
@@ -176,7 +220,8 @@ def page(folder: Path) -> str:
     ((_, runs),) = read(folder).items()  # a setting has one amount of labels
     lines = [f"## {TITLES[folder.name]}", "", "| claim | source | difference, points (95 %) | p | seeds | |"]
     lines += ["|---|---|---:|---:|---:|---|"]
-    claims = (*SHIFTED, *CLAIMS) if folder.name.startswith("shift") else CLAIMS
+    special = [claims for word, claims in SPECIAL.items() if word in folder.name]
+    claims = [claim for group in (*special, CLAIMS) for claim in group]
     lines += [_line(claim, values) for claim in claims if len(values := differences(claim, runs)) > 1]
     lines += ["", *_looks(runs)]
     return "\n".join(lines)
@@ -249,11 +294,16 @@ def _there(claim: Claim, runs: Runs, seeds: Sequence[int]) -> Iterator[float]:
 
 
 def read(folder: Path) -> dict[str, Runs]:
-    """Rows of a setting by amount of labels, in points; the teacher's own attention goes with every seed."""
+    """Rows of a setting by amount of labels, in points; the teacher's own attention goes with every seed.
+
+    What else is varied, e.g. the student, is a part of the method's name.
+    """
     found: dict[str, Runs] = {}
     for row in _rows(folder / "results.csv"):
         kept = {name: 100 * float(row[name]) for name in _MEASURED if row.get(name)}
-        found.setdefault(row["labels"], {}).setdefault(row["preset"], {})[int(row["seed"])] = kept
+        number, unit, settings = amount_of(row["labels"])
+        method = ", ".join([row["preset"], *(value.rpartition(":")[2] for value in settings.values())])
+        found.setdefault(f"{number:g}{unit}", {}).setdefault(method, {})[int(row["seed"])] = kept
     for row in _rows(folder / "attention.csv"):  # of data whose masks the comparison itself does not know
         seen = {name: 100 * float(value) for name, value in row.items() if name not in ("labels", "preset", "seed")}
         found[row["labels"]][row["preset"]][int(row["seed"])] |= seen

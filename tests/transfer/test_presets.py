@@ -13,7 +13,7 @@ def test_the_methods_are_these() -> None:
         "finetune": ("teacher", ()),
         "copy": ("random", (Copy(parts="qk", layers=None, heads=None),)),
         "distill": ("random", (Distill(weight=3.0, layers=None, heads=None),)),
-        "gta": ("teacher", (Guide(weight=0.1, layers=None, heads=None),)),
+        "gta": ("teacher", (Guide(weight=0.03, layers=None, heads=None),)),
     }
 
 

@@ -39,7 +39,7 @@ class Guide(LossRule):
         on: "logits" (the paper's), or "maps", the weights after the softmax, as an ablation.
     """
 
-    weight: float = 0.1
+    weight: float = 0.03
     reduction: Reduction = "mean"
     query: Query = "class"
     rows: Rows = "query"

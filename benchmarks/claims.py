@@ -34,8 +34,8 @@ TITLES = {
     "shift-20-labels": "Backgrounds that shift, 20 labels a class",
     "photographs-5-labels": "A real network on photographs, 5 labels a class",
     "fashion-10-labels": "Fashion-MNIST, 10 labels a class",
-    "fashion-10-labels-first-teacher": "Fashion-MNIST, 10 labels a class, the first teacher",
-    "fashion-100-labels-first-teacher": "Fashion-MNIST, 100 labels a class, the first teacher",
+    "fashion-10-labels-first-teacher": "Fashion-MNIST, 10 labels a class, first teacher, GTA with a weight of 0.1",
+    "fashion-100-labels-first-teacher": "Fashion-MNIST, 100 labels a class, first teacher, GTA with a weight of 0.1",
 }
 """Of the settings, in the order of docs/claims.md."""
 

@@ -36,6 +36,7 @@ TITLES = {
     "fashion-10-labels": "Fashion-MNIST, 10 labels a class",
     "fashion-10-labels-first-teacher": "Fashion-MNIST, 10 labels a class, first teacher, GTA with a weight of 0.1",
     "fashion-100-labels-first-teacher": "Fashion-MNIST, 100 labels a class, first teacher, GTA with a weight of 0.1",
+    "fashion-layerscale": "A teacher with LayerScale, students with it and without, Fashion-MNIST, 10 labels a class",
 }
 """Of the settings, in the order of docs/claims.md."""
 

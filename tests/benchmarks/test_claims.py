@@ -67,6 +67,20 @@ def test_a_page_has_each_claim_that_the_rows_speak_of_and_where_the_networks_loo
     assert "| the teacher, as it is | – | 30.0 | 3.0 | 50.0 | – |" in page
 
 
+def test_what_else_is_varied_is_a_part_of_the_methods_name(tmp_path: Path) -> None:
+    folder = tmp_path / "fashion-layerscale"
+    folder.mkdir()
+    lines = ["preset,labels,seed,test_accuracy"]
+    for network, gain in (("vit_standard", 0.0), ("vit_layerscale", 0.1)):
+        labels = f'"10 labels a class, student timm/local-dir:{network}"'
+        lines += [f"copy,{labels},{seed},{0.5 + gain + seed / 1000}" for seed in range(6)]
+    (folder / "results.csv").write_text("\n".join([*lines, ""]))
+    page = MODULE["page"](folder)
+    assert "copies it better than a standard one | Qin et al. 2026 | +10.0 (+10.0 to +10.0) | 0.031" in page
+    assert "| `copy, vit_layerscale` | 60.2 ± 0.2 | 6 |" in page
+    assert "random weights" not in page
+
+
 def test_the_page_of_the_docs_is_what_the_committed_rows_say() -> None:
     home = Path(__file__).parents[2]
     results = home / "benchmarks" / "results" / "claims-2026-11-27"

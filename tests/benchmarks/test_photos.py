@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import runpy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from PIL import Image
 from attention_transfer import segment
 from attention_transfer.evaluation import segment as segment_network
 from attention_transfer.vit import save_vit
+from benchmarks.photos import fashion
 
 CUTOUTS = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "photos" / "cutouts.py"))
 SIZE = 28
@@ -169,3 +171,25 @@ def test_the_border_of_void_is_around_the_object_and_not_along_the_picture() -> 
     mask[:, :3] = 255
     (bordered,) = deviations["WithBorders"](mask[None])
     assert bordered.tolist() == [[1, 1, 255, 255, 0, 0]] * 5
+
+
+def test_a_teacher_of_fashion_mnist_sees_no_picture_that_chooses_or_tests(tmp_path: Path) -> None:
+    count = 10
+    official = SimpleNamespace(
+        targets=[number % 2 for number in range(2 * count)],
+        classes=["shirt", "T-shirt/top"],
+        data=np.arange(2 * count, dtype=np.uint8)[:, None, None] * np.ones((28, 28), np.uint8),
+    )
+    fashion.write(official, tmp_path / "train", [0, 1, 9])  # type: ignore[arg-type]
+    found: dict[str, list[str]] = {"shirt": [], "T-shirt or top": []}
+    for path in sorted(tmp_path.rglob("*.png")):
+        found[path.parent.name].append(path.stem)
+        assert int(np.asarray(Image.open(path)).max()) == int(path.stem)
+    assert found == {"shirt": ["00000", "00002", "00018"], "T-shirt or top": ["00001", "00003", "00019"]}
+    seen, chosen, learnt = (
+        {*fashion.FOLDERS[name][1]} for name in ("unlabelled/train", "labelled/val", "labelled/train")
+    )
+    assert not chosen & (seen | learnt)
+    assert len(seen) == 5800
+    assert learnt < seen
+    assert all(fashion.FOLDERS[name][0] == (not name.endswith("test")) for name in fashion.FOLDERS)

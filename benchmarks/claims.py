@@ -34,6 +34,7 @@ TITLES = {
     "shift-20-labels": "Backgrounds that shift, 20 labels a class",
     "photographs-5-labels": "A real network on photographs, 5 labels a class",
     "fashion-10-labels": "Fashion-MNIST, 10 labels a class",
+    "fashion-100-labels": "Fashion-MNIST, 100 labels a class",
     "fashion-10-labels-first-teacher": "Fashion-MNIST, 10 labels a class, first teacher, GTA with a weight of 0.1",
     "fashion-100-labels-first-teacher": "Fashion-MNIST, 100 labels a class, first teacher, GTA with a weight of 0.1",
     "fashion-layerscale": "A teacher with LayerScale, students with it and without, Fashion-MNIST, 10 labels a class",

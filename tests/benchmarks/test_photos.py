@@ -180,7 +180,7 @@ def test_a_teacher_of_fashion_mnist_sees_no_picture_that_chooses_or_tests(tmp_pa
         classes=["shirt", "T-shirt/top"],
         data=np.arange(2 * count, dtype=np.uint8)[:, None, None] * np.ones((28, 28), np.uint8),
     )
-    fashion.write(official, tmp_path / "train", [0, 1, 9])  # type: ignore[arg-type]
+    fashion.write(official, tmp_path / "train", [0, 1, 9])
     found: dict[str, list[str]] = {"shirt": [], "T-shirt or top": []}
     for path in sorted(tmp_path.rglob("*.png")):
         found[path.parent.name].append(path.stem)

@@ -33,6 +33,7 @@ TITLES = {
     "scenes-5-labels": "5 labels a class",
     "shift-20-labels": "Backgrounds that shift, 20 labels a class",
     "photographs-5-labels": "A real network on photographs, 5 labels a class",
+    "photographs-shift-20-labels": "A real network on photographs whose backgrounds shift, 20 labels a class",
     "fashion-10-labels": "Fashion-MNIST, 10 labels a class",
     "fashion-100-labels": "Fashion-MNIST, 100 labels a class",
     "fashion-10-labels-first-teacher": "Fashion-MNIST, 10 labels a class, first teacher, GTA with a weight of 0.1",
